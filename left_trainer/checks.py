@@ -1,0 +1,119 @@
+"""What can be refused before any weight is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from peft import PeftConfig
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from left_trainer.methods import PeftMethod
+from left_trainer.models import load_config
+from left_trainer.training_args import LeftTrainingArguments
+
+RESULT_FILES = (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+FP16_OVERFLOW_TYPES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+TRAINER_STATE_FILE = "trainer_state.json"
+
+
+def check_output_dir(args: LeftTrainingArguments) -> None:
+    """Raise unless `output_dir` can be written and holds no earlier result that the run would replace."""
+    directory = Path(args.output_dir or "")
+    found = [name for name in RESULT_FILES if (directory / name).exists()]
+    if found and not (args.overwrite_output_dir or args.resume_from_checkpoint):
+        raise FileExistsError(
+            f"output_dir={str(directory)!r} already holds {found[0]} of an earlier run. Choose another directory, go on "
+            "with that run by resume_from_checkpoint, or replace it with overwrite_output_dir=True "
+            "(--overwrite_output_dir)."
+        )
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"output_dir={str(directory)!r} cannot be written: {str(existing)!r} is "
+            f"{'read-only for this user' if existing.is_dir() else 'not a directory'}. Choose another output_dir."
+        )
+
+
+def check_stale_checkpoints(args: LeftTrainingArguments) -> None:
+    """Raise when a fresh run would write among the checkpoints of an unfinished one."""
+    checkpoints = sorted(Path(args.output_dir or "").glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+    if checkpoints and not args.overwrite_output_dir:
+        raise FileExistsError(
+            f"output_dir={args.output_dir!r} holds {checkpoints[-1].name} of an earlier run. Go on with it by "
+            "train(resume_from_checkpoint=True), choose another directory, or replace it with "
+            "overwrite_output_dir=True (--overwrite_output_dir)."
+        )
+
+
+def last_complete_checkpoint(output_dir: str) -> str:
+    """The newest checkpoint that was written to its end.
+
+    `Trainer` writes `trainer_state.json` last, so a directory without it was cut off by a kill. Raises
+    `FileNotFoundError` when there is none.
+    """
+    checkpoints = [
+        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (path / TRAINER_STATE_FILE).is_file()
+    ]
+    if not checkpoints:
+        raise FileNotFoundError(
+            f"resume_from_checkpoint=True, but output_dir={output_dir!r} holds no complete checkpoint. Pass the path of "
+            "one, or start afresh without resume_from_checkpoint."
+        )
+    return str(max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2])))
+
+
+def check_precision(args: LeftTrainingArguments, config: PreTrainedConfig) -> None:
+    """Refuse fp16 for models whose activations overflow it."""
+    if args.fp16 and config.model_type in FP16_OVERFLOW_TYPES:
+        raise ValueError(
+            f"fp16=True overflows in {config.model_type.upper()} models, which were trained in bfloat16: the loss becomes "
+            "NaN or learning stops. Use bf16=True."
+        )
+
+
+def check_method(args: LeftTrainingArguments, method: PeftMethod | None, config: PeftConfig | None) -> None:
+    """Refuse combinations that the method declares impossible."""
+    name = method.name if method else type(config).__name__
+    if method is not None and not method.gradient_checkpointing and args.gradient_checkpointing:
+        raise ValueError(
+            f"gradient_checkpointing=True does not work with {name}: its prefixes travel in the key/value cache, which "
+            "recomputation would fill twice. Set gradient_checkpointing=False, or choose another method."
+        )
+
+
+def load_tokenizer(model: str, args: LeftTrainingArguments) -> PreTrainedTokenizerBase:
+    """The tokenizer saved beside `model`, or beside the base model of an adapter that has none."""
+    arguments = {"trust_remote_code": args.trust_remote_code}
+    init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    arguments |= {key: init[key] for key in ("revision", "token", "cache_dir") if key in init}
+    if Path(model).is_dir() and not any(Path(model).glob("*token*")):
+        model = load_config(model, **arguments)._name_or_path
+    return AutoTokenizer.from_pretrained(model, **arguments)
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, args: LeftTrainingArguments, config: PreTrainedConfig
+) -> None:
+    """Give the tokenizer the pad token of `args`, and raise when it has none or does not fit the model."""
+    if args.pad_token is not None:
+        if args.pad_token not in tokenizer.get_vocab():
+            raise ValueError(f"pad_token={args.pad_token!r} is not in the tokenizer's vocabulary. Pass a token that is.")
+        tokenizer.pad_token = args.pad_token
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "processing_class has no pad token, so rows of different lengths cannot form a batch. Set one, for example "
+            f"tokenizer.pad_token = {tokenizer.eos_token!r} in Python, or --pad_token {tokenizer.eos_token!r} on the "
+            "command line."
+        )
+    vocab_size = config.get_text_config().vocab_size
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"processing_class has {len(tokenizer)} tokens and the model's vocabulary {vocab_size}: tokens beyond it have "
+            "no embedding. Pass the tokenizer that belongs to the model, or call "
+            f"model.resize_token_embeddings({len(tokenizer)}) before training."
+        )

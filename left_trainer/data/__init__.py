@@ -1,0 +1,1 @@
+"""Data: loading rows, and turning rows into features."""

@@ -1,0 +1,120 @@
+"""Rows to features: which form a dataset has, and tokenization for encoder-decoder models.
+
+Decoder-only models are tokenized by TRL, whose forms (`prompt`/`completion`, `text`, `messages`) pass through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from left_trainer.loss import IGNORE_INDEX
+from left_trainer.models import ModelFamily
+
+AnyDataset = Dataset | IterableDataset
+FORMS: dict[ModelFamily, tuple[tuple[str, ...], ...]] = {
+    "encoder_decoder": (("input_ids", "labels"), ("prompt", "completion")),
+    "decoder_only": (("input_ids",), ("prompt", "completion"), ("messages",), ("conversations",), ("text",)),
+}
+
+
+def dataset_form(
+    dataset: AnyDataset, family: ModelFamily, argument: str, text_field: str = "text"
+) -> tuple[str, ...] | None:
+    """The columns by which `dataset` is recognised: the first entry of `FORMS` that it has.
+
+    Args:
+        dataset: A dataset whose first row can be read.
+        family: The model's family.
+        argument: The user's argument that holds the dataset, for errors.
+        text_field: Name of the column with plain text, TRL's `dataset_text_field`.
+
+    Raises:
+        ValueError: The dataset is empty, has no known form, or its first rows have an empty target.
+    """
+    if isinstance(dataset, Dataset) and len(dataset) == 0:
+        raise ValueError(f"{argument} is empty. Pass a dataset with at least one row.")
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(f"{argument} is empty. Pass a dataset with at least one row.")
+    forms = [tuple(text_field if column == "text" else column for column in form) for form in FORMS[family]]
+    for form in forms:
+        if set(form) <= set(first):
+            _check_targets(dataset, form, argument)
+            return form
+    described = "; or ".join(" and ".join(repr(column) for column in form) for form in forms)
+    raise ValueError(
+        f"{argument} has the columns {', '.join(map(repr, first))}. For {family.replace('_', '-')} models LeftTrainer "
+        f"needs {described}. Rename your columns, for example "
+        f"dataset.rename_columns({{{next(iter(first))!r}: 'prompt', ...}})."
+    )
+
+
+def _check_targets(dataset: AnyDataset, form: tuple[str, ...], argument: str) -> None:
+    """Raise `ValueError` on the first row without a target: it would train on nothing, or divide by zero."""
+    if not isinstance(dataset, Dataset) or form[-1] not in ("completion", "labels"):
+        return
+    for index, target in enumerate(dataset[form[-1]]):
+        tokenized = form[-1] == "labels"
+        empty = all(label == IGNORE_INDEX for label in target) if tokenized else not _text_of(target).strip()
+        if empty:
+            raise ValueError(
+                f"Row {index} of {argument} has an empty {form[-1]!r}, so it has nothing to learn. Remove such rows, for "
+                f"example dataset.filter(lambda row: row[{form[-1]!r}])."
+            )
+
+
+def _text_of(target: Any) -> str:
+    """The text of a completion, plain or as chat messages (whose content may be absent beside tool calls)."""
+    return target if isinstance(target, str) else str(target or "")
+
+
+def tokenize_pairs(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    truncation_mode: str = "keep_start",
+    num_proc: int | None = None,
+) -> AnyDataset:
+    """Prompt/completion rows to `input_ids`, `attention_mask` and `labels`; other columns are dropped.
+
+    Args:
+        dataset: Rows with the text columns `prompt` and `completion`.
+        tokenizer: Of an encoder-decoder model. Labels end with its end-of-sequence token.
+        max_length: Bound on source and on target, in tokens; `None` bounds neither.
+        truncation_mode: `keep_start` or `keep_end` of the source.
+        num_proc: Number of processes.
+    """
+    side = {"keep_start": "right", "keep_end": "left"}[truncation_mode]
+
+    def tokenize(rows: Mapping[str, list[str]]) -> dict[str, Any]:
+        tokenizer.truncation_side, previous = side, tokenizer.truncation_side
+        features = dict(tokenizer(rows["prompt"], truncation=max_length is not None, max_length=max_length))
+        tokenizer.truncation_side = "right"
+        targets = tokenizer(text_target=rows["completion"], truncation=max_length is not None, max_length=max_length)
+        tokenizer.truncation_side = previous
+        features.pop("token_type_ids", None)
+        features["labels"] = [_with_end(ids, tokenizer.eos_token_id, max_length) for ids in targets["input_ids"]]
+        return features
+
+    first = next(iter(dataset))
+    for column in ("prompt", "completion"):
+        if not isinstance(first[column], str):
+            raise ValueError(
+                f"The column {column!r} holds {type(first[column]).__name__}; encoder-decoder models need text. Render "
+                "chat messages to text first."
+            )
+    options: dict[str, Any] = {"batched": True, "remove_columns": list(first)}
+    if isinstance(dataset, Dataset):
+        options |= {"num_proc": num_proc, "desc": "Tokenizing"}
+    return dataset.map(tokenize, **options)
+
+
+def _with_end(ids: list[int], eos_token_id: int | None, max_length: int | None) -> list[int]:
+    """`ids` with an end-of-sequence token: without it the model would not learn to stop."""
+    if eos_token_id is None or eos_token_id in ids:
+        return ids
+    return [*ids[: max_length - 1 if max_length else None], eos_token_id]

@@ -1,0 +1,48 @@
+"""From generated token ids to text, and from text to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+from left_trainer.evaluation.metrics import METRICS, load_metric
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray) -> list[str]:
+    """Text of `(batch, sequence)` token ids; -100, which pads predictions and labels, is left out.
+
+    The id -100 is not a token: decoding it as it stands overflows in fast tokenizers.
+    """
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    cleaned = np.where(np.asarray(token_ids) < 0, pad, token_ids)
+    return [text.strip() for text in tokenizer.batch_decode(cleaned, skip_special_tokens=True)]
+
+
+def text_metrics(
+    tokenizer: PreTrainedTokenizerBase, names: Sequence[str] = tuple(METRICS)
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """A `compute_metrics` for `predict_with_generate`.
+
+    Args:
+        tokenizer: Decodes predictions and labels.
+        names: Metrics: `rouge`, `bleu`, `chrf`, `exact_match`, or any name `evaluate.load` knows.
+
+    Returns:
+        A function from predictions to scores in percent, with `generated_length`, the mean number of tokens.
+    """
+    metrics = [load_metric(name) for name in names]
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        token_ids = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        predictions = decode(tokenizer, token_ids)
+        references = decode(tokenizer, prediction.label_ids)
+        scores: dict[str, float] = {}
+        for metric in metrics:
+            scores |= metric.compute(predictions=predictions, references=references) or {}
+        special = [tokenizer.pad_token_id, -100]
+        scores["generated_length"] = float(np.isin(token_ids, special, invert=True).sum(axis=1).mean())
+        return scores
+
+    return compute

@@ -1,0 +1,219 @@
+"""Apply a method to a model: build its PEFT config, resolve and check its targets, wrap the model."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import peft
+import torch
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.utils import constants
+from transformers import PreTrainedModel
+
+from left_trainer.methods.method import PeftMethod
+from left_trainer.methods.options import check_peft_kwargs
+from left_trainer.methods.registry import get_method, list_methods
+from left_trainer.models import ModelFamily, model_family
+
+TASK_TYPES: dict[ModelFamily, TaskType] = {
+    "encoder_decoder": TaskType.SEQ_2_SEQ_LM,
+    "decoder_only": TaskType.CAUSAL_LM,
+}
+MAX_NAMES_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class AppliedMethod:
+    """What `apply_method` did; the wrapped model carries it as `model.applied_method`.
+
+    Args:
+        name: The method's name, or PEFT's type name where an explicit config has no record.
+        matched_modules: Full name of every module that the method replaced; empty for soft prompts and full
+            fine-tuning, which replace none.
+        match_table: For each pattern of the config, how many modules it matched.
+    """
+
+    name: str
+    matched_modules: tuple[str, ...]
+    match_table: Mapping[str, int]
+
+
+def apply_method(
+    model: PreTrainedModel,
+    name: str,
+    peft_kwargs: str | Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> PeftModel | PreTrainedModel:
+    """Wrap `model` with the method called `name`.
+
+    Args:
+        model: An encoder-decoder or decoder-only model; its own parameters are frozen in place.
+        name: A name that `left-trainer methods` lists.
+        peft_kwargs: Options of the method's PEFT config: a mapping, JSON, or `r=16,lora_alpha=32`.
+        seed: Makes the adapter's initialisation repeatable, and equal to that of `get_peft_model` called after
+            `torch.manual_seed(seed)`. The random state of the caller is left as it was.
+
+    Returns:
+        A `PeftModel`, or `model` itself for `full`; its attribute `applied_method` says what was matched.
+
+    Raises:
+        ValueError: Unknown name or option, an option of the wrong type, a module pattern that matches nothing, or no
+            trainable parameter.
+    """
+    method = get_method(name)
+    config = build_config(model, method, peft_kwargs)
+    if config is None:
+        return _train_everything(model, method)
+    return apply_config(model, config, seed=seed, name=method.name)
+
+
+def build_config(
+    model: PreTrainedModel, method: PeftMethod, peft_kwargs: str | Mapping[str, Any] | None
+) -> PeftConfig | None:
+    """`method`'s PEFT config for `model`: the record's defaults, what the shape dictates, then the user's options.
+
+    `None` for a method without one. The model may be on the meta device. Raises as `apply_method` does.
+    """
+    options = check_peft_kwargs(method, peft_kwargs)
+    family = model_family(model)
+    if family not in method.model_families:
+        raise ValueError(
+            f"peft_method={method.name!r} works on {' and '.join(method.model_families)} models, and "
+            f"{type(model).__name__} is {family}. Choose another method; `left-trainer methods` lists them."
+        )
+    if method.config_class is None:
+        return None
+    derived = method.derive(model.config) if method.derive else {}
+    config_class = getattr(peft, method.config_class)
+    config = config_class(**{**method.defaults, **derived, **options, "task_type": TASK_TYPES[family]})
+    if method.target_candidates and not _has_targets(config, model):
+        names = tuple(name for name, _ in model.named_modules())
+        for candidate in method.target_candidates:
+            if all(_count_matches(names, pattern) for patterns in candidate.values() for pattern in patterns):
+                for option, value in candidate.items():
+                    setattr(config, option, set(value))
+                break
+        else:
+            raise ValueError(
+                f"peft_method={method.name!r} has no default target modules for model type "
+                f"{model.config.model_type!r}. Name them: peft_kwargs={{'target_modules': [...]}}. "
+                f"{_known_modules(model)}"
+            )
+    return config
+
+
+def _has_targets(config: PeftConfig, model: PreTrainedModel) -> bool:
+    """Whether the user or PEFT itself knows the target modules of this model type."""
+    if config.target_modules is not None:
+        return True
+    mapping = getattr(constants, f"TRANSFORMERS_MODELS_TO_{config.peft_type.value}_TARGET_MODULES_MAPPING", {})
+    return model.config.model_type in mapping
+
+
+def apply_config(
+    model: PreTrainedModel, config: PeftConfig, seed: int | None = None, name: str | None = None
+) -> PeftModel:
+    """Wrap `model` with an explicit PEFT config, checked as `apply_method` checks its own. `config` is not changed.
+
+    Raises:
+        ValueError: A module pattern that matches nothing, or no trainable parameter.
+    """
+    check_patterns(model, config)
+    with _seeded(seed):
+        wrapped = get_peft_model(model, copy.deepcopy(config))
+    if not any(parameter.requires_grad for parameter in wrapped.parameters()):
+        raise ValueError(
+            f"{type(config).__name__} leaves no trainable parameter in {type(model).__name__}, so training would change "
+            "nothing. Check its target modules and `layers_to_transform`, or pass a config with inference_mode=False."
+        )
+    modules = matched_modules(wrapped)
+    patterns = _patterns(wrapped.peft_config[wrapped.active_adapter], "target_modules")
+    wrapped.applied_method = AppliedMethod(
+        name=name or method_name(config),
+        matched_modules=modules,
+        match_table={getattr(pattern, "pattern", pattern): _count_matches(modules, pattern) for pattern in patterns},
+    )
+    return wrapped
+
+
+def method_name(config: PeftConfig) -> str:
+    """The registered name of a config's method; PEFT's own type name, in lower case, where no record has it."""
+    for method in list_methods():
+        if method.config_class == type(config).__name__:
+            return method.name
+    return str(config.peft_type.value).lower()
+
+
+def matched_modules(model: PreTrainedModel | PeftModel) -> tuple[str, ...]:
+    """Full names, in the base model, of the modules that the active adapter replaced."""
+    tuner = getattr(model, "base_model", None) if isinstance(model, PeftModel) else None
+    return tuple(getattr(tuner, "targeted_module_names", ()))
+
+
+def check_patterns(model: PreTrainedModel, config: PeftConfig) -> None:
+    """Raise `ValueError`, with the model's module names, when a pattern of `config` matches no module of `model`.
+
+    PEFT raises only when all of them miss; one that misses among several is a typo that trains less than was asked.
+    """
+    names = tuple(name for name, _ in model.named_modules())
+    for option in ("target_modules", "feedforward_modules", "modules_to_save"):
+        for pattern in _patterns(config, option):
+            if not _count_matches(names, pattern):
+                raise ValueError(f"{option} has {getattr(pattern, 'pattern', pattern)!r}, which matches no module. {_known_modules(model)}")
+
+
+def _patterns(config: PeftConfig, option: str) -> list[re.Pattern[str] | str]:
+    """What `option` names: one compiled regular expression, as PEFT reads a string, or names that modules end in."""
+    value = getattr(config, option, None)
+    if isinstance(value, str):
+        return [] if value == "all-linear" else [re.compile(value)]
+    return sorted(value or ())
+
+
+def _count_matches(names: tuple[str, ...], pattern: re.Pattern[str] | str) -> int:
+    if isinstance(pattern, re.Pattern):
+        return sum(pattern.fullmatch(name) is not None for name in names)
+    return sum(name == pattern or name.endswith(f".{pattern}") for name in names)
+
+
+def _known_modules(model: PreTrainedModel) -> str:
+    """A sentence with the last parts of the names of the modules that have weights of their own."""
+    leaves = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if not any(True for _ in module.children()) and any(True for _ in module.parameters())
+    }
+    shown = sorted(leaf for leaf in leaves if not leaf.isdigit())[:MAX_NAMES_SHOWN]
+    example = next(name for name, _ in model.named_modules() if name.endswith(f".{shown[0]}") or name == shown[0])
+    return f"{type(model).__name__} has modules named {', '.join(shown)} (in full, for example, {example})."
+
+
+def _train_everything(model: PreTrainedModel, method: PeftMethod) -> PreTrainedModel:
+    for parameter in model.parameters():
+        if not parameter.is_floating_point():
+            raise ValueError(
+                f"peft_method={method.name!r} cannot train {type(model).__name__}: its weights are quantized "
+                f"({parameter.dtype}). Load it without quantization, or choose an adapter method such as 'lora'."
+            )
+        parameter.requires_grad_(True)
+    if model.dtype == torch.float16:
+        # fp16 mixed precision keeps float32 weights to unscale gradients into; half ones stop in the first step.
+        model.float()
+    model.applied_method = AppliedMethod(name=method.name, matched_modules=(), match_table={})
+    return model
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

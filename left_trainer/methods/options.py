@@ -1,0 +1,123 @@
+"""`peft_kwargs`: parsing the forms a user may write, and checking them against the method's PEFT config."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin
+
+import peft
+
+from left_trainer.methods.method import PeftMethod
+from left_trainer.registry import did_you_mean
+
+PYTHON_CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
+# Set by PEFT or by us, never by a user.
+RESERVED_OPTIONS = {"peft_type", "task_type", "inference_mode", "auto_mapping", "peft_version"}
+
+
+def parse_peft_kwargs(value: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options as a dict, from a mapping, a JSON object, or `r=16,target_modules=q,v`.
+
+    Raises `ValueError` when the text is none of these.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, str):
+        return dict(value)
+    text = value.strip()
+    if text.startswith("{"):
+        try:
+            return dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"peft_kwargs={value!r} is not a valid JSON object: {error}.") from error
+    options: dict[str, Any] = {}
+    for part in filter(None, re.split(r",(?=\s*\w+\s*=)", text)):
+        name, equals, item = part.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(
+                f"peft_kwargs={value!r} cannot be read at {part!r}. Write a JSON object, '{{\"r\": 16}}', or "
+                "name=value pairs, 'r=16,lora_alpha=32'."
+            )
+        options[name.strip()] = _parse_value(item.strip())
+    return options
+
+
+def _parse_value(text: str) -> Any:
+    if text.lower() in PYTHON_CONSTANTS:
+        return PYTHON_CONSTANTS[text.lower()]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return [_parse_value(item.strip()) for item in text.split(",")] if "," in text else text
+
+
+@cache
+def option_types(config_class: type) -> dict[str, Any]:
+    """Name and type of every option that a user may set."""
+    hints = typing.get_type_hints(config_class)
+    fields = {field.name for field in dataclasses.fields(config_class) if field.init}
+    return {name: hints[name] for name in sorted(fields - RESERVED_OPTIONS)}
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    """Whether `value` is of type `hint`, as far as plain options need it: unions, literals, containers, numbers."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_matches(value, argument) for argument in arguments)
+    if origin is Literal:
+        # PEFT writes an open-ended choice as 'pissa_niter_[number of iters]'.
+        open_ended = tuple(str(choice).partition("[")[0] for choice in arguments if "[" in str(choice))
+        return value in arguments or str(value).startswith(open_ended)
+    if origin in (list, set, tuple):
+        return isinstance(value, (list, set, tuple)) and all(
+            any(_matches(item, argument) for argument in arguments if argument is not ...) for item in value
+        )
+    if origin is dict:
+        return isinstance(value, Mapping)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is None:
+        return value is None
+    return not isinstance(hint, type) or isinstance(value, hint) or (issubclass(hint, str) and isinstance(value, str))
+
+
+def check_peft_kwargs(method: PeftMethod, peft_kwargs: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options as a dict, every name and type checked against `method`'s PEFT config.
+
+    Needs no model, so that a typo is reported before any weight is loaded. Raises `ValueError`.
+    """
+    options = parse_peft_kwargs(peft_kwargs)
+    if method.config_class is None:
+        if options:
+            raise ValueError(
+                f"peft_kwargs={options!r}, but peft_method={method.name!r} has no options. Remove peft_kwargs."
+            )
+        return options
+    config_class = getattr(peft, method.config_class)
+    known = option_types(config_class)
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(
+                f"peft_kwargs has {name!r}, which is not an option of peft_method={method.name!r}."
+                f"{did_you_mean(name, known)} Allowed: {', '.join(known)}."
+            )
+        if isinstance(value, str) and name in ("target_modules", "feedforward_modules") and value.isidentifier():
+            # PEFT reads a string as a regular expression over full paths; a bare name would match nothing.
+            options[name] = [value]
+        elif not _matches(value, known[name]):
+            expected = str(known[name]).replace("typing.", "").replace("<class '", "").replace("'>", "")
+            raise ValueError(
+                f"peft_kwargs has {name}={value!r} ({type(value).__name__}), but this option of "
+                f"peft_method={method.name!r} has the type {expected}. Pass a value of that type."
+            )
+    return options

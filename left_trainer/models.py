@@ -1,0 +1,114 @@
+"""Which family a model belongs to, and loading one by name or path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+
+ModelFamily = Literal["encoder_decoder", "decoder_only"]
+FAMILIES: tuple[ModelFamily, ...] = get_args(ModelFamily)
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+HUB_ARGUMENTS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
+
+
+def is_adapter_directory(path: str) -> bool:
+    return (Path(path) / ADAPTER_CONFIG_FILE).is_file()
+
+
+def load_config(model: str, **model_init_kwargs: Any) -> PreTrainedConfig:
+    """The config of `model`, a name or path; of its base model when the path holds an adapter.
+
+    Raises `ValueError` when there is no such model, before any weight is loaded.
+    """
+    hub_arguments = {key: model_init_kwargs[key] for key in HUB_ARGUMENTS if key in model_init_kwargs}
+    if is_adapter_directory(model):
+        model = PeftConfig.from_pretrained(model).base_model_name_or_path
+    try:
+        return AutoConfig.from_pretrained(model, **hub_arguments)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model={model!r} is neither a directory with a config.json nor a model that the Hugging Face hub has under "
+            "this name (for a private one pass a token: `hf auth login`, or model_init_kwargs={'token': ...}). "
+            f"The loader said: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def model_family(model: str | PreTrainedModel | PeftModel | PreTrainedConfig, **model_init_kwargs: Any) -> ModelFamily:
+    """`encoder_decoder` or `decoder_only`, from the model's class or, before it is loaded, from its config.
+
+    Raises `ValueError` for any other kind of model. An encoder-only model is such a one: a causal head on a
+    bidirectional encoder would train on an objective in which each token sees itself.
+    """
+    if isinstance(model, str):
+        model = load_config(model, **model_init_kwargs)
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()
+    if isinstance(model, PreTrainedConfig):
+        config, class_names = model, _loaded_class_names(model)
+    else:
+        config, class_names = model.config, {cls.__name__ for cls in type(model).__mro__}
+    if class_names & set(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()):
+        return "encoder_decoder"
+    encoder_only = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if class_names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) and not encoder_only:
+        return "decoder_only"
+    name = getattr(config, "_name_or_path", "") or config.model_type
+    raise ValueError(
+        f"model={name!r} ({'/'.join(sorted(config.architectures or [config.model_type]))}) is "
+        f"{'an encoder-only model' if encoder_only else 'neither an encoder-decoder nor a decoder-only language model'}. "
+        "LeftTrainer fine-tunes models that generate text: pass one that loads with `AutoModelForSeq2SeqLM` (T5, BART, "
+        "Marian, ...) or `AutoModelForCausalLM` (GPT-2, Llama, Qwen, ...)."
+    )
+
+
+def _loaded_class_names(config: PreTrainedConfig) -> set[str]:
+    """Names of the classes that the auto classes would choose for `config`, the one that generates from a source first."""
+    remote = set(getattr(config, "auto_map", None) or {})
+    for auto_class, names in (
+        ("AutoModelForSeq2SeqLM", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+        ("AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    ):
+        chosen = names.get(config.model_type)
+        if chosen is not None:
+            return {chosen} if isinstance(chosen, str) else set(chosen)
+        if auto_class in remote:
+            # Any member of the mapping says the same: this model's own class is known only once its code has run.
+            return {next(iter(names.values()))}
+    return set()
+
+
+def auto_class(family: ModelFamily) -> type[AutoModelForSeq2SeqLM] | type[AutoModelForCausalLM]:
+    return AutoModelForSeq2SeqLM if family == "encoder_decoder" else AutoModelForCausalLM
+
+
+def load_model(model: str, **model_init_kwargs: Any) -> PreTrainedModel | PeftModel:
+    """Load a model, or an adapter onto its base model with the adapter trainable, by name or path.
+
+    `model_init_kwargs` go to `from_pretrained`. As in TRL, `dtype` is float32 unless given, so that a checkpoint that
+    was saved in half precision does not silently train in it.
+    """
+    family = model_family(model, **model_init_kwargs)
+    dtype = model_init_kwargs.pop("dtype", "float32")
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = getattr(torch, dtype)
+    adapter = model if is_adapter_directory(model) else None
+    if adapter is not None:
+        model = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    loaded = auto_class(family).from_pretrained(model, dtype=dtype, **model_init_kwargs)
+    return loaded if adapter is None else PeftModel.from_pretrained(loaded, adapter, is_trainable=True)
+
+
+def build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of `config` on the meta device: every module and shape, no weight."""
+    with torch.device("meta"):
+        return auto_class(model_family(config)).from_config(config)

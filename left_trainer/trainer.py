@@ -1,0 +1,411 @@
+"""LeftTrainer: one front door for encoder-decoder and decoder-only models."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Seq2SeqTrainer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, PredictionOutput
+from trl import SFTTrainer
+from typing_extensions import Self
+
+from left_trainer import checks
+from left_trainer.callbacks.adapter_files import load_training_only_state, save_training_only_state
+from left_trainer.callbacks.logging import CompactProgressCallback, LoggingCallback
+from left_trainer.data.features import AnyDataset, dataset_form, tokenize_pairs
+from left_trainer.evaluation.generation import generation_arguments, split_prompts
+from left_trainer.evaluation.text_metrics import text_metrics
+from left_trainer.loss import accumulated_token_loss
+from left_trainer.methods import PeftMethod, apply_method, get_method
+from left_trainer.methods.apply import apply_config, build_config, check_patterns, method_name
+from left_trainer.models import ModelFamily, build_skeleton, is_adapter_directory, load_config, load_model, model_family
+from left_trainer.training_args import LeftTrainingArguments
+
+DEFAULT_MAX_NEW_TOKENS = 128
+EvalDatasets = AnyDataset | dict[str, AnyDataset]
+
+
+class LeftTrainer(Trainer):
+    """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
+
+    `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
+    of the trainer, extend one of these two.
+
+    Args:
+        model: A hub name, a path, a `PreTrainedModel`, or a `PeftModel`, whose adapter is trained further. A path may
+            hold an adapter; it is then loaded onto its base model and trained further.
+        args: `LeftTrainingArguments`. A `Seq2SeqTrainingArguments` or `SFTConfig` is taken with every value kept, the
+            learning rate included.
+        train_dataset: Rows with `prompt` and `completion`, or tokenized features with `input_ids` and `labels`; for
+            decoder-only models also TRL's `text` and `messages`.
+        eval_dataset: The same, or a dict of several.
+        processing_class: The tokenizer; by default the one saved with the model.
+        peft_config: An explicit PEFT config; beats `args.peft_method`.
+        data_collator: By default one that pads to the longest row of the batch.
+        compute_metrics: Function of an `EvalPrediction`. With `predict_with_generate` the default is ROUGE, BLEU, chrF
+            and exact match.
+        callbacks: Further callbacks.
+        optimizers: An optimizer and a scheduler, instead of those that `args` describe.
+        compute_loss_func: Replaces the loss.
+        preprocess_logits_for_metrics: As in `Trainer`.
+        formatting_func: As in `SFTTrainer`; decoder-only models.
+        quantization_config: Passed to `from_pretrained` when `model` is a name or path.
+
+    Raises:
+        ValueError: A model that generates no text, a field that has no effect on this model's family, a combination the
+            method does not work with, unusable data or tokenizer. Everything that does not need the weights is
+            checked before they are loaded.
+        FileExistsError: `output_dir` holds an earlier result.
+    """
+
+    family: ClassVar[ModelFamily]
+    args: LeftTrainingArguments
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not issubclass(cls, (Seq2SeqTrainer, SFTTrainer)):
+            raise TypeError(
+                f"{cls.__name__} extends LeftTrainer, which only chooses a class. Extend the one for your models:\n"
+                f"    class {cls.__name__}(LeftSeq2SeqTrainer): ...  # T5, BART, Marian, ...\n"
+                f"    class {cls.__name__}(LeftSFTTrainer): ...  # Llama, GPT-2, Qwen, ..."
+            )
+
+    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> Self:
+        """Choose the concrete class from the model's class or config."""
+        if cls is not LeftTrainer:
+            return super().__new__(cls)
+        options = getattr(kwargs.get("args", args[0] if args else None), "model_init_kwargs", None)
+        concrete = LeftSeq2SeqTrainer if _family_of(model, options) == "encoder_decoder" else LeftSFTTrainer
+        return super().__new__(concrete)  # type: ignore[return-value]
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: LeftTrainingArguments | TrainingArguments | None = None,
+        *,
+        train_dataset: AnyDataset | None = None,
+        eval_dataset: EvalDatasets | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        compute_loss_func: Callable[..., torch.Tensor] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        formatting_func: Callable[[dict[str, Any]], str] | None = None,
+        quantization_config: Any = None,
+    ) -> None:
+        # A copy, because what the method decides (the learning rate) must not stick to the user's object.
+        args = copy.copy(LeftTrainingArguments.from_arguments(args or LeftTrainingArguments()))
+        self._check_family(model, args)
+        if formatting_func is not None and self.family == "encoder_decoder":
+            raise ValueError("formatting_func has no effect on an encoder-decoder model. Pass prompt/completion rows.")
+        config = load_config(model, **_init_kwargs(args)) if isinstance(model, str) else model.config
+        method = _method_of(model, args, peft_config)
+        checks.check_precision(args, config)
+        checks.check_method(args, method, peft_config)
+        checks.check_output_dir(args)
+        if formatting_func is None:
+            for argument, dataset in _named_datasets(train_dataset, eval_dataset).items():
+                dataset_form(dataset, self.family, argument, args.dataset_text_field)
+        tokenizer = processing_class or checks.load_tokenizer(
+            model if isinstance(model, str) else config._name_or_path, args
+        )
+        checks.check_tokenizer(tokenizer, args, config)
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs are visible to one process, and nn.DataParallel would average losses over unequal "
+                "numbers of tokens. Start with `accelerate launch`, or make one visible by CUDA_VISIBLE_DEVICES=0."
+            )
+
+        model = self._build_model(model, args, config, method, peft_config, quantization_config)
+        if args.learning_rate is None:
+            args.learning_rate = method.learning_rate if method else get_method("lora").learning_rate
+        if args.gradient_checkpointing and isinstance(model, PeftModel):
+            model.enable_input_require_grads()
+        if args.predict_with_generate:
+            compute_metrics = compute_metrics or text_metrics(tokenizer)
+            if args.generation_max_length is None and not _has_length_limit(model):
+                args.generation_max_length = DEFAULT_MAX_NEW_TOKENS
+        self.method = method
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or self._default_collator(tokenizer, args),
+            train_dataset=self._features(train_dataset, tokenizer, args),
+            eval_dataset=self._features(eval_dataset, tokenizer, args),
+            processing_class=tokenizer,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=list(callbacks or ()),
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            **({"formatting_func": formatting_func} if self.family == "decoder_only" else {}),
+        )
+        if self.callback_handler.pop_callback(ProgressCallback) is not None:
+            self.add_callback(CompactProgressCallback)
+
+    def _check_family(self, model: str | PreTrainedModel | PeftModel, args: LeftTrainingArguments) -> None:
+        family = _family_of(model, args.model_init_kwargs)
+        if family != self.family:
+            right = "LeftSeq2SeqTrainer" if family == "encoder_decoder" else "LeftSFTTrainer"
+            name = model if isinstance(model, str) else type(model).__name__
+            raise ValueError(
+                f"{type(self).__name__} trains {self.family} models and model={name!r} is {family}: it would train on "
+                f"another objective than the model's. Use {right}, or LeftTrainer, which chooses by itself."
+            )
+        args.check_family(self.family)
+
+    def _build_model(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: LeftTrainingArguments,
+        config: Any,
+        method: PeftMethod | None,
+        peft_config: PeftConfig | None,
+        quantization_config: Any,
+    ) -> PreTrainedModel | PeftModel:
+        """Load the model if it is a name or path, and apply the method unless it already carries an adapter."""
+        if isinstance(model, str):
+            if not is_adapter_directory(model):
+                skeleton = build_skeleton(config)
+                peft_config_checked = peft_config or build_config(skeleton, get_method(args.peft_method), args.peft_kwargs)
+                if peft_config_checked is not None:
+                    check_patterns(skeleton, peft_config_checked)
+            init_kwargs = _init_kwargs(args)
+            if quantization_config is not None:
+                init_kwargs["quantization_config"] = quantization_config
+            adapter = model if is_adapter_directory(model) else None
+            model = load_model(model, **init_kwargs)
+            if adapter:
+                load_training_only_state(model, adapter)
+        if isinstance(model, PeftModel):
+            if peft_config is not None:
+                raise ValueError(
+                    "model is a PeftModel and peft_config is given too. Pass the PeftModel alone to train its adapter "
+                    "further, or its base model, model.unload(), with the new config."
+                )
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise ValueError(
+                    "model is a PeftModel without a trainable parameter. Load it for training: "
+                    "PeftModel.from_pretrained(base, path, is_trainable=True)."
+                )
+            return model
+        if peft_config is not None:
+            return apply_config(model, peft_config, seed=args.seed)
+        return apply_method(model, args.peft_method, args.peft_kwargs, seed=args.seed)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, or go on with an interrupted run.
+
+        Args:
+            resume_from_checkpoint: Path of a checkpoint, or `True` for the last one in `output_dir` that was written
+                to its end.
+            args: Passed to `Trainer.train`.
+            kwargs: Passed to `Trainer.train`.
+
+        Raises:
+            FileExistsError: A fresh run, and `output_dir` holds checkpoints of another.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = checks.last_complete_checkpoint(self.args.output_dir)
+        elif not resume_from_checkpoint and self.args.save_strategy != "no":
+            checks.check_stale_checkpoints(self.args)
+            if self.is_world_process_zero():
+                for stale in Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                    shutil.rmtree(stale)  # overwrite_output_dir was given; resuming must not find an old run's
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with what our callbacks measured, so that it reaches the trackers too."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, LoggingCallback):
+                logs.update(callback.take_metrics())
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            save_training_only_state(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_training_only_state(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        load_training_only_state(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+
+    def evaluate(
+        self,
+        eval_dataset: EvalDatasets | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **gen_kwargs: Any,
+    ) -> dict[str, float]:
+        """Evaluate; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
+        self._gen_kwargs = self._generation_arguments(gen_kwargs)
+        return super().evaluate(
+            self._features(eval_dataset, self.processing_class, self.args), ignore_keys, metric_key_prefix
+        )
+
+    def predict(
+        self,
+        test_dataset: AnyDataset,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+        **gen_kwargs: Any,
+    ) -> PredictionOutput:
+        """Predict; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
+        self._gen_kwargs = self._generation_arguments(gen_kwargs)
+        return super().predict(
+            self._features(test_dataset, self.processing_class, self.args), ignore_keys, metric_key_prefix
+        )
+
+    def _generation_arguments(self, given: dict[str, Any]) -> dict[str, object]:
+        return generation_arguments(self.args.generation_max_length, self.args.generation_num_beams, given)
+
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+        """`dataset` in the form that the concrete trainer expects."""
+        return dataset
+
+    def _default_collator(self, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+        return None
+
+
+class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
+    """`LeftTrainer` for encoder-decoder models, on top of `transformers.Seq2SeqTrainer`."""
+
+    family = "encoder_decoder"
+
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+        if isinstance(dataset, dict):
+            return {name: self._features(part, tokenizer, args) for name, part in dataset.items()}
+        if dataset is None or isinstance(dataset, str):
+            return dataset
+        if dataset_form(dataset, self.family, "dataset") == ("input_ids", "labels"):
+            return dataset
+        return tokenize_pairs(dataset, tokenizer, args.max_length, args.truncation_mode, args.dataset_num_proc)
+
+    def _default_collator(self, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+        return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=args.pad_to_multiple_of)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The token mean over the accumulated batch, see `accumulated_token_loss`."""
+        if self.compute_loss_func is not None or "labels" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        outputs = model(**inputs)
+        if self.label_smoother is None:
+            batch_mean = outputs["loss"]
+        else:
+            batch_mean = self.label_smoother(outputs, labels)
+        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        loss = accumulated_token_loss(batch_mean, labels, num_items_in_batch, ranks)
+        return (loss, outputs) if return_outputs else loss
+
+
+class LeftSFTTrainer(LeftTrainer, SFTTrainer):
+    """`LeftTrainer` for decoder-only models, on top of `trl.SFTTrainer`, whose loss is the same token mean."""
+
+    family = "decoder_only"
+
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+        # SFTTrainer prepares what it is constructed with and what `evaluate` gets, but not what `predict` gets.
+        prepared = getattr(self, "completion_only_loss", None) is not None
+        if not prepared or not isinstance(dataset, Dataset) or "input_ids" in dataset.column_names:
+            return dataset
+        return self._prepare_dataset(dataset, tokenizer, args, False, self._formatting_func, "eval")
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """With `predict_with_generate`, continue each row's prompt greedily or by beam search.
+
+        Returns:
+            The loss; the generated completions, `(batch, new tokens)`, without their prompts; the labels.
+        """
+        if not self.args.predict_with_generate or prediction_loss_only:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        prompts = split_prompts(inputs, self.processing_class.pad_token_id)
+        labels = inputs["labels"]
+        loss, _, _ = super().prediction_step(model, dict(inputs), True, ignore_keys)
+        arguments = getattr(self, "_gen_kwargs", None) or self._generation_arguments({})
+        with torch.no_grad(), self.compute_loss_context_manager():
+            tokens = self.accelerator.unwrap_model(model).generate(**prompts, **arguments, use_cache=True)
+        return loss, tokens[:, prompts["input_ids"].shape[1] :].contiguous(), labels
+
+
+def _family_of(model: Any, model_init_kwargs: Any) -> ModelFamily:
+    if not isinstance(model, (str, PreTrainedModel, PeftModel)):
+        raise TypeError(
+            f"model is a {type(model).__name__}. Pass a hub name, a path, a PreTrainedModel or a PeftModel, for example "
+            "LeftTrainer('google/flan-t5-small', args, ...)."
+        )
+    options = model_init_kwargs if isinstance(model_init_kwargs, dict) else {}
+    return model_family(model, **options)
+
+
+def _init_kwargs(args: LeftTrainingArguments) -> dict[str, Any]:
+    options = dict(args.model_init_kwargs) if isinstance(args.model_init_kwargs, dict) else {}
+    return {"trust_remote_code": args.trust_remote_code, **options}
+
+
+def _method_of(model: Any, args: LeftTrainingArguments, peft_config: PeftConfig | None) -> PeftMethod | None:
+    """The record of what will be trained; `None` for an explicit config whose type has none."""
+    if peft_config is None and isinstance(model, str) and is_adapter_directory(model):
+        peft_config = PeftConfig.from_pretrained(model)
+    if peft_config is None and isinstance(model, PeftModel):
+        peft_config = model.active_peft_config
+    if peft_config is None:
+        return get_method(args.peft_method)
+    try:
+        return get_method(method_name(peft_config))
+    except ValueError:
+        return None
+
+
+def _named_datasets(train: Any, evaluation: Any) -> dict[str, Any]:
+    named = {"train_dataset": train}
+    if isinstance(evaluation, dict):
+        named |= {f"eval_dataset[{name!r}]": dataset for name, dataset in evaluation.items()}
+    else:
+        named["eval_dataset"] = evaluation
+    return {name: dataset for name, dataset in named.items() if dataset is not None}
+
+
+def _has_length_limit(model: PreTrainedModel | PeftModel) -> bool:
+    generation = model.generation_config
+    return generation.max_new_tokens is not None or generation.max_length is not None
+
+
+__all__ = ["LeftSFTTrainer", "LeftSeq2SeqTrainer", "LeftTrainer"]

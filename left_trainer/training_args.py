@@ -1,0 +1,121 @@
+"""LeftTrainingArguments: every field of Hugging Face's and TRL's arguments, plus the method."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from trl import SFTConfig
+
+from left_trainer.methods import get_method
+from left_trainer.methods.options import check_peft_kwargs
+from left_trainer.models import ModelFamily
+
+# Fields that only one of the two trainers reads. Set for the other one they would silently do nothing.
+DECODER_ONLY_FIELDS = (
+    "activation_offloading",
+    "assistant_only_loss",
+    "chat_template_path",
+    "completion_only_loss",
+    "dataset_kwargs",
+    "dataset_text_field",
+    "eos_token",
+    "eval_packing",
+    "loss_type",
+    "packing",
+    "packing_strategy",
+    "padding_free",
+    "router_aux_loss_coef",
+    "shuffle_dataset",
+)
+REPLACED_FIELDS = {"sortish_sampler": "train_sampling_strategy='group_by_length'"}
+
+
+@dataclass
+class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
+    """Arguments of `LeftTrainer`: `trl.SFTConfig` and `transformers.Seq2SeqTrainingArguments` in one class.
+
+    Where TRL changed a default of Hugging Face, Hugging Face's stands: `logging_steps` is 500, `bf16` and
+    `gradient_checkpointing` are off. `bf16` on a machine without an accelerator selects the CPU by itself.
+
+    Args:
+        peft_method: Name of the fine-tuning method; `left-trainer methods` lists them.
+        peft_kwargs: Options of the method: a dict, a JSON object, or `r=16,lora_alpha=32`.
+        learning_rate: The method's own default when unset. A shared 5e-5 leaves soft prompts untrained.
+        max_length: In tokens. Decoder-only models: prompt and completion together. Encoder-decoder models: source
+            and target each.
+        generation_max_length: In tokens of the generated text, for both families.
+        overwrite_output_dir: Allow training into an `output_dir` that holds the result of an earlier run.
+
+    Raises:
+        ValueError: Unknown method, or an option that the method does not have or whose type is wrong.
+    """
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "peft_kwargs"]
+
+    peft_method: str = field(
+        default="lora", metadata={"help": "Fine-tuning method; `left-trainer methods` lists the names."}
+    )
+    peft_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Options of the method: JSON, '{\"r\": 16}', or pairs, 'r=16,lora_alpha=32'."},
+    )
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Peak learning rate. Unset: the method's own default."}
+    )
+    logging_steps: float = field(
+        default=500,
+        metadata={"help": "Log every X updates steps. If smaller than 1, a ratio of the total training steps."},
+    )
+    bf16: bool = field(  # type: ignore[assignment]
+        default=False, metadata={"help": "Use bfloat16 mixed precision (GPU or CPU)."}
+    )
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Recompute activations in the backward pass: slower, less memory."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Allow writing into an output_dir that holds the result of an earlier run."}
+    )
+
+    def __post_init__(self) -> None:
+        self.peft_kwargs = check_peft_kwargs(get_method(self.peft_method), self.peft_kwargs)
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # Hugging Face's check refuses bf16 without an accelerator unless the CPU is asked for
+        super().__post_init__()
+
+    @classmethod
+    def from_arguments(cls, args: TrainingArguments) -> LeftTrainingArguments:
+        """`args` of any Hugging Face or TRL class with every value kept, the learning rate included."""
+        if isinstance(args, cls):
+            return args
+        values = {item.name: getattr(args, item.name) for item in dataclasses.fields(args) if item.init}
+        # The deprecated name only mirrors this one; passing both would warn about a name the user never wrote.
+        values.pop("gradient_checkpointing", None)
+        values.pop("gradient_checkpointing_kwargs", None)
+        known = {item.name for item in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise TypeError(
+                f"args is a {type(args).__name__}, whose fields {', '.join(unknown)} LeftTrainer does not have. Pass "
+                "LeftTrainingArguments, Seq2SeqTrainingArguments, SFTConfig or TrainingArguments."
+            )
+        if not isinstance(args, SFTConfig):
+            values.setdefault("max_length", None)  # only TRL truncates unless told otherwise
+        return cls(**values)
+
+    def check_family(self, family: ModelFamily) -> None:
+        """Raise `ValueError` for a field that the trainer of this model family would ignore."""
+        defaults = {item.name: item.default for item in dataclasses.fields(self)}
+        for name, replacement in REPLACED_FIELDS.items():
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect any more. Use {replacement} instead.")
+        if family == "encoder_decoder":
+            for name in DECODER_ONLY_FIELDS:
+                if getattr(self, name) != defaults[name]:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} has no effect on an encoder-decoder model. Remove it, or use a "
+                        "decoder-only model."
+                    )
