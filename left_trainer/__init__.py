@@ -1,11 +1,61 @@
-"""LEFT: LLM efficient fine-tuning for people who already use Hugging Face."""
+"""LEFT: LLM efficient fine-tuning for people who already use Hugging Face.
+
+Names are imported when they are first used, so that `import left_trainer` costs milliseconds.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from left_trainer.callbacks import AdapterSaverCallback, MemoryProfilerCallback, TrainableParametersCallback
+    from left_trainer.callbacks.step_timer import StepTimerCallback
+    from left_trainer.checks import load_tokenizer
+    from left_trainer.data.arguments import DataArguments, ModelArguments
+    from left_trainer.data.loading import load_task_data, prepare_task_data
+    from left_trainer.evaluation.text_metrics import decode, text_metrics
+    from left_trainer.methods import PeftMethod, apply_method, get_method, list_methods, register_method
+    from left_trainer.tasks import Task, get_task, list_tasks, register_task
+    from left_trainer.trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
+    from left_trainer.training_args import LeftTrainingArguments
+
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from left_trainer.trainer import LeftTrainer
+_HOMES = {
+    "AdapterSaverCallback": "left_trainer.callbacks",
+    "DataArguments": "left_trainer.data.arguments",
+    "LeftSFTTrainer": "left_trainer.trainer",
+    "LeftSeq2SeqTrainer": "left_trainer.trainer",
+    "LeftTrainer": "left_trainer.trainer",
+    "LeftTrainingArguments": "left_trainer.training_args",
+    "MemoryProfilerCallback": "left_trainer.callbacks",
+    "ModelArguments": "left_trainer.data.arguments",
+    "PeftMethod": "left_trainer.methods",
+    "StepTimerCallback": "left_trainer.callbacks.step_timer",
+    "Task": "left_trainer.tasks",
+    "TrainableParametersCallback": "left_trainer.callbacks",
+    "apply_method": "left_trainer.methods",
+    "decode": "left_trainer.evaluation.text_metrics",
+    "get_method": "left_trainer.methods",
+    "get_task": "left_trainer.tasks",
+    "list_methods": "left_trainer.methods",
+    "list_tasks": "left_trainer.tasks",
+    "load_task_data": "left_trainer.data.loading",
+    "load_tokenizer": "left_trainer.checks",
+    "prepare_task_data": "left_trainer.data.loading",
+    "register_method": "left_trainer.methods",
+    "register_task": "left_trainer.tasks",
+    "text_metrics": "left_trainer.evaluation.text_metrics",
+}
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -96,13 +96,13 @@ def load_tokenizer(model: str, args: LeftTrainingArguments) -> PreTrainedTokeniz
     return AutoTokenizer.from_pretrained(model, **arguments)
 
 
-def check_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, args: LeftTrainingArguments, config: PreTrainedConfig
-) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, args: LeftTrainingArguments, config: PreTrainedConfig) -> None:
     """Give the tokenizer the pad token of `args`, and raise when it has none or does not fit the model."""
     if args.pad_token is not None:
         if args.pad_token not in tokenizer.get_vocab():
-            raise ValueError(f"pad_token={args.pad_token!r} is not in the tokenizer's vocabulary. Pass a token that is.")
+            raise ValueError(
+                f"pad_token={args.pad_token!r} is not in the tokenizer's vocabulary. Pass a token that is."
+            )
         tokenizer.pad_token = args.pad_token
     if tokenizer.pad_token_id is None:
         raise ValueError(

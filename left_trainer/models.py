@@ -91,10 +91,10 @@ def auto_class(family: ModelFamily) -> type[AutoModelForSeq2SeqLM] | type[AutoMo
     return AutoModelForSeq2SeqLM if family == "encoder_decoder" else AutoModelForCausalLM
 
 
-def load_model(model: str, **model_init_kwargs: Any) -> PreTrainedModel | PeftModel:
-    """Load a model, or an adapter onto its base model with the adapter trainable, by name or path.
+def load_model(model: str, is_trainable: bool = True, **model_init_kwargs: Any) -> PreTrainedModel | PeftModel:
+    """Load a model, or an adapter onto its base model, by name or path.
 
-    `model_init_kwargs` go to `from_pretrained`. As in TRL, `dtype` is float32 unless given, so that a checkpoint that
+    `is_trainable` says whether such an adapter is to be trained further. `model_init_kwargs` go to `from_pretrained`. As in TRL, `dtype` is float32 unless given, so that a checkpoint that
     was saved in half precision does not silently train in it.
     """
     family = model_family(model, **model_init_kwargs)
@@ -105,7 +105,7 @@ def load_model(model: str, **model_init_kwargs: Any) -> PreTrainedModel | PeftMo
     if adapter is not None:
         model = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     loaded = auto_class(family).from_pretrained(model, dtype=dtype, **model_init_kwargs)
-    return loaded if adapter is None else PeftModel.from_pretrained(loaded, adapter, is_trainable=True)
+    return loaded if adapter is None else PeftModel.from_pretrained(loaded, adapter, is_trainable=is_trainable)
 
 
 def build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:

@@ -62,4 +62,4 @@ class Registry(Generic[RecordT]):
 
     def list(self) -> list[RecordT]:
         """Every record once, in the order of registration."""
-        return list(dict.fromkeys(self._records.values()))
+        return list({record.name: record for record in self._records.values()}.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
 from collections.abc import Callable, Sequence
@@ -30,12 +31,24 @@ from left_trainer import checks
 from left_trainer.callbacks.adapter_files import load_training_only_state, save_training_only_state
 from left_trainer.callbacks.logging import CompactProgressCallback, LoggingCallback
 from left_trainer.data.features import AnyDataset, dataset_form, tokenize_pairs
-from left_trainer.evaluation.generation import generation_arguments, split_prompts
+from left_trainer.evaluation.generation import (
+    adapter_disabled,
+    generate_completions,
+    generation_arguments,
+    split_prompts,
+)
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.loss import accumulated_token_loss
 from left_trainer.methods import PeftMethod, apply_method, get_method
 from left_trainer.methods.apply import apply_config, build_config, check_patterns, method_name
-from left_trainer.models import ModelFamily, build_skeleton, is_adapter_directory, load_config, load_model, model_family
+from left_trainer.models import (
+    ModelFamily,
+    build_skeleton,
+    is_adapter_directory,
+    load_config,
+    load_model,
+    model_family,
+)
 from left_trainer.training_args import LeftTrainingArguments
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -187,7 +200,9 @@ class LeftTrainer(Trainer):
         if isinstance(model, str):
             if not is_adapter_directory(model):
                 skeleton = build_skeleton(config)
-                peft_config_checked = peft_config or build_config(skeleton, get_method(args.peft_method), args.peft_kwargs)
+                peft_config_checked = peft_config or build_config(
+                    skeleton, get_method(args.peft_method), args.peft_kwargs
+                )
                 if peft_config_checked is not None:
                     check_patterns(skeleton, peft_config_checked)
             init_kwargs = _init_kwargs(args)
@@ -263,9 +278,8 @@ class LeftTrainer(Trainer):
     ) -> dict[str, float]:
         """Evaluate; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
         self._gen_kwargs = self._generation_arguments(gen_kwargs)
-        return super().evaluate(
-            self._features(eval_dataset, self.processing_class, self.args), ignore_keys, metric_key_prefix
-        )
+        features = self._features(eval_dataset, self.processing_class, self.args)
+        return super().evaluate(features, ignore_keys, metric_key_prefix, **self._parent_gen_kwargs())
 
     def predict(
         self,
@@ -276,9 +290,27 @@ class LeftTrainer(Trainer):
     ) -> PredictionOutput:
         """Predict; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
         self._gen_kwargs = self._generation_arguments(gen_kwargs)
-        return super().predict(
-            self._features(test_dataset, self.processing_class, self.args), ignore_keys, metric_key_prefix
-        )
+        features = self._features(test_dataset, self.processing_class, self.args)
+        return super().predict(features, ignore_keys, metric_key_prefix, **self._parent_gen_kwargs())
+
+    def _parent_gen_kwargs(self) -> dict[str, Any]:
+        """What the concrete parent's `evaluate` and `predict` take for `generate`."""
+        return {}
+
+    def without_adapter(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, `evaluate` and `predict` see the base model. Nothing changes where no adapter is (`full`)."""
+        return adapter_disabled(self.accelerator.unwrap_model(self.model))
+
+    def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
+        """Write the model card of Hugging Face's trainers, tagged with `left_trainer` and the method."""
+        own = ["left_trainer", *([self.method.name] if self.method else [])]
+        history = self.state.log_history
+        # Hugging Face makes a column of every logged key; ours with a group (memory/...) belong in the report.
+        self.state.log_history = [{key: value for key, value in entry.items() if "/" not in key} for entry in history]
+        try:
+            super().create_model_card(*args, tags=[*([tags] if isinstance(tags, str) else tags or []), *own], **kwargs)
+        finally:
+            self.state.log_history = history
 
     def _generation_arguments(self, given: dict[str, Any]) -> dict[str, object]:
         return generation_arguments(self.args.generation_max_length, self.args.generation_num_beams, given)
@@ -304,6 +336,9 @@ class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
         if dataset_form(dataset, self.family, "dataset") == ("input_ids", "labels"):
             return dataset
         return tokenize_pairs(dataset, tokenizer, args.max_length, args.truncation_mode, args.dataset_num_proc)
+
+    def _parent_gen_kwargs(self) -> dict[str, Any]:
+        return self._gen_kwargs
 
     def _default_collator(self, tokenizer: Any, args: LeftTrainingArguments) -> Any:
         return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=args.pad_to_multiple_of)
@@ -356,13 +391,14 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         if not self.args.predict_with_generate or prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        prompts = split_prompts(inputs, self.processing_class.pad_token_id)
-        labels = inputs["labels"]
+        prompts, labels = split_prompts(inputs), inputs["labels"]
         loss, _, _ = super().prediction_step(model, dict(inputs), True, ignore_keys)
         arguments = getattr(self, "_gen_kwargs", None) or self._generation_arguments({})
         with torch.no_grad(), self.compute_loss_context_manager():
-            tokens = self.accelerator.unwrap_model(model).generate(**prompts, **arguments, use_cache=True)
-        return loss, tokens[:, prompts["input_ids"].shape[1] :].contiguous(), labels
+            completions = generate_completions(
+                self.accelerator.unwrap_model(model), prompts, self.processing_class.pad_token_id, **arguments
+            )
+        return loss, completions, labels
 
 
 def _family_of(model: Any, model_init_kwargs: Any) -> ModelFamily:

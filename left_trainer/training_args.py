@@ -85,6 +85,8 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Hugging Face's check refuses bf16 without an accelerator unless the CPU is asked for
         super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is nothing to copy to; torch would warn at every loader
 
     @classmethod
     def from_arguments(cls, args: TrainingArguments) -> LeftTrainingArguments:

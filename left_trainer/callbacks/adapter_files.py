@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -56,11 +57,16 @@ def load_training_only_state(model: PreTrainedModel | PeftModel, directory: str 
     model.prompt_encoder[model.active_adapter].load_state_dict(load_file(path))
 
 
-def save_adapter(model: PeftModel, directory: str | Path) -> Path:
+def save_adapter(model: PeftModel, directory: str | Path, notes: Mapping[str, str] | None = None) -> Path:
     """Save the active adapter, safetensors only, with its sidecar, so that `directory` is whole or absent.
 
     The files are written into a hidden directory beside it, flushed, and renamed into place; an existing `directory`
     is replaced. `PeftModel.from_pretrained(base, directory)` loads it.
+
+    Args:
+        model: Its active adapter is saved.
+        directory: Where.
+        notes: Further text files by name.
     """
     target = Path(directory)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +75,8 @@ def save_adapter(model: PeftModel, directory: str | Path) -> Path:
     try:
         model.save_pretrained(beside, safe_serialization=True, selected_adapters=[model.active_adapter])
         save_training_only_state(model, beside)
+        for name, text in (notes or {}).items():
+            (beside / name).write_text(text, encoding="utf-8")
         for path in beside.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:

@@ -94,7 +94,9 @@ def tokenize_pairs(
         tokenizer.truncation_side, previous = side, tokenizer.truncation_side
         features = dict(tokenizer(rows["prompt"], truncation=max_length is not None, max_length=max_length))
         tokenizer.truncation_side = "right"
-        targets = tokenizer(text_target=rows["completion"], truncation=max_length is not None, max_length=max_length)
+        # A completion starts with the space that parts it from the prompt; a decoder of its own needs none.
+        completions = [completion.strip() for completion in rows["completion"]]
+        targets = tokenizer(text_target=completions, truncation=max_length is not None, max_length=max_length)
         tokenizer.truncation_side = previous
         features.pop("token_type_ids", None)
         features["labels"] = [_with_end(ids, tokenizer.eos_token_id, max_length) for ids in targets["input_ids"]]

@@ -1,0 +1,10 @@
+"""The offline default: two tiny pretrained models, and data from a seeded grammar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODEL_PATHS = {
+    "encoder_decoder": Path(__file__).parent / "t5",
+    "decoder_only": Path(__file__).parent / "llama",
+}

@@ -1,26 +1,26 @@
-"""Prompts and completions of decoder-only batches, for evaluation by generation."""
+"""Continuing the prompts of decoder-only models, in batches, with any adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
+from peft import PeftModel, PeftType
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from left_trainer.loss import IGNORE_INDEX
 
+EMBEDDING_PROMPTS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING)
 
-def split_prompts(inputs: Mapping[str, torch.Tensor], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """The prompts of a right-padded training batch, left-padded so that generation continues all of them.
 
-    A prompt ends where the labels begin: everything before the first label that is not -100.
+def split_prompts(inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The prompt of each row of a training batch: everything before the first label that is not -100.
 
     Args:
         inputs: `input_ids`, `labels` and optionally `attention_mask`, each `(batch, sequence)`.
-        pad_token_id: Fills the left side.
-
-    Returns:
-        `input_ids` and `attention_mask`, each `(batch, longest prompt)`.
 
     Raises:
         ValueError: A row whose labels cover the whole sequence, so that there is no prompt to continue.
@@ -33,12 +33,64 @@ def split_prompts(inputs: Mapping[str, torch.Tensor], pad_token_id: int) -> dict
             "predict_with_generate=True needs to know where each prompt ends, and a row of the evaluation data has no "
             "prompt: its labels cover the whole text. Pass prompt/completion rows, or set predict_with_generate=False."
         )
-    prompts = [row[:length][keep[:length]] for row, keep, length in zip(ids, mask, lengths.tolist(), strict=True)]
-    masks = [torch.ones_like(prompt) for prompt in prompts]
-    return {
-        "input_ids": pad_sequence(prompts, batch_first=True, padding_value=pad_token_id, padding_side="left"),
-        "attention_mask": pad_sequence(masks, batch_first=True, padding_value=0, padding_side="left"),
-    }
+    return [row[:length][keep[:length]] for row, keep, length in zip(ids, mask, lengths.tolist(), strict=True)]
+
+
+@contextlib.contextmanager
+def adapter_disabled(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Inside, `model` computes and generates as its base model does. Does nothing for a model without an adapter.
+
+    PEFT's `disable_adapter` leaves `generate` of encoder-decoder models with a soft prompt as it is (peft 0.21), so it
+    is replaced here too.
+    """
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    with model.disable_adapter():
+        model.generate = model.get_base_model().generate
+        try:
+            yield
+        finally:
+            del model.generate
+
+
+def generate_completions(
+    model: PreTrainedModel | PeftModel, prompts: list[torch.Tensor], pad_token_id: int, **arguments: Any
+) -> torch.Tensor:
+    """Generate what follows each prompt.
+
+    Prompts are padded on the left. Virtual tokens go between the padding and the prompt: PEFT puts them before the
+    padding and drops the position ids that would make up for it, so that models with absolute positions (GPT-2) give
+    a prompt-tuned row another continuation in a batch than alone (peft 0.21).
+
+    Args:
+        model: A decoder-only model, with or without an adapter.
+        prompts: Token ids, each `(prompt length,)`.
+        pad_token_id: Fills rows.
+        arguments: For `generate`.
+
+    Returns:
+        New token ids, `(batch, longest completion)`, without the prompts.
+    """
+    is_enabled = isinstance(model, PeftModel) and "generate" not in vars(model)
+    if is_enabled and model.active_peft_config.peft_type in EMBEDDING_PROMPTS:
+        virtual = model.get_prompt(batch_size=1)[0]
+        rows = [torch.cat([virtual, model.word_embeddings(prompt).to(virtual.dtype)]) for prompt in prompts]
+        rows = [row.to(model.base_model_torch_dtype or row.dtype) for row in rows]
+        return model.get_base_model().generate(
+            inputs_embeds=pad_sequence(rows, batch_first=True, padding_side="left"),
+            attention_mask=_left_mask(rows),
+            pad_token_id=pad_token_id,
+            **arguments,
+        )
+    ids = pad_sequence(prompts, batch_first=True, padding_value=pad_token_id, padding_side="left")
+    tokens = model.generate(input_ids=ids, attention_mask=_left_mask(prompts), pad_token_id=pad_token_id, **arguments)
+    return tokens[:, ids.shape[1] :]
+
+
+def _left_mask(rows: list[torch.Tensor]) -> torch.Tensor:
+    masks = [torch.ones(len(row), dtype=torch.long, device=row.device) for row in rows]
+    return pad_sequence(masks, batch_first=True, padding_side="left")
 
 
 def generation_arguments(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.utils import constants
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from left_trainer.methods.method import PeftMethod
-from left_trainer.methods.options import check_peft_kwargs
+from left_trainer.methods.options import check_peft_kwargs, option_types
 from left_trainer.methods.registry import get_method, list_methods
 from left_trainer.models import ModelFamily, model_family
 
@@ -90,6 +92,8 @@ def build_config(
         return None
     derived = method.derive(model.config) if method.derive else {}
     config_class = getattr(peft, method.config_class)
+    if "fan_in_fan_out" in option_types(config_class) and any(isinstance(module, Conv1D) for module in model.modules()):
+        derived = {**derived, "fan_in_fan_out": True}  # GPT-2 stores its linear layers transposed
     config = config_class(**{**method.defaults, **derived, **options, "task_type": TASK_TYPES[family]})
     if method.target_candidates and not _has_targets(config, model):
         names = tuple(name for name, _ in model.named_modules())
@@ -124,7 +128,9 @@ def apply_config(
         ValueError: A module pattern that matches nothing, or no trainable parameter.
     """
     check_patterns(model, config)
-    with _seeded(seed):
+    with _seeded(seed), warnings.catch_warnings():
+        # peft 0.21 reads `is_gradient_checkpointing`, which transformers 5.23 deprecates.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         wrapped = get_peft_model(model, copy.deepcopy(config))
     if not any(parameter.requires_grad for parameter in wrapped.parameters()):
         raise ValueError(
@@ -164,7 +170,9 @@ def check_patterns(model: PreTrainedModel, config: PeftConfig) -> None:
     for option in ("target_modules", "feedforward_modules", "modules_to_save"):
         for pattern in _patterns(config, option):
             if not _count_matches(names, pattern):
-                raise ValueError(f"{option} has {getattr(pattern, 'pattern', pattern)!r}, which matches no module. {_known_modules(model)}")
+                raise ValueError(
+                    f"{option} has {getattr(pattern, 'pattern', pattern)!r}, which matches no module. {_known_modules(model)}"
+                )
 
 
 def _patterns(config: PeftConfig, option: str) -> list[re.Pattern[str] | str]:

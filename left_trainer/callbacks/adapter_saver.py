@@ -1,0 +1,178 @@
+"""Saving the adapter alone, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from left_trainer.callbacks.adapter_files import load_training_only_state, save_adapter, save_training_only_state
+
+BEST = "best"
+BEST_FILE = "best.json"
+
+
+class AdapterSaverCallback(TrainerCallback):
+    """Save the adapter alone on every save and on every best evaluation, in safetensors.
+
+    Each adapter appears under its final name only when it is whole, so a kill leaves the earlier ones. The last ones
+    and the best one are kept, as many as `save_total_limit` says. Each loads with `PeftModel.from_pretrained`.
+
+    On a plain `Trainer` it also makes resume and best-model restore work for P-tuning and prefix projections, whose
+    encoder PEFT leaves out of checkpoints: it adds the missing file to every checkpoint and restores from it.
+
+    Logs no keys. Files, in `directory`:
+
+    | path | content |
+    |---|---|
+    | `step-N/` | adapter after step N |
+    | `best` | the `step-N/` with the best `metric_for_best_model` so far, where one is set; never dropped |
+
+    Args:
+        directory: Where to write; by default `adapters` in `args.output_dir`.
+
+    Raises:
+        TypeError: When training begins on a model without an adapter.
+        FileExistsError: When a fresh training begins and `directory` holds the adapters of another.
+    """
+
+    def __init__(self, directory: str | Path | None = None) -> None:
+        self.directory = Path(directory) if directory is not None else None
+        self.best_metric: float | None = None
+        self._is_training = False
+        self._written: set[int] = set()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Check model and directory; after a resume, restore what the checkpoint's adapter file leaves out."""
+        if not isinstance(_unwrap(model), PeftModel):
+            raise TypeError(
+                f"AdapterSaverCallback saves adapters and {type(model).__name__} has none. Remove the callback for full "
+                "fine-tuning; the trainer saves the model itself."
+            )
+        self.directory = self.directory or Path(args.output_dir) / "adapters"
+        self.best_metric, self._is_training, self._written = None, True, set()
+        if state.global_step == 0:
+            self._start_afresh(args, state)
+            return
+        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if checkpoint.is_dir():
+            load_training_only_state(_unwrap(model), checkpoint)
+        record = self.directory / BEST / BEST_FILE
+        if record.is_file():
+            self.best_metric = json.loads(record.read_text(encoding="utf-8"))["best_metric"]
+
+    def _start_afresh(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Refuse to mix this run's adapters with an earlier run's, or remove those when told to overwrite."""
+        earlier = self._saved()
+        if not earlier or not state.is_world_process_zero:
+            return
+        if not getattr(args, "overwrite_output_dir", False):
+            raise FileExistsError(
+                f"{str(self.directory)!r} holds {earlier[-1].name} of an earlier run. Remove it, or pass another one: "
+                "AdapterSaverCallback(directory=...)."
+            )
+        for path in [*earlier, self._best_path()]:
+            _remove(path)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Save the adapter, complete the checkpoint, drop adapters beyond the limit."""
+        if not state.is_world_process_zero:
+            return
+        self._save(_unwrap(model), state.global_step)
+        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if checkpoint.is_dir():
+            save_training_only_state(_unwrap(model), checkpoint)
+        self._drop_beyond(args.save_total_limit)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save the adapter when this evaluation is the best so far."""
+        name = args.metric_for_best_model
+        if name is None or not self._is_training or not state.is_world_process_zero:
+            return
+        value = (metrics or {}).get(name if name.startswith("eval_") else f"eval_{name}")
+        if value is None or not state.global_step:
+            return
+        best = self.best_metric
+        if best is None or (value > best if args.greater_is_better else value < best):
+            self.best_metric = value
+            record = {"best_metric": value, "metric": name, "global_step": state.global_step}
+            step = self._save(_unwrap(model), state.global_step, {BEST_FILE: json.dumps(record)})
+            _point(self._best_path(), step)
+            self._drop_beyond(args.save_total_limit)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """After `load_best_model_at_end`, restore what the best checkpoint's adapter file leaves out."""
+        self._is_training = False
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            load_training_only_state(_unwrap(model), state.best_model_checkpoint)
+
+    def _save(self, model: PeftModel, global_step: int, notes: dict[str, str] | None = None) -> Path:
+        path = self._root() / f"step-{global_step}"
+        if global_step not in self._written:
+            save_adapter(model, path, notes)
+            self._written.add(global_step)
+        return path
+
+    def _drop_beyond(self, limit: int | None) -> None:
+        if limit:
+            best = self._best_path().resolve()
+            for path in self._saved()[:-limit]:
+                if path.resolve() != best:
+                    _remove(path)
+
+    def _root(self) -> Path:
+        if self.directory is None:
+            raise RuntimeError(
+                "AdapterSaverCallback is used outside of a training. Pass it to a trainer's `callbacks`."
+            )
+        return self.directory
+
+    def _best_path(self) -> Path:
+        return self._root() / BEST
+
+    def _saved(self) -> list[Path]:
+        return sorted(self._root().glob("step-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _unwrap(model: Any) -> Any:
+    """The model inside of DistributedDataParallel or torch.compile."""
+    return extract_model_from_parallel(model, keep_torch_compile=False)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _point(link: Path, target: Path) -> None:
+    """Make `link` mean `target`, in one step where the system has symbolic links, by a copy where it has not."""
+    beside = link.with_name(f".{link.name}.{uuid.uuid4().hex}")
+    try:
+        beside.symlink_to(target.name, target_is_directory=True)
+    except OSError:
+        shutil.copytree(target, beside)
+        _remove(link)
+    beside.replace(link)

@@ -1,0 +1,1 @@
+"""The command line: `left-trainer`, one module per subcommand."""

@@ -1,0 +1,22 @@
+"""Errors of the user's input, shown as one paragraph."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+USER_ERRORS = (ValueError, TypeError, OSError)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn an error raised inside into a paragraph on stderr and exit code 2.
+
+    For the part of a command that reads and checks input; work after it keeps its tracebacks.
+    """
+    try:
+        yield
+    except USER_ERRORS as error:
+        print(f"left-trainer: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,77 @@
+"""`left-trainer generate`: let a fine-tuned model answer lines of text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from left_trainer.cli.errors import user_errors
+
+DESCRIPTION = """Read one text per line from standard input or --input_file, and write one answer per line to standard
+output. The prompt is the one the model was trained with, from training_report.json beside it, unless --prompt is given.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Load the adapter, answer each line."""
+    parser = argparse.ArgumentParser(prog="left-trainer generate", description=DESCRIPTION)
+    parser.add_argument("--adapter", required=True, metavar="DIR", help="folder that a training wrote")
+    parser.add_argument("--input_file", metavar="FILE", help="read texts from FILE instead of standard input")
+    parser.add_argument("--prompt", help="template with {source}; unset: the one of the training")
+    parser.add_argument("--num_beams", type=_positive, default=1, help="1 is greedy (default: %(default)s)")
+    parser.add_argument("--max_new_tokens", type=_positive, default=128, help="length limit (default: %(default)s)")
+    parser.add_argument("--batch_size", type=_positive, default=16, help="texts at once (default: %(default)s)")
+    options = parser.parse_args(argv)
+
+    with user_errors():
+        prompt = options.prompt or _trained_prompt(Path(options.adapter))
+        lines = _read_lines(options.input_file)
+        from left_trainer.inference import Generator
+        from left_trainer.tasks.task import check_prompt
+
+        check_prompt(prompt)
+        generator = Generator(options.adapter, num_beams=options.num_beams, max_new_tokens=options.max_new_tokens)
+    for start in range(0, len(lines), options.batch_size):
+        prompts = [prompt.format(source=line) for line in lines[start : start + options.batch_size]]
+        for answer in generator(prompts):
+            print(" ".join(answer.split()), flush=True)
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _trained_prompt(folder: Path) -> str:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--adapter {str(folder)!r} does not exist. Pass the output_dir of a training.")
+    report = folder / "training_report.json"
+    if not report.is_file():
+        raise FileNotFoundError(
+            f"--adapter {str(folder)!r} has no training_report.json to take the prompt from. Pass --prompt, for example "
+            "--prompt '{source}'."
+        )
+    return str(json.loads(report.read_text(encoding="utf-8"))["prompt"])
+
+
+def _read_lines(input_file: str | None) -> list[str]:
+    if input_file is not None and not Path(input_file).is_file():
+        raise FileNotFoundError(f"--input_file {input_file!r} does not exist. Check the path.")
+
+    def lines() -> Iterator[str]:
+        if input_file is None:
+            yield from sys.stdin
+        else:
+            with Path(input_file).open(encoding="utf-8") as file:
+                yield from file
+
+    texts = [line.strip() for line in lines()]
+    if not any(texts):
+        raise ValueError("There is no text to answer. Pipe lines in, or pass --input_file.")
+    return texts

@@ -1,0 +1,61 @@
+"""`left-trainer`: dispatch to the subcommand's module, which alone is imported."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "fine-tune a model on a task and score it before and after",
+    "methods": "list the fine-tuning methods",
+    "generate": "let a fine-tuned model answer lines of text",
+    "merge": "fold an adapter into its base model",
+}
+EXAMPLES = """examples:
+  left-trainer train --task summarization
+  left-trainer train --task summarization --model_name_or_path google/flan-t5-small \\
+      --train_file train.jsonl --peft_method ia3 --output_dir outputs/ia3
+  echo "A long text ..." | left-trainer generate --adapter outputs/ia3
+  left-trainer merge --adapter outputs/ia3 --output_dir outputs/merged
+
+left-trainer COMMAND --help explains a command.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Returns:
+        0 on success; 2 for input that cannot be used, with one paragraph on stderr and no traceback.
+    """
+    parser = argparse.ArgumentParser(
+        prog="left-trainer",
+        description="LEFT: LLM efficient fine-tuning.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items())
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help=f"one of {', '.join(COMMANDS)}")
+    parser.description = f"LEFT: LLM efficient fine-tuning.\n\ncommands:\n{commands}"
+
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parser.parse_args(arguments[:1])
+    if options.version:
+        from left_trainer import __version__
+
+        print(__version__)
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 2
+    if options.command not in COMMANDS:
+        parser.error(f"unknown command {options.command!r}. Allowed: {', '.join(COMMANDS)}.")
+    module = importlib.import_module(f"left_trainer.cli.{options.command}")
+    return int(module.main(arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

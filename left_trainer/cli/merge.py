@@ -1,0 +1,37 @@
+"""`left-trainer merge`: fold an adapter into its base model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from left_trainer.cli.errors import user_errors
+
+DESCRIPTION = """Fold an adapter into the weights of its base model and save the whole model with its tokenizer. The
+result needs no PEFT: it loads with AutoModel....from_pretrained and runs at the base model's speed.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Load, merge, save."""
+    parser = argparse.ArgumentParser(prog="left-trainer merge", description=DESCRIPTION)
+    parser.add_argument("--adapter", required=True, metavar="DIR", help="folder that a training wrote")
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="new folder for the merged model")
+    options = parser.parse_args(argv)
+
+    with user_errors():
+        output = Path(options.output_dir)
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise FileExistsError(f"--output_dir {str(output)!r} exists and is not empty. Choose a new folder.")
+        if not Path(options.adapter).is_dir():
+            raise FileNotFoundError(
+                f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training."
+            )
+        from left_trainer.inference import load_for_merge
+
+        model, tokenizer = load_for_merge(options.adapter)
+    merged = model.merge_and_unload(progressbar=True)
+    merged.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    print(f"The merged model is in {output}")
+    return 0

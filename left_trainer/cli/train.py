@@ -1,0 +1,46 @@
+"""`left-trainer train`: fine-tune a model on a task and score it before and after."""
+
+from __future__ import annotations
+
+import argparse
+
+from left_trainer.cli.errors import user_errors
+
+DESCRIPTION = """Fine-tune a model on a task, score it on the test split before and after, and save adapter, tokenizer,
+model card, training_report.json and plots to --output_dir.
+
+Without a model the embedded one is trained, without data the task's generated data are used: nothing is downloaded.
+Every option of transformers.Seq2SeqTrainingArguments and trl.SFTConfig is accepted, on the command line or, with
+--config FILE, from YAML.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Parse, check, train, report."""
+    task_parser = argparse.ArgumentParser(add_help=False)
+    task_parser.add_argument("--task", default="summarization")
+    options, rest = task_parser.parse_known_args(argv)
+
+    from transformers.utils.logging import disable_progress_bar
+    from trl import TrlParser
+
+    from left_trainer.data.arguments import DataArguments, ModelArguments
+    from left_trainer.fine_tuning import TASK_DEFAULTS, fine_tune, set_up
+    from left_trainer.reporting import format_report
+    from left_trainer.tasks import get_task, list_tasks
+    from left_trainer.training_args import LeftTrainingArguments
+
+    disable_progress_bar()
+    with user_errors():
+        task = get_task(options.task)
+        parser = TrlParser((ModelArguments, DataArguments, LeftTrainingArguments), prog="left-trainer train")
+        parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
+        names = [record.name for record in list_tasks()]
+        parser.add_argument("--task", default=task.name, help=f"What for: {', '.join(names)} (default: %(default)s)")
+        parser.set_defaults(output_dir=f"outputs/{task.name}", **TASK_DEFAULTS)
+        model_args, data_args, args, *_ = parser.parse_args_and_config(rest)
+        run = set_up(task, model_args, data_args, args)
+    report = fine_tune(run)
+    if run.trainer.is_world_process_zero():
+        print(format_report(report, run.trainer.args.output_dir))
+    return 0

@@ -1,0 +1,73 @@
+"""Command-line arguments that say which model and which data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from left_trainer.embedded import MODEL_PATHS
+from left_trainer.training_args import LeftTrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which model.
+
+    Args:
+        model_name_or_path: Hub name or path of a model or an adapter. Unset: the embedded T5-like model.
+        model_revision: Branch, tag or commit on the hub.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the one the checkpoint was saved in.
+        token: Hub token for private models; by default the one of `hf auth login`.
+    """
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub name or path of a model or adapter. Unset: the embedded T5-like model."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the hub."})
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Dtype of the weights.", "choices": ["float32", "bfloat16", "float16", "auto"]},
+    )
+    token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
+
+    def resolve(self, args: LeftTrainingArguments) -> str:
+        """The model's name or path; its loading options are put into `args.model_init_kwargs`."""
+        given: dict[str, Any] = {"revision": self.model_revision, "token": self.token}
+        options = {"dtype": self.dtype, **{key: value for key, value in given.items() if value is not None}}
+        args.model_init_kwargs = {**options, **(dict(args.model_init_kwargs) if args.model_init_kwargs else {})}
+        return self.model_name_or_path or str(MODEL_PATHS["encoder_decoder"])
+
+
+@dataclass
+class DataArguments:
+    """Which data. Without a name or a file, the task's generated data.
+
+    Args:
+        dataset_name: Data set on the hub, or a local folder that `datasets.load_dataset` reads.
+        dataset_config_name: Its configuration.
+        train_file: JSONL, CSV or Parquet file.
+        validation_file: The same; without one, 5 percent of the training rows are held out.
+        test_file: The same; scored before and after training. Without one, the validation rows are.
+        source_column: Column that the model reads; by default the task's.
+        target_column: Column that it learns to write; by default the task's.
+        prompt: Template with `{source}`; by default the task's.
+        max_train_samples: Use only the first rows.
+        max_eval_samples: Use only the first rows of validation and test.
+    """
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the hub, or a local folder."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_file: str | None = field(default=None, metadata={"help": "Training rows: JSONL, CSV or Parquet."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "Validation rows. Unset: 5 percent of the training rows are held out."}
+    )
+    test_file: str | None = field(
+        default=None, metadata={"help": "Rows scored before and after training. Unset: the validation rows."}
+    )
+    source_column: str | None = field(default=None, metadata={"help": "Column to read. Unset: the task's own."})
+    target_column: str | None = field(default=None, metadata={"help": "Column to write. Unset: the task's own."})
+    prompt: str | None = field(
+        default=None, metadata={"help": "Prompt template with {source} where the text goes. Unset: the task's own."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N training rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first N evaluation rows."})

@@ -1,0 +1,216 @@
+"""Loading a task's rows: from the hub, from files, or from the embedded grammar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from left_trainer.data.arguments import DataArguments
+from left_trainer.models import load_config, model_family
+from left_trainer.registry import did_you_mean
+from left_trainer.tasks import Task
+from left_trainer.tasks.task import check_prompt
+from left_trainer.training_args import LeftTrainingArguments
+
+FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+SPLITS = ("train", "validation", "test")
+HELD_OUT_FRACTION = 0.05
+SPLIT_SEED = 0
+SPECIAL_TOKENS = 4  # room for what a tokenizer adds around prompt and completion
+MIN_SOURCE_TOKENS = 8
+
+
+def load_task_data(task: Task, data: DataArguments, token: str | None = None) -> DatasetDict:
+    """The splits `train`, `validation` and `test` of a task's data, with the text columns `source` and `target`.
+
+    Args:
+        task: Names the columns, and generates the data when `data` names none.
+        data: What the user asked for.
+        token: Hub token for private data.
+
+    Raises:
+        ValueError: A missing column, an empty split, a row without a target, an unknown file format.
+        FileNotFoundError: A file that does not exist.
+    """
+    if data.prompt is not None:
+        check_prompt(data.prompt)
+    files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
+    given = {split: _checked_file(split, path) for split, path in files.items() if path is not None}
+    if data.dataset_name is not None and given:
+        raise ValueError(
+            f"dataset_name={data.dataset_name!r} and {next(iter(given))}_file are both given. Pass one of them."
+        )
+    if data.dataset_name is not None:
+        rows = load_dataset(data.dataset_name, data.dataset_config_name, token=token)
+    elif given:
+        if "train" not in given:
+            raise ValueError(f"{next(iter(given))}_file is given without train_file. Pass --train_file.")
+        rows = DatasetDict({split: _read(path) for split, path in given.items()})
+    else:
+        rows = embedded_data(task)
+    splits = _complete_splits(rows, data.dataset_name or "the data")
+    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
+    return DatasetDict({split: _select(task, data, splits[split], split, limits[split]) for split in SPLITS})
+
+
+def prepare_task_data(
+    task: Task,
+    data: DataArguments,
+    model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    args: LeftTrainingArguments,
+) -> DatasetDict:
+    """`load_task_data` and `to_prompts` in one: the splits, ready for `LeftTrainer`.
+
+    Args:
+        task: The task.
+        data: What the user asked for.
+        model: Name or path; its config bounds the length.
+        tokenizer: Of the model.
+        args: `max_length` and the loading options of the model are read.
+
+    Raises:
+        ValueError: As `load_task_data` and `to_prompts`.
+        FileNotFoundError: A file that does not exist.
+    """
+    options = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    splits = load_task_data(task, data, token=options.get("token"))
+    config = load_config(model, **options)
+    return DatasetDict(
+        {
+            name: to_prompts(rows, task, tokenizer, config, args.max_length, data.prompt)
+            for name, rows in splits.items()
+        }
+    )
+
+
+def embedded_data(task: Task) -> DatasetDict:
+    """The task's generated rows; the same on every machine."""
+    splits = {}
+    for split, size in task.embedded_splits.items():
+        rng = Random(f"{task.name}/{split}")
+        splits[split] = Dataset.from_list([task.generate_row(rng) for _ in range(size)])
+    return DatasetDict(splits)
+
+
+def _checked_file(split: str, path: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{split}_file={path!r} does not exist. Check the path; it is read from {Path.cwd()}.")
+    if file.suffix not in FILE_FORMATS:
+        raise ValueError(f"{split}_file={path!r} ends in {file.suffix!r}. Allowed: {', '.join(FILE_FORMATS)}.")
+    return file
+
+
+def _read(file: Path) -> Dataset:
+    if file.stat().st_size == 0:
+        raise ValueError(f"{str(file)!r} is empty. Pass a file with at least one row.")
+    try:
+        return load_dataset(FILE_FORMATS[file.suffix], data_files=str(file), split="train")
+    except Exception as error:  # the readers of three formats raise as many kinds of errors
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"{str(file)!r} cannot be read as {FILE_FORMATS[file.suffix]}: {cause}") from error
+
+
+def _complete_splits(rows: DatasetDict, name: str) -> DatasetDict:
+    if "train" not in rows:
+        raise ValueError(f"{name} has the splits {', '.join(map(str, rows))} and no 'train'. Pass files instead.")
+    if "validation" not in rows:
+        if "test" in rows:
+            rows["validation"] = rows["test"]
+        elif len(rows["train"]) < 2:
+            raise ValueError(f"{name} has one training row and no validation rows. Pass --validation_file.")
+        else:
+            n_held_out = max(1, int(len(rows["train"]) * HELD_OUT_FRACTION))
+            held_out = rows["train"].train_test_split(test_size=n_held_out, seed=SPLIT_SEED)
+            rows["train"], rows["validation"] = held_out["train"], held_out["test"]
+    if "test" not in rows:
+        rows["test"] = rows["validation"]
+    return rows
+
+
+def _select(task: Task, data: DataArguments, rows: Dataset, split: str, limit: int | None) -> Dataset:
+    """The first `limit` rows, with the two text columns under their common names."""
+    columns = {}
+    for role, named, default in (
+        ("source", data.source_column, task.source_column),
+        ("target", data.target_column, task.target_column),
+    ):
+        column = named or default
+        if column not in rows.column_names:
+            raise ValueError(
+                f"The {split} rows have no column {column!r} to take the {role} from.{did_you_mean(column, rows.column_names)} "
+                f"Present: {', '.join(rows.column_names)}. Name it with --{role}_column."
+            )
+        columns[column] = role
+    if len(rows) == 0:
+        raise ValueError(f"The {split} rows are empty. Pass data with at least one row.")
+    selected = rows.select(range(min(len(rows), limit or len(rows)))).select_columns(list(columns))
+    selected = selected.rename_columns(columns)
+    for index, row in enumerate(selected):
+        for role in ("source", "target"):
+            if not isinstance(row[role], str) or not row[role].strip():
+                raise ValueError(
+                    f"Row {index} of the {split} rows has {row[role]!r} as its {role}; a non-empty text is needed. "
+                    "Remove such rows."
+                )
+    return selected
+
+
+def to_prompts(
+    rows: Dataset,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    max_length: int | None,
+    prompt: str | None = None,
+) -> Dataset:
+    """Rows with `source` and `target` to rows that also have `prompt` and `completion`.
+
+    A source that is too long is cut at its end, so that the words of the prompt after it, and the completion, survive.
+
+    Args:
+        rows: From `load_task_data`.
+        task: Gives the prompt.
+        tokenizer: Of the model.
+        config: Of the model; its number of positions bounds the length.
+        max_length: Further bound in tokens: prompt and completion together for decoder-only models, the prompt for
+            encoder-decoder models.
+        prompt: Template that replaces the task's.
+
+    Raises:
+        ValueError: A prompt or completion that leaves no room for a source.
+    """
+    decoder_only = model_family(config) == "decoder_only"
+    limit = length_limit(config, tokenizer, max_length)
+    template = prompt or task.prompt
+    overhead = len(tokenizer(template.format(source=""))["input_ids"]) + SPECIAL_TOKENS
+
+    def render(row: dict[str, str]) -> dict[str, Any]:
+        used = overhead
+        if decoder_only:
+            used += len(tokenizer(row["target"], add_special_tokens=False)["input_ids"])
+        if limit - used < MIN_SOURCE_TOKENS:
+            raise ValueError(
+                f"Prompt and target take {used} tokens and max_length is {limit}, which leaves no room for the source. "
+                "Raise max_length, or remove rows with such long targets."
+            )
+        return task.render(_cut(row["source"], tokenizer, limit - used), row["target"], template)
+
+    return rows.map(render, desc="Prompts")
+
+
+def length_limit(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
+    """The smallest of the bounds that model, tokenizer and user set, in tokens."""
+    positions = None if config.model_type.endswith("t5") else getattr(config, "max_position_embeddings", None)
+    return min(bound for bound in (max_length, positions, tokenizer.model_max_length) if bound)
+
+
+def _cut(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
+    """The longest start of `text` of at most `max_tokens` tokens."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return text if len(ids) <= max_tokens else tokenizer.decode(ids[:max_tokens], skip_special_tokens=True)

@@ -1,0 +1,75 @@
+"""One run from arguments to report: what `left-trainer train` does, and what a recipe spells out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import DatasetDict
+
+from left_trainer.callbacks import MemoryProfilerCallback, TrainableParametersCallback
+from left_trainer.callbacks.step_timer import StepTimerCallback
+from left_trainer.checks import load_tokenizer
+from left_trainer.data.arguments import DataArguments, ModelArguments
+from left_trainer.data.loading import prepare_task_data
+from left_trainer.evaluation.text_metrics import text_metrics
+from left_trainer.reporting import build_report, collect_samples, write_report
+from left_trainer.tasks import Task
+from left_trainer.trainer import LeftTrainer
+from left_trainer.training_args import LeftTrainingArguments
+
+N_SAMPLES = 3
+# What a run on a task differs in from Hugging Face's defaults; a user's flags beat them.
+TASK_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 50,
+    "logging_steps": 25,
+    "eval_strategy": "epoch",
+    "save_strategy": "no",
+    "predict_with_generate": True,
+    "report_to": "none",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trainer that is ready, with the data it will be judged on."""
+
+    task: Task
+    trainer: LeftTrainer
+    data: DatasetDict
+    prompt: str | None
+
+
+def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, args: LeftTrainingArguments) -> Run:
+    """Load data, tokenizer and model, and build the trainer. Raises what these raise on bad input."""
+    args.generation_max_length = args.generation_max_length or task.max_new_tokens
+    model = model_args.resolve(args)
+    tokenizer = load_tokenizer(model, args)
+    data = prepare_task_data(task, data_args, model, tokenizer, args)
+    trainer = LeftTrainer(
+        model,
+        args,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+        compute_metrics=text_metrics(tokenizer, task.metrics),
+        callbacks=[TrainableParametersCallback(), MemoryProfilerCallback(), StepTimerCallback()],
+    )
+    return Run(task, trainer, data, data_args.prompt)
+
+
+def fine_tune(run: Run) -> dict[str, Any]:
+    """Score, train, score, save, report. Returns the report."""
+    trainer, test = run.trainer, run.data["test"]
+    with trainer.without_adapter():
+        before = trainer.predict(test)
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    after = trainer.predict(test)
+    trainer.save_model()
+    samples = collect_samples(test, trainer.processing_class, before.predictions, after.predictions, N_SAMPLES)
+    report = build_report(trainer, run.task, before.metrics, after.metrics, run.prompt, samples)
+    if trainer.is_world_process_zero():
+        write_report(trainer, report)
+    return report

@@ -1,0 +1,231 @@
+"""What a run leaves in its folder: the report, the loss curve and the model card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
+
+from left_trainer.callbacks.adapter_files import TRAINING_STATE_FILE
+from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
+from left_trainer.callbacks.step_timer import StepTimerCallback
+from left_trainer.callbacks.tables import format_table
+from left_trainer.callbacks.trainable_parameters import count_parameters
+from left_trainer.evaluation.text_metrics import decode
+from left_trainer.tasks import Task
+from left_trainer.trainer import LeftTrainer
+
+# What Trainer and SFTTrainer add to the metrics of an evaluation.
+BOOKKEEPING = (
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+    "model_preparation_time",
+    "num_tokens",
+    "entropy",
+    "mean_token_accuracy",
+)
+REPORT_FILE = "training_report.json"
+PACKAGES = ("left_trainer", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "evaluate")
+
+
+def collect_samples(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, before: np.ndarray, after: np.ndarray, number: int
+) -> list[dict[str, str]]:
+    """The first `number` rows with what the model wrote before and after training.
+
+    Args:
+        rows: With the columns `source` and `target`.
+        tokenizer: Decodes the predictions.
+        before: Token ids `(rows, sequence)` of the untrained model.
+        after: Token ids `(rows, sequence)` of the trained model.
+        number: How many.
+    """
+    texts = zip(decode(tokenizer, before[:number]), decode(tokenizer, after[:number]), strict=True)
+    return [
+        {"source": row["source"], "reference": row["target"], "before": text_before, "after": text_after}
+        for row, (text_before, text_after) in zip(rows.select(range(min(number, len(rows)))), texts, strict=True)
+    ]
+
+
+def build_report(
+    trainer: LeftTrainer,
+    task: Task,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    prompt: str | None = None,
+    samples: Sequence[Mapping[str, str]] = (),
+) -> dict[str, Any]:
+    """Everything there is to say about a finished run, as plain JSON values.
+
+    Args:
+        trainer: After `train()` and `save_model()`.
+        task: The task.
+        before: Metrics of the untrained model on the test split, with any prefix.
+        after: Those of the trained model.
+        prompt: Template used instead of the task's.
+        samples: Rows with `source`, `reference`, `before` and `after`.
+
+    Returns:
+        Keys with units in their names; `None` where a figure was not measured.
+    """
+    args, state = trainer.args, trainer.state
+    count = count_parameters(trainer.accelerator.unwrap_model(trainer.model))
+    timer = _callback(trainer, StepTimerCallback)
+    memory = _callback(trainer, MemoryProfilerCallback)
+    seconds = timer.seconds_per_step if timer else None
+    summary = memory.summary if memory else None
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {
+        "method": trainer.method.name if trainer.method else count.method,
+        "peft_kwargs": args.peft_kwargs,
+        "task": task.name,
+        "prompt": prompt or task.prompt,
+        "base_model": base_model_name(trainer),
+        "trainable_parameters": count.trainable,
+        "total_parameters": count.total,
+        "trainable_percent": count.percent,
+        "matched_modules": list(count.matched_modules),
+        "metrics": {"before": _scores(before), "after": _scores(after)},
+        "learning_rate": args.learning_rate,
+        "train_steps": state.global_step,
+        "train_batch_size": batch_size,
+        "train_steps_per_second": 1 / seconds if seconds else None,
+        "train_samples_per_second": batch_size / seconds if seconds else None,
+        "eval_samples_per_second": _scores(after).get("samples_per_second"),
+        "peak_memory_bytes": {
+            "train": summary.train_peak_bytes if summary else None,
+            "eval": summary.eval_peak_bytes if summary else None,
+        },
+        "adapter_size_bytes": saved_bytes(Path(args.output_dir)),
+        "loss_history": [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry],
+        "samples": [dict(sample) for sample in samples],
+        "seed": args.seed,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "device": str(args.device),
+    }
+
+
+def write_report(trainer: LeftTrainer, report: Mapping[str, Any]) -> Path:
+    """Write `training_report.json`, `loss.png` and the model card into the run's folder."""
+    folder = Path(trainer.args.output_dir)
+    path = folder / REPORT_FILE
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if report["loss_history"]:
+        draw_losses(trainer.state.log_history, folder / "loss.png", report["method"])
+    trainer.create_model_card()
+    card = ModelCard.load(folder / "README.md")
+    card.text = f"{card.text.rstrip()}\n\n{results_section(report)}"
+    card.save(folder / "README.md")
+    return path
+
+
+def results_section(report: Mapping[str, Any]) -> str:
+    """The report's main figures, and how to use the model, as sections of the model card."""
+    lines = [
+        f"## Results on {report['task']}",
+        "",
+        "| metric | before | after |",
+        "|---|---|---|",
+        *(f"| {name} | {before:.2f} | {after:.2f} |" for name, before, after in _score_rows(report)),
+        "",
+        f"{report['trainable_parameters']:,} of {report['total_parameters']:,} parameters trained "
+        f"({report['trainable_percent']:.3f} %), {report['train_steps']} steps of {report['train_batch_size']} rows at a "
+        f"learning rate of {report['learning_rate']:g}, seed {report['seed']}.",
+        "",
+        "## Use",
+        "",
+        "```bash",
+        "echo 'Your text' | left-trainer generate --adapter THIS_FOLDER",
+        "```",
+        "",
+        f"The prompt was `{report['prompt']!r}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def format_report(report: Mapping[str, Any], folder: str) -> str:
+    """Scores before and after, samples, and where the files are, for the terminal."""
+    rows = [(name, f"{before:.2f}", f"{after:.2f}") for name, before, after in _score_rows(report)]
+    blocks = [
+        f"Sample {number}\n  source:    {_shorten(sample['source'])}\n  reference: {sample['reference']}\n"
+        f"  before:    {_shorten(sample['before'])}\n  after:     {_shorten(sample['after'])}\n"
+        for number, sample in enumerate(report["samples"], 1)
+    ]
+    table = format_table(f"Test scores, {report['task']} with {report['method']}", ("metric", "before", "after"), rows)
+    speed = report["train_steps_per_second"]
+    pace = f"Trained {report['train_steps']} steps at {speed:.2f} steps/s. " if speed else ""
+    return "\n".join(["", *blocks, table, "", f"{pace}Adapter, report, model card and plots are in {folder}"])
+
+
+def _score_rows(report: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """The loss and the task's metrics, without timings and what a trainer counts beside them."""
+    before, after = report["metrics"]["before"], report["metrics"]["after"]
+    return [(name, before[name], after[name]) for name in after if name in before and name not in BOOKKEEPING]
+
+
+def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw training and evaluation loss over steps to a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)", title=title)
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def base_model_name(trainer: LeftTrainer) -> str:
+    """Hub name or path of the model that was fine-tuned."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    config = model.get_base_model().config if isinstance(model, PeftModel) else model.config
+    return config._name_or_path or type(model).__name__
+
+
+def saved_bytes(folder: Path) -> int:
+    """Bytes of the saved adapter, or of the whole model where all of it was trained."""
+    names = (ADAPTER_SAFE_WEIGHTS_NAME, TRAINING_STATE_FILE)
+    adapter = [folder / name for name in names if (folder / name).is_file()]
+    files = adapter or list(folder.glob(f"{Path(SAFE_WEIGHTS_NAME).stem}*.safetensors"))
+    return sum(file.stat().st_size for file in files)
+
+
+def _callback(trainer: LeftTrainer, kind: type[Any]) -> Any:
+    return next((item for item in trainer.callback_handler.callbacks if isinstance(item, kind)), None)
+
+
+def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
+    """`metrics` without the prefix that `evaluate` puts before each name."""
+    prefixes = {name.partition("_")[0] for name in metrics if name.endswith("_loss")}
+    prefix = next(iter(prefixes)) + "_" if prefixes else ""
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _shorten(text: str, limit: int = 400) -> str:
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} ..."

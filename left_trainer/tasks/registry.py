@@ -1,0 +1,12 @@
+"""The registry of tasks. The task modules fill it when they are imported."""
+
+from __future__ import annotations
+
+from left_trainer.registry import Registry
+from left_trainer.tasks.task import Task
+
+TASKS: Registry[Task] = Registry("task", argument="task")
+
+register_task = TASKS.register
+get_task = TASKS.get
+list_tasks = TASKS.list

@@ -1,0 +1,32 @@
+"""Summarization: a document to a short text that says what matters."""
+
+from __future__ import annotations
+
+from random import Random
+
+from left_trainer.embedded import grammar
+from left_trainer.tasks.registry import register_task
+from left_trainer.tasks.task import Task
+
+
+def news_row(rng: Random) -> dict[str, str]:
+    """A generated news item and its headline."""
+    item = grammar.news_item(rng)
+    return {"document": item.body, "summary": item.headline}
+
+
+register_task(
+    Task(
+        name="summarization",
+        summary="a document to a short summary",
+        source_column="document",
+        target_column="summary",
+        prompt="Summarize: {source}\nSummary:",
+        metrics=("rouge", "bleu", "chrf", "exact_match"),
+        main_metric="rougeL",
+        max_new_tokens=64,
+        generate_row=news_row,
+        embedded_splits={"train": 4000, "validation": 100, "test": 100},
+        hub_dataset="EdinburghNLP/xsum",
+    )
+)

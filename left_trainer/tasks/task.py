@@ -1,0 +1,62 @@
+"""The record that describes one task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from string import Formatter
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the data look like and how the result is judged. One frozen record per task.
+
+    Args:
+        name: What a user writes in `--task`.
+        summary: One line for tables.
+        source_column: Column that a model reads, unless the user names another.
+        target_column: Column that a model writes.
+        prompt: Template of the prompt, with `{source}` where the text goes. One form for both model families: an
+            encoder-decoder model reads it, a decoder-only model continues it.
+        metrics: Names of metrics in `evaluation`.
+        main_metric: Key of the score that decides between two models, higher is better.
+        max_new_tokens: Length limit of what is generated, in tokens.
+        generate_row: Makes one row of the embedded data from a seeded generator.
+        embedded_splits: Number of rows in each split of the embedded data.
+        hub_dataset: A data set on the hub known to suit, for `--dataset_name`; its columns are those above.
+        aliases: Further names.
+    """
+
+    name: str
+    summary: str
+    source_column: str
+    target_column: str
+    prompt: str
+    metrics: tuple[str, ...]
+    main_metric: str
+    max_new_tokens: int
+    generate_row: Callable[[Random], dict[str, str]]
+    embedded_splits: Mapping[str, int]
+    hub_dataset: str
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+
+    def render(self, source: str, target: str, prompt: str | None = None) -> dict[str, str]:
+        """One prompt/completion row. The space between them belongs to the completion, as in BPE tokens."""
+        return {"prompt": (prompt or self.prompt).format(source=source), "completion": f" {target.strip()}"}
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise `ValueError` unless `prompt` has the field `{source}` and no other."""
+    try:
+        fields = [name for _, name, _, _ in Formatter().parse(prompt) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"prompt={prompt!r} is not a template: {error}. Write braces as {{{{ and }}}}.") from error
+    if fields != ["source"]:
+        raise ValueError(
+            f"prompt={prompt!r} has the fields {fields}; it needs {{source}} once and no other. "
+            "For example: 'Summarize: {source}\\nSummary:'."
+        )

@@ -1,0 +1,82 @@
+"""Fine-tune a language model to summarize, with LoRA or any other method.
+
+On the embedded model and data, without a network:
+
+    accelerate launch recipes/lora_summarization.py
+
+On your own:
+
+    accelerate launch recipes/lora_summarization.py --model_name_or_path google/flan-t5-small \
+        --train_file train.jsonl --validation_file validation.jsonl --source_column document --target_column summary
+
+Another method is one flag, `--peft_method ia3`, and a decoder-only model one path. `--help` lists every option;
+`--config FILE` reads them from YAML. Results go to `--output_dir`.
+"""
+
+from trl import TrlParser
+
+from left_trainer import (
+    DataArguments,
+    LeftTrainer,
+    LeftTrainingArguments,
+    MemoryProfilerCallback,
+    ModelArguments,
+    StepTimerCallback,
+    TrainableParametersCallback,
+    get_task,
+    load_tokenizer,
+    prepare_task_data,
+    text_metrics,
+)
+from left_trainer.reporting import build_report, collect_samples, format_report, write_report
+
+
+def main() -> None:
+    parser = TrlParser((ModelArguments, DataArguments, LeftTrainingArguments))
+    parser.set_defaults(
+        output_dir="outputs/lora_summarization",
+        peft_method="lora",
+        num_train_epochs=1,
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=50,
+        logging_steps=25,
+        eval_strategy="epoch",
+        save_strategy="no",
+        predict_with_generate=True,
+        report_to="none",
+    )
+    model_args, data_args, args = parser.parse_args_and_config()
+
+    # What for: the task turns rows into prompts, and says which metrics judge the result.
+    task = get_task("summarization")
+    args.generation_max_length = args.generation_max_length or task.max_new_tokens
+    model = model_args.resolve(args)
+    tokenizer = load_tokenizer(model, args)
+    data = prepare_task_data(task, data_args, model, tokenizer, args)
+
+    # What is trained: args.peft_method. Everything else is as in Hugging Face's trainers.
+    trainer = LeftTrainer(
+        model,
+        args,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+        compute_metrics=text_metrics(tokenizer, task.metrics),
+        callbacks=[TrainableParametersCallback(), MemoryProfilerCallback(), StepTimerCallback()],
+    )
+    with trainer.without_adapter():
+        before = trainer.predict(data["test"], metric_key_prefix="test")
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    after = trainer.predict(data["test"], metric_key_prefix="test")
+
+    # What it gave: adapter, tokenizer, model card, report and plots in args.output_dir.
+    trainer.save_model()
+    samples = collect_samples(data["test"], tokenizer, before.predictions, after.predictions, number=3)
+    report = build_report(trainer, task, before.metrics, after.metrics, data_args.prompt, samples)
+    if trainer.is_world_process_zero():
+        write_report(trainer, report)
+        print(format_report(report, args.output_dir))
+
+
+if __name__ == "__main__":
+    main()
