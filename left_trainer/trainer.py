@@ -7,7 +7,7 @@ import copy
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from datasets import Dataset
@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, PredictionOutput
 from trl import SFTTrainer
-from typing_extensions import Self
+
 
 from left_trainer import checks
 from left_trainer.callbacks.adapter_files import load_training_only_state, save_training_only_state

@@ -54,7 +54,14 @@ TINY_T5 = {
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
-TINY_LLAMA = {**TINY, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 128}
+# Wide enough an initialisation that a prompt can move the logits of a model this small.
+TINY_LLAMA = {
+    "initializer_range": 0.3,
+    **TINY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "max_position_embeddings": 128,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "t5": TINY_T5,
     "mt5": {**TINY_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
@@ -64,7 +71,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "pegasus": TINY_BART,
     "blenderbot": TINY_BART,
     "llama": {**TINY_LLAMA, "num_key_value_heads": 1},
-    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, **TINY},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, "initializer_range": 0.3, **TINY},
 }
 ENCODER_DECODER_TYPES = ("t5", "mt5", "bart", "mbart", "marian", "pegasus", "blenderbot")
 FAMILY_TYPES = {"encoder_decoder": "t5", "decoder_only": "llama"}

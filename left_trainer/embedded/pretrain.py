@@ -2,7 +2,8 @@
 
 The corpus is endless and comes from the seeded grammar. The encoder-decoder model learns span corruption (Raffel et
 al., 2020, arXiv 1910.10683, section 3.1.4) and gap-sentence generation (Zhang et al., 2020, PEGASUS, arXiv
-1912.08777, section 3.1); the decoder-only model learns to predict the next token. No text contains a task's prompt.
+1912.08777, section 3.1). The decoder-only model learns to predict the next token of running text and of passages whose gap is
+filled at their end (Bavarian et al., 2022, arXiv 2207.14255). No text contains a task's prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils.data import IterableDataset
 from transformers import (
@@ -82,7 +82,7 @@ def build_tokenizer(family: str, seed: int) -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         eos_token="</s>",
         bos_token=None if encoder_decoder else "<s>",
-        extra_special_tokens=SENTINELS if encoder_decoder else None,
+        extra_special_tokens=SENTINELS,
         model_max_length=1024,
         padding_side="right" if encoder_decoder else "left",
         clean_up_tokenization_spaces=False,
@@ -149,6 +149,11 @@ def span_corruption(segments: list[str], rng: Random) -> tuple[str, str]:
     return " ".join(source), "".join(target) + SENTINELS[len(target)]
 
 
+def plain_text(segments: list[str], rng: Random) -> str:
+    """Running text: a whole dialogue, or one segment alone, so that no text shows what its last segment answers."""
+    return "\n".join(segments) if len(segments) > 2 else rng.choice(segments)
+
+
 class Corpus(IterableDataset[dict[str, list[int]]]):
     """An endless stream of tokenized training examples."""
 
@@ -165,8 +170,8 @@ class Corpus(IterableDataset[dict[str, list[int]]]):
                 labels = self.tokenizer(target)["input_ids"]
                 yield {"input_ids": self.tokenizer(source)["input_ids"], "labels": labels}
             else:
-                text = self.tokenizer("\n".join(segments))["input_ids"]
-                yield {"input_ids": [*text, self.tokenizer.eos_token_id]}
+                text = "".join(gap_sentence(segments, rng)) if rng.random() < 0.7 else plain_text(segments, rng)
+                yield {"input_ids": [*self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id]}
 
 
 def main() -> None:
@@ -181,7 +186,6 @@ def main() -> None:
     args = parser.parse_args()
 
     set_seed(args.seed)
-    torch.set_num_threads(torch.get_num_threads())
     tokenizer = build_tokenizer(args.family, args.seed)
     model = build_model(args.family)
     collator = (
@@ -210,6 +214,7 @@ def main() -> None:
         data_collator=collator,
     )
     trainer.train()
+    model.config.use_cache = True  # the trainer switched it off
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
 

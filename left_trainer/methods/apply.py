@@ -92,7 +92,9 @@ def build_config(
         return None
     derived = method.derive(model.config) if method.derive else {}
     config_class = getattr(peft, method.config_class)
-    if "fan_in_fan_out" in option_types(config_class) and any(isinstance(module, Conv1D) for module in model.modules()):
+    if "fan_in_fan_out" in option_types(config_class) and any(
+        isinstance(module, Conv1D) for module in model.modules()
+    ):
         derived = {**derived, "fan_in_fan_out": True}  # GPT-2 stores its linear layers transposed
     config = config_class(**{**method.defaults, **derived, **options, "task_type": TASK_TYPES[family]})
     if method.target_candidates and not _has_targets(config, model):

@@ -1,0 +1,39 @@
+"""One run, of one or more processes; started by test_two_processes.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import gradient_norms, losses, tiny_model, tiny_rows, tiny_tokenizer
+from datasets import Dataset
+
+from left_trainer import LeftTrainer, LeftTrainingArguments
+from left_trainer.models import model_family
+
+model_type, batch_size, accumulation, output = sys.argv[1:]
+model = tiny_model(model_type)
+args = LeftTrainingArguments(
+    output_dir=str(Path(output).parent / "run"),
+    per_device_train_batch_size=int(batch_size),
+    gradient_accumulation_steps=int(accumulation),
+    max_steps=2,
+    max_grad_norm=1e9,
+    learning_rate=0.0,  # the second step sees other rows, but the same weights
+    logging_steps=1,
+    save_strategy="no",
+    train_sampling_strategy="sequential",
+    report_to="none",
+    disable_tqdm=True,
+    use_cpu=True,
+    seed=5,
+)
+trainer = LeftTrainer(
+    model, args, train_dataset=Dataset.from_list(tiny_rows()), processing_class=tiny_tokenizer(model_family(model))
+)
+trainer.train()
+if trainer.is_world_process_zero():
+    Path(output).write_text(json.dumps({"losses": losses(trainer), "gradient_norms": gradient_norms(trainer)}))
