@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
+
+from left_trainer.adapter_files import load_training_only_state, training_only_state
 
 ModelFamily = Literal["encoder_decoder", "decoder_only"]
 FAMILIES: tuple[ModelFamily, ...] = get_args(ModelFamily)
@@ -105,7 +107,21 @@ def load_model(model: str, is_trainable: bool = True, **model_init_kwargs: Any) 
     if adapter is not None:
         model = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     loaded = auto_class(family).from_pretrained(model, dtype=dtype, **model_init_kwargs)
-    return loaded if adapter is None else PeftModel.from_pretrained(loaded, adapter, is_trainable=is_trainable)
+    return loaded if adapter is None else _load_adapter(loaded, adapter, is_trainable)
+
+
+def _load_adapter(model: PreTrainedModel, path: str, is_trainable: bool) -> PeftModel:
+    config = PeftConfig.from_pretrained(path)
+    if not (is_trainable and config.is_prompt_learning):
+        return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+    # PEFT refuses to load a soft prompt for training; a new one of the same config takes what was saved.
+    config.inference_mode = False
+    wrapped = get_peft_model(model, config)
+    if training_only_state(wrapped):
+        load_training_only_state(wrapped, path)
+    else:
+        wrapped.load_adapter(path, wrapped.active_adapter, is_trainable=True)
+    return wrapped
 
 
 def build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import (
@@ -23,12 +24,13 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, PredictionOutput
 from trl import SFTTrainer
 
-
 from left_trainer import checks
-from left_trainer.callbacks.adapter_files import load_training_only_state, save_training_only_state
+from left_trainer.adapter_files import load_training_only_state, save_training_only_state, training_only_state
 from left_trainer.callbacks.logging import CompactProgressCallback, LoggingCallback
 from left_trainer.data.features import AnyDataset, dataset_form, tokenize_pairs
 from left_trainer.evaluation.generation import (
@@ -208,10 +210,7 @@ class LeftTrainer(Trainer):
             init_kwargs = _init_kwargs(args)
             if quantization_config is not None:
                 init_kwargs["quantization_config"] = quantization_config
-            adapter = model if is_adapter_directory(model) else None
             model = load_model(model, **init_kwargs)
-            if adapter:
-                load_training_only_state(model, adapter)
         if isinstance(model, PeftModel):
             if peft_config is not None:
                 raise ValueError(
@@ -262,12 +261,24 @@ class LeftTrainer(Trainer):
             save_training_only_state(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_training_only_state(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+        if not self._restore_soft_prompt(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        load_training_only_state(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+        if not self._restore_soft_prompt(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _restore_soft_prompt(self, checkpoint: str) -> bool:
+        """Load a soft prompt's encoder from its sidecar. `False` for a method whose adapter file is all there is.
+
+        `Trainer` would put the computed prompts where the encoder's own input belongs: silently wrong for P-tuning, a
+        shape error for a prefix projection.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not training_only_state(model):
+            return False
+        load_training_only_state(model, checkpoint)
+        return True
 
     def evaluate(
         self,
@@ -279,7 +290,7 @@ class LeftTrainer(Trainer):
         """Evaluate; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
         self._gen_kwargs = self._generation_arguments(gen_kwargs)
         features = self._features(eval_dataset, self.processing_class, self.args)
-        return super().evaluate(features, ignore_keys, metric_key_prefix, **self._parent_gen_kwargs())
+        return self._evaluating_parent().evaluate(features, ignore_keys, metric_key_prefix)
 
     def predict(
         self,
@@ -291,11 +302,40 @@ class LeftTrainer(Trainer):
         """Predict; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
         self._gen_kwargs = self._generation_arguments(gen_kwargs)
         features = self._features(test_dataset, self.processing_class, self.args)
-        return super().predict(features, ignore_keys, metric_key_prefix, **self._parent_gen_kwargs())
+        return self._evaluating_parent().predict(features, ignore_keys, metric_key_prefix)
 
-    def _parent_gen_kwargs(self) -> dict[str, Any]:
-        """What the concrete parent's `evaluate` and `predict` take for `generate`."""
-        return {}
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """With `predict_with_generate`, generate greedily or by beam search.
+
+        Returns:
+            The loss; the generated token ids, `(batch, new tokens)`; the labels, `(batch, target)`.
+        """
+        parent = self._evaluating_parent()
+        if not self.args.predict_with_generate or prediction_loss_only:
+            return parent.prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("labels")
+        loss = parent.prediction_step(model, dict(inputs), True, ignore_keys)[0] if labels is not None else None
+        arguments = getattr(self, "_gen_kwargs", None) or self._generation_arguments({})
+        arguments.setdefault("synced_gpus", is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self.model))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            tokens = self._generate(self.accelerator.unwrap_model(model), inputs, arguments)
+        return loss, tokens.contiguous(), labels
+
+    def _generate(self, model: Any, inputs: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
+        """New token ids, `(batch, new tokens)`, for the sources of a batch."""
+        sources = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        return model.generate(**sources, **arguments)
+
+    def _evaluating_parent(self) -> Any:
+        """The class whose `evaluate`, `predict` and `prediction_step` do the work."""
+        return super()
 
     def without_adapter(self) -> contextlib.AbstractContextManager[None]:
         """Inside, `evaluate` and `predict` see the base model. Nothing changes where no adapter is (`full`)."""
@@ -303,14 +343,20 @@ class LeftTrainer(Trainer):
 
     def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
         """Write the model card of Hugging Face's trainers, tagged with `left_trainer` and the method."""
-        own = ["left_trainer", *([self.method.name] if self.method else [])]
         history = self.state.log_history
         # Hugging Face makes a column of every logged key; ours with a group (memory/...) belong in the report.
-        self.state.log_history = [{key: value for key, value in entry.items() if "/" not in key} for entry in history]
+        self.state.log_history = [{key: value for key, value in row.items() if "/" not in key} for row in history]
         try:
-            super().create_model_card(*args, tags=[*([tags] if isinstance(tags, str) else tags or []), *own], **kwargs)
+            super().create_model_card(*args, tags=tags, **kwargs)
         finally:
             self.state.log_history = history
+        path = Path(self.args.output_dir) / "README.md"
+        if self.is_world_process_zero() and path.is_file():
+            card = ModelCard.load(path)
+            own = ["left_trainer", *([self.method.name] if self.method else [])]
+            given = [tags] if isinstance(tags, str) else tags or []
+            card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *given, *own]))  # PEFT's update drops them
+            card.save(path)
 
     def _generation_arguments(self, given: dict[str, Any]) -> dict[str, object]:
         return generation_arguments(self.args.generation_max_length, self.args.generation_num_beams, given)
@@ -337,8 +383,10 @@ class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
             return dataset
         return tokenize_pairs(dataset, tokenizer, args.max_length, args.truncation_mode, args.dataset_num_proc)
 
-    def _parent_gen_kwargs(self) -> dict[str, Any]:
-        return self._gen_kwargs
+    def _evaluating_parent(self) -> Any:
+        # Seq2SeqTrainer gathers the rows that pad the last batch of several processes too, so that metrics count them
+        # twice, and pads every generated batch to the length limit (transformers 5.23).
+        return super(Seq2SeqTrainer, self)
 
     def _default_collator(self, tokenizer: Any, args: LeftTrainingArguments) -> Any:
         return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=args.pad_to_multiple_of)
@@ -376,29 +424,8 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
             return dataset
         return self._prepare_dataset(dataset, tokenizer, args, False, self._formatting_func, "eval")
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """With `predict_with_generate`, continue each row's prompt greedily or by beam search.
-
-        Returns:
-            The loss; the generated completions, `(batch, new tokens)`, without their prompts; the labels.
-        """
-        if not self.args.predict_with_generate or prediction_loss_only:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
-        prompts, labels = split_prompts(inputs), inputs["labels"]
-        loss, _, _ = super().prediction_step(model, dict(inputs), True, ignore_keys)
-        arguments = getattr(self, "_gen_kwargs", None) or self._generation_arguments({})
-        with torch.no_grad(), self.compute_loss_context_manager():
-            completions = generate_completions(
-                self.accelerator.unwrap_model(model), prompts, self.processing_class.pad_token_id, **arguments
-            )
-        return loss, completions, labels
+    def _generate(self, model: Any, inputs: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
+        return generate_completions(model, split_prompts(inputs), self.processing_class.pad_token_id, **arguments)
 
 
 def _family_of(model: Any, model_init_kwargs: Any) -> ModelFamily:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from left_trainer.callbacks.adapter_files import load_training_only_state, save_adapter, save_training_only_state
+from left_trainer.adapter_files import load_training_only_state, save_adapter, save_training_only_state
 
 BEST = "best"
 BEST_FILE = "best.json"
@@ -25,8 +25,9 @@ class AdapterSaverCallback(TrainerCallback):
     Each adapter appears under its final name only when it is whole, so a kill leaves the earlier ones. The last ones
     and the best one are kept, as many as `save_total_limit` says. Each loads with `PeftModel.from_pretrained`.
 
-    On a plain `Trainer` it also makes resume and best-model restore work for P-tuning and prefix projections, whose
-    encoder PEFT leaves out of checkpoints: it adds the missing file to every checkpoint and restores from it.
+    On a plain `Trainer` it also makes resume and best-model restore work for P-tuning, whose encoder PEFT leaves out of
+    checkpoints: it adds the missing file to every checkpoint and restores from it. (`LeftTrainer` does so by itself,
+    for prefix projections too, on which a plain `Trainer` stops with a shape error.)
 
     Logs no keys. Files, in `directory`:
 

@@ -1,14 +1,15 @@
 """Make the embedded models: `python -m left_trainer.embedded.pretrain --family encoder_decoder --output_dir DIR`.
 
-The corpus is endless and comes from the seeded grammar. The encoder-decoder model learns span corruption (Raffel et
-al., 2020, arXiv 1910.10683, section 3.1.4) and gap-sentence generation (Zhang et al., 2020, PEGASUS, arXiv
-1912.08777, section 3.1). The decoder-only model learns to predict the next token of running text and of passages whose gap is
-filled at their end (Bavarian et al., 2022, arXiv 2207.14255). No text contains a task's prompt.
+The corpus is endless and comes from the seeded grammar. The encoder-decoder model learns to fill in a gap sentence (Zhang
+et al., 2020, PEGASUS, arXiv 1912.08777, section 3.1), span corruption (Raffel et al., 2020, arXiv 1910.10683, section
+3.1.4) and to go on with a text. The decoder-only model learns to predict the next token of running text and of passages
+whose gap is filled at their end (Bavarian et al., 2022, arXiv 2207.14255). No text contains a task's prompt.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -33,6 +34,7 @@ from left_trainer.embedded import grammar
 
 VOCABULARY_SIZE = 2048
 N_SENTINELS = 16
+MAX_CONTINUATION_WORDS = 25
 SENTINELS = [f"<extra_id_{i}>" for i in range(N_SENTINELS)]
 
 
@@ -127,7 +129,7 @@ def gap_sentence(segments: list[str], rng: Random) -> tuple[str, str]:
     """One segment is cut out, most often the last; the target is that segment."""
     gap = len(segments) - 1 if rng.random() < 0.7 else rng.randrange(len(segments))
     source = "\n".join(SENTINELS[0] if i == gap else segment for i, segment in enumerate(segments))
-    return source, f"{SENTINELS[0]}{segments[gap]}{SENTINELS[1]}"
+    return source, segments[gap]
 
 
 def span_corruption(segments: list[str], rng: Random) -> tuple[str, str]:
@@ -149,6 +151,21 @@ def span_corruption(segments: list[str], rng: Random) -> tuple[str, str]:
     return " ".join(source), "".join(target) + SENTINELS[len(target)]
 
 
+def continuation(segments: list[str], rng: Random) -> tuple[str, str]:
+    """Running text, cut at the end of a sentence or between two words; the target is what follows."""
+    text = plain_text(segments, rng)
+    sentences = re.split(r"(?<=[.?!])\s", text)
+    parts = sentences if len(sentences) > 1 and rng.random() < 0.7 else text.split(" ")
+    cut = rng.randrange(1, len(parts))
+    return " ".join(parts[:cut]), " ".join(" ".join(parts[cut:]).split(" ")[:MAX_CONTINUATION_WORDS])
+
+
+def fill_in_at_end(segments: list[str], rng: Random) -> str:
+    """A passage with a gap, then what fills it."""
+    source, target = gap_sentence(segments, rng)
+    return f"{source}{SENTINELS[0]}{target}{SENTINELS[1]}"
+
+
 def plain_text(segments: list[str], rng: Random) -> str:
     """Running text: a whole dialogue, or one segment alone, so that no text shows what its last segment answers."""
     return "\n".join(segments) if len(segments) > 2 else rng.choice(segments)
@@ -165,12 +182,12 @@ class Corpus(IterableDataset[dict[str, list[int]]]):
         while True:
             segments = passage(rng)
             if self.family == "encoder_decoder":
-                corrupt = gap_sentence if rng.random() < 0.7 else span_corruption
-                source, target = corrupt(segments, rng)
+                objective = rng.choices((gap_sentence, span_corruption, continuation), weights=(45, 20, 35))[0]
+                source, target = objective(segments, rng)
                 labels = self.tokenizer(target)["input_ids"]
                 yield {"input_ids": self.tokenizer(source)["input_ids"], "labels": labels}
             else:
-                text = "".join(gap_sentence(segments, rng)) if rng.random() < 0.7 else plain_text(segments, rng)
+                text = fill_in_at_end(segments, rng) if rng.random() < 0.7 else plain_text(segments, rng)
                 yield {"input_ids": [*self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id]}
 
 

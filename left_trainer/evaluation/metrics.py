@@ -25,9 +25,6 @@ class TextMetric(evaluate.Metric):
             description=self.description, citation=self.citation, inputs_description="", features=TEXT_PAIR
         )
 
-    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
-        raise NotImplementedError(f"{type(self).__name__} has to compute its scores.")
-
 
 class Rouge(TextMetric):
     """ROUGE-1, ROUGE-2 and ROUGE-L: F1 of n-gram overlap and of the longest common subsequence, in percent."""

@@ -1,0 +1,434 @@
+"""The front door, its refusals, and the forms of models and data it takes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import gradient_norms, losses, tiny_model, tiny_rows
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5EncoderModel,
+    Trainer,
+)
+from trl import SFTConfig, SFTTrainer
+
+from left_trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer, apply_method
+from left_trainer.adapter_files import TRAINING_STATE_FILE
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fails the test when weights are loaded: what is tested has to be refused earlier."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("weights were loaded before the check")
+
+    monkeypatch.setattr("left_trainer.trainer.load_model", refuse)
+
+
+def test_front_door_chooses_and_isinstance_holds(rows, make_args, tokenizers, saved_models):
+    for family, concrete, parent in (
+        ("encoder_decoder", LeftSeq2SeqTrainer, Seq2SeqTrainer),
+        ("decoder_only", LeftSFTTrainer, SFTTrainer),
+    ):
+        trainer = LeftTrainer(str(saved_models[family]), make_args(), train_dataset=rows)
+        assert type(trainer) is concrete
+        assert isinstance(trainer, LeftTrainer)
+        order = type(trainer).__mro__
+        assert order.index(concrete) < order.index(LeftTrainer) < order.index(parent) < order.index(Trainer)
+        trainer.train()
+        assert len(losses(trainer)) == 4
+
+
+def test_each_init_runs_once(rows, make_args, tokenizers, monkeypatch):
+    calls = []
+    original = Trainer.__init__
+    monkeypatch.setattr(
+        Trainer, "__init__", lambda self, *a, **k: (calls.append(type(self)), original(self, *a, **k))[1]
+    )
+    LeftTrainer(tiny_model("llama"), make_args(), train_dataset=rows, processing_class=tokenizers["decoder_only"])
+    assert calls == [LeftSFTTrainer]
+
+
+def test_extending_the_front_door_is_refused():
+    with pytest.raises(TypeError, match=r"class Mine\(LeftSeq2SeqTrainer\)"):
+
+        class Mine(LeftTrainer):
+            pass
+
+
+def test_extending_a_concrete_class_works(rows, make_args, tokenizers):
+    class Mine(LeftSeq2SeqTrainer):
+        def compute_loss(self, *args, **kwargs):
+            return 2 * super().compute_loss(*args, **kwargs)
+
+    results = []
+    for cls in (LeftSeq2SeqTrainer, Mine):
+        trainer = cls(
+            tiny_model("t5"),
+            make_args(max_steps=1),
+            train_dataset=rows,
+            processing_class=tokenizers["encoder_decoder"],
+        )
+        trainer.train()
+        results.append(losses(trainer)[0])
+    assert results[1] == pytest.approx(2 * results[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: BertForMaskedLM(
+            BertConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        ),
+        lambda: T5EncoderModel(tiny_model("t5").config),
+    ],
+)
+def test_models_that_generate_nothing_are_refused(model, rows, make_args, tokenizers):
+    with pytest.raises(ValueError, match="LeftTrainer fine-tunes models that generate text"):
+        LeftTrainer(model(), make_args(), train_dataset=rows, processing_class=tokenizers["decoder_only"])
+
+
+def test_bidirectional_bert_with_a_causal_head_is_refused(rows, make_args, tokenizers):
+    config = BertConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(ValueError, match="encoder-only"):
+        LeftTrainer(
+            BertLMHeadModel(config), make_args(), train_dataset=rows, processing_class=tokenizers["decoder_only"]
+        )
+
+
+def test_misrouting_is_refused(rows, make_args, tokenizers):
+    with pytest.raises(ValueError, match="Use LeftSeq2SeqTrainer"):
+        LeftSFTTrainer(
+            tiny_model("bart"), make_args(), train_dataset=rows, processing_class=tokenizers["decoder_only"]
+        )
+    with pytest.raises(ValueError, match="Use LeftSFTTrainer"):
+        LeftSeq2SeqTrainer(tiny_model("llama"), make_args(), train_dataset=rows)
+
+
+def test_not_a_model(make_args):
+    with pytest.raises(TypeError, match="model is a int"):
+        LeftTrainer(3, make_args())
+    with pytest.raises(ValueError, match="neither a directory with a config.json"):
+        LeftTrainer("no/such-model", make_args())
+
+
+def test_arguments_of_hugging_face_and_trl_are_kept(rows, tokenizers, tmp_path):
+    given = Seq2SeqTrainingArguments(
+        output_dir=str(tmp_path / "a"), learning_rate=3e-3, weight_decay=0.1, report_to="none", use_cpu=True
+    )
+    trainer = LeftTrainer(tiny_model("t5"), given, train_dataset=rows, processing_class=tokenizers["encoder_decoder"])
+    assert (trainer.args.learning_rate, trainer.args.weight_decay) == (3e-3, 0.1)
+    assert trainer.args.max_length is None
+    given = SFTConfig(output_dir=str(tmp_path / "b"), bf16=False, max_length=77, report_to="none", use_cpu=True)
+    trainer = LeftTrainer(tiny_model("llama"), given, train_dataset=rows, processing_class=tokenizers["decoder_only"])
+    assert (trainer.args.max_length, trainer.args.learning_rate) == (77, given.learning_rate)
+    assert trainer.args.gradient_checkpointing is True
+
+
+def test_learning_rate_is_the_methods_own_and_the_users_arguments_stay_as_they_are(rows, make_args, tokenizers):
+    args = make_args(peft_method="ia3")
+    trainer = LeftTrainer(tiny_model("t5"), args, train_dataset=rows, processing_class=tokenizers["encoder_decoder"])
+    assert trainer.args.learning_rate == trainer.method.learning_rate == 5e-3
+    assert args.learning_rate is None
+
+
+def test_an_explicit_config_beats_the_method(rows, make_args, tokenizers):
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["k"])
+    trainer = LeftTrainer(
+        tiny_model("t5"),
+        make_args(peft_method="ia3"),
+        train_dataset=rows,
+        processing_class=tokenizers["encoder_decoder"],
+        peft_config=config,
+    )
+    assert trainer.method.name == "lora"
+    assert trainer.model.applied_method.match_table == {"k": 6}
+    assert trainer.args.learning_rate == 2e-4
+
+
+def test_a_peft_model_is_trained_further(rows, make_args, tokenizers, saved_models, tmp_path):
+    trainer = LeftTrainer(str(saved_models["encoder_decoder"]), make_args(peft_method="p_tuning"), train_dataset=rows)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert (tmp_path / "adapter" / TRAINING_STATE_FILE).is_file()
+    further = LeftTrainer(str(tmp_path / "adapter"), make_args(), train_dataset=rows, eval_dataset=rows)
+    assert further.method.name == "p_tuning"
+    assert further.evaluate()["eval_loss"] == pytest.approx(trainer.evaluate(rows)["eval_loss"], abs=1e-6)
+    further.train()
+    assert max(gradient_norms(further)) > 0
+
+    model = apply_method(tiny_model("t5"), "lora", seed=0)
+    started = LeftTrainer(model, make_args(), train_dataset=rows, processing_class=tokenizers["encoder_decoder"])
+    assert started.model is model
+    started.train()
+
+
+def test_p_tuning_without_its_sidecar_is_refused(rows, make_args, saved_models, tmp_path):
+    trainer = LeftTrainer(str(saved_models["encoder_decoder"]), make_args(peft_method="p_tuning"), train_dataset=rows)
+    trainer.save_model(str(tmp_path / "adapter"))
+    (tmp_path / "adapter" / TRAINING_STATE_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match="saves only the computed prompts"):
+        LeftTrainer(str(tmp_path / "adapter"), make_args(), train_dataset=rows)
+
+
+def test_a_frozen_peft_model_is_refused(rows, make_args, tokenizers):
+    model = get_peft_model(tiny_model("t5"), LoraConfig(task_type="SEQ_2_SEQ_LM", inference_mode=True))
+    with pytest.raises(ValueError, match="is_trainable=True"):
+        LeftTrainer(model, make_args(), train_dataset=rows, processing_class=tokenizers["encoder_decoder"])
+    model = get_peft_model(tiny_model("t5"), LoraConfig(task_type="SEQ_2_SEQ_LM"))
+    with pytest.raises(ValueError, match=r"model\.unload\(\)"):
+        LeftTrainer(
+            model,
+            make_args(),
+            train_dataset=rows,
+            processing_class=tokenizers["encoder_decoder"],
+            peft_config=LoraConfig(),
+        )
+
+
+@pytest.mark.parametrize("form", ["text", "messages", "tokenized"])
+def test_trl_forms_on_decoder_only_models(form, rows, make_args, tokenizers):
+    tokenizer = copy.deepcopy(tokenizers["decoder_only"])
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    data = {
+        "text": [{"text": row["prompt"] + row["completion"]} for row in rows],
+        "messages": [
+            {
+                "messages": [
+                    {"role": "user", "content": row["prompt"]},
+                    {"role": "assistant", "content": row["completion"]},
+                ]
+            }
+            for row in rows
+        ],
+        "tokenized": [{"input_ids": [2, 5, 6, 7], "labels": [-100, -100, 6, 7]} for _ in rows],
+    }[form]
+    trainer = LeftTrainer(
+        tiny_model("llama"), make_args(), train_dataset=Dataset.from_list(data), processing_class=tokenizer
+    )
+    trainer.train()
+    assert max(gradient_norms(trainer)) > 0
+
+
+def test_tokenized_features_on_encoder_decoder_models(make_args, tokenizers):
+    features = Dataset.from_list([{"input_ids": [5, 6, 1], "labels": [7] * (1 + i % 3) + [1]} for i in range(8)])
+    trainer = LeftTrainer(
+        tiny_model("bart"), make_args(), train_dataset=features, processing_class=tokenizers["encoder_decoder"]
+    )
+    trainer.train()
+    assert max(gradient_norms(trainer)) > 0
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "train_dataset is empty"),
+        ([{"question": "a", "answer": "b"}], "has the columns 'question', 'answer'"),
+        ([{"prompt": "a", "completion": " "}], "Row 0 of train_dataset has an empty 'completion'"),
+        ([{"input_ids": [1, 2], "labels": [-100, -100]}], "Row 0 of train_dataset has an empty 'labels'"),
+    ],
+)
+def test_unusable_data(data, message, make_args, saved_models, no_weights):
+    with pytest.raises(ValueError, match=message):
+        LeftTrainer(str(saved_models["encoder_decoder"]), make_args(), train_dataset=Dataset.from_list(data))
+
+
+def test_fp16_is_refused_for_t5_before_weights_load(rows, make_args, saved_models, no_weights):
+    args = make_args()
+    args.fp16 = True  # the field itself needs a GPU
+    with pytest.raises(ValueError, match="Use bf16=True"):
+        LeftTrainer(str(saved_models["encoder_decoder"]), args, train_dataset=rows)
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "full"])
+def test_trainable_parameters_of_a_half_precision_model_are_float32(method):
+    model = apply_method(tiny_model("bart").half(), method)
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
+
+
+def test_bf16_trains_on_a_cpu(rows, make_args, tokenizers):
+    trainer = LeftTrainer(
+        tiny_model("t5"), make_args(bf16=True), train_dataset=rows, processing_class=tokenizers["encoder_decoder"]
+    )
+    trainer.train()
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert max(gradient_norms(trainer)) > 0
+
+
+def test_prefix_tuning_with_gradient_checkpointing_is_refused(rows, make_args, saved_models, no_weights):
+    args = make_args(peft_method="prefix_tuning", activation_checkpointing=True)
+    with pytest.raises(ValueError, match="gradient_checkpointing=False"):
+        LeftTrainer(str(saved_models["encoder_decoder"]), args, train_dataset=rows)
+
+
+@pytest.mark.parametrize(("field", "value"), [("packing", True), ("dataset_text_field", "x"), ("loss_type", "dft")])
+def test_fields_without_effect_are_refused(field, value, rows, make_args, saved_models, no_weights):
+    with pytest.raises(ValueError, match=f"{field}=.* has no effect on an encoder-decoder model"):
+        LeftTrainer(str(saved_models["encoder_decoder"]), make_args(**{field: value}), train_dataset=rows)
+    with pytest.raises(ValueError, match="group_by_length"):
+        LeftTrainer(str(saved_models["decoder_only"]), make_args(sortish_sampler=True), train_dataset=rows)
+
+
+def test_tokenizer_without_pad_token(rows, make_args, saved_models, tokenizers, no_weights):
+    tokenizer = copy.deepcopy(tokenizers["encoder_decoder"])
+    tokenizer.pad_token = None
+    path = str(saved_models["encoder_decoder"])
+    with pytest.raises(ValueError, match=r"tokenizer\.pad_token = '</s>'"):
+        LeftTrainer(path, make_args(), train_dataset=rows, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="not in the tokenizer's vocabulary"):
+        LeftTrainer(path, make_args(pad_token="nope"), train_dataset=rows, processing_class=tokenizer)
+
+
+def test_vocabulary_mismatch(rows, make_args, saved_models, tokenizers, no_weights):
+    tokenizer = copy.deepcopy(tokenizers["encoder_decoder"])
+    tokenizer.add_tokens(["<new>"])
+    with pytest.raises(ValueError, match=r"resize_token_embeddings\(301\)"):
+        LeftTrainer(str(saved_models["encoder_decoder"]), make_args(), train_dataset=rows, processing_class=tokenizer)
+
+
+def test_a_pattern_that_matches_nothing_is_refused_before_weights_load(rows, make_args, saved_models, no_weights):
+    args = make_args(peft_kwargs={"target_modules": ["q", "w_typo"]})
+    with pytest.raises(ValueError, match="'w_typo', which matches no module.*modules named.*k, .*o, q"):
+        LeftTrainer(str(saved_models["encoder_decoder"]), args, train_dataset=rows)
+
+
+def test_an_output_dir_with_a_result_is_not_overwritten(rows, make_args, saved_models, monkeypatch):
+    path = str(saved_models["encoder_decoder"])
+    trainer = LeftTrainer(path, make_args(), train_dataset=rows)
+    trainer.save_model()
+    adapter = Path(trainer.args.output_dir, "adapter_model.safetensors")
+    content = adapter.read_bytes()
+    with pytest.raises(FileExistsError, match="overwrite_output_dir=True"):
+        LeftTrainer(path, make_args(), train_dataset=rows)
+    assert adapter.read_bytes() == content
+    LeftTrainer(path, make_args(overwrite_output_dir=True), train_dataset=rows)
+
+
+def test_checkpoints_of_an_earlier_run_are_not_overwritten(rows, make_args, saved_models):
+    def trainer(**options):
+        args = make_args(save_strategy="steps", save_steps=2, **options)
+        return LeftTrainer(str(saved_models["encoder_decoder"]), args, train_dataset=rows)
+
+    trainer().train()
+    with pytest.raises(FileExistsError, match=r"train\(resume_from_checkpoint=True\)"):
+        trainer().train()
+    trainer(overwrite_output_dir=True, max_steps=2).train()
+    names = {path.name for path in Path(trainer().args.output_dir).glob("checkpoint-*")}
+    assert names == {"checkpoint-2"}  # the longer run's last checkpoint must not be what a resume finds
+
+
+def test_resume_skips_a_checkpoint_that_was_cut_off(rows, make_args, saved_models):
+    def trainer():
+        args = make_args(save_strategy="steps", save_steps=2)
+        return LeftTrainer(str(saved_models["encoder_decoder"]), args, train_dataset=rows)
+
+    first = trainer()
+    first.train()
+    Path(first.args.output_dir, "checkpoint-4", "trainer_state.json").unlink()
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == pytest.approx(losses(first), rel=1e-6)
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        LeftTrainer(str(saved_models["encoder_decoder"]), make_args(output_dir="nowhere"), train_dataset=rows).train(
+            resume_from_checkpoint=True
+        )
+
+
+def test_an_output_dir_that_cannot_be_written(rows, make_args, saved_models, tmp_path, no_weights):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PermissionError, match="not a directory"):
+        LeftTrainer(
+            str(saved_models["encoder_decoder"]),
+            make_args(output_dir=str(tmp_path / "file" / "run")),
+            train_dataset=rows,
+        )
+
+
+def test_blenderbot_with_fewer_encoder_layers(rows, make_args, tokenizers):
+    model = tiny_model("blenderbot", encoder_layers=1, decoder_layers=3)
+    args = make_args(peft_method="prefix_tuning", peft_kwargs={"num_virtual_tokens": 2})
+    trainer = LeftTrainer(model, args, train_dataset=rows, processing_class=tokenizers["encoder_decoder"])
+    trainer.train()
+    assert trainer.model.active_peft_config.num_layers == 3
+
+
+def test_model_cards(rows, make_args, saved_models):
+    for path in saved_models.values():
+        trainer = LeftTrainer(str(path), make_args(overwrite_output_dir=True), train_dataset=rows)
+        trainer.save_model()
+        trainer.create_model_card(model_name="mine")
+        card = Path(trainer.args.output_dir, "README.md").read_text()
+        assert "left_trainer" in card
+        assert "lora" in card
+
+
+def test_trackers_receive_our_figures(rows, make_args, saved_models):
+    from transformers import TrainerCallback
+
+    from left_trainer import TrainableParametersCallback
+
+    class Tracker(TrainerCallback):
+        seen: list[str] = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.seen.extend(logs)
+
+    trainer = LeftTrainer(
+        str(saved_models["encoder_decoder"]),
+        make_args(max_steps=1),
+        train_dataset=rows,
+        callbacks=[Tracker(), TrainableParametersCallback()],
+    )
+    trainer.train()
+    assert "parameters/trainable" in Tracker.seen
+
+
+def test_multiple_evaluation_sets(rows, make_args, saved_models):
+    for path in saved_models.values():
+        evaluation = {"first": rows.select(range(4)), "second": rows.select(range(4, 8))}
+        trainer = LeftTrainer(str(path), make_args(), train_dataset=rows, eval_dataset=evaluation)
+        metrics = trainer.evaluate()
+        assert {"eval_first_loss", "eval_second_loss"} <= set(metrics)
+
+
+def test_without_adapter_is_the_base_model(make_args, saved_models):
+    data = Dataset.from_list(tiny_rows(6))
+    for family, path in saved_models.items():
+        args = make_args(
+            peft_method="prompt_tuning", predict_with_generate=True, generation_max_length=6, overwrite_output_dir=True
+        )
+        trainer = LeftTrainer(str(path), args, train_dataset=data)
+        with trainer.without_adapter():
+            disabled = trainer.predict(data)
+        enabled = trainer.predict(data)
+        assert isinstance(trainer.model, PeftModel)
+        base = LeftTrainer(
+            str(path),
+            make_args(
+                peft_method="full", predict_with_generate=True, generation_max_length=6, overwrite_output_dir=True
+            ),
+            train_dataset=data,
+        ).predict(data)
+        assert (disabled.predictions == base.predictions).all(), family
+        assert disabled.metrics["test_loss"] == pytest.approx(base.metrics["test_loss"], abs=1e-6)
+        assert enabled.metrics["test_loss"] != pytest.approx(base.metrics["test_loss"], abs=1e-6)
+
+
+def test_bart_as_a_decoder_only_model_is_not_an_encoder_decoder():
+    from left_trainer.models import model_family
+
+    config = BartConfig(vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1)
+    assert model_family(BartForConditionalGeneration(config)) == "encoder_decoder"
+    assert model_family(config) == "encoder_decoder"
