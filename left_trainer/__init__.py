@@ -48,7 +48,33 @@ _HOMES = {
     "register_task": "left_trainer.tasks",
     "text_metrics": "left_trainer.evaluation.text_metrics",
 }
-__all__ = sorted([*_HOMES, "__version__"])
+__all__ = [
+    "AdapterSaverCallback",
+    "DataArguments",
+    "LeftSFTTrainer",
+    "LeftSeq2SeqTrainer",
+    "LeftTrainer",
+    "LeftTrainingArguments",
+    "MemoryProfilerCallback",
+    "ModelArguments",
+    "PeftMethod",
+    "StepTimerCallback",
+    "Task",
+    "TrainableParametersCallback",
+    "__version__",
+    "apply_method",
+    "decode",
+    "get_method",
+    "get_task",
+    "list_methods",
+    "list_tasks",
+    "load_task_data",
+    "load_tokenizer",
+    "prepare_task_data",
+    "register_method",
+    "register_task",
+    "text_metrics",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -50,9 +50,9 @@ def load_training_only_state(model: PreTrainedModel | PeftModel, directory: str 
     path = Path(directory) / TRAINING_STATE_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{directory} has no {TRAINING_STATE_FILE}. {model.active_peft_config.peft_type.value} cannot be restored for "
-            "training without it: PEFT saves only the computed prompts, not the encoder that computes them. Continue "
-            "from a checkpoint written by LeftTrainer or with AdapterSaverCallback."
+            f"{directory} has no {TRAINING_STATE_FILE}. {model.active_peft_config.peft_type.value} cannot be restored "
+            "for training without it: PEFT saves only the computed prompts, not the encoder that computes them. "
+            "Continue from a checkpoint written by LeftTrainer or with AdapterSaverCallback."
         )
     model.prompt_encoder[model.active_adapter].load_state_dict(load_file(path))
 

@@ -25,8 +25,8 @@ def check_output_dir(args: LeftTrainingArguments) -> None:
     found = [name for name in RESULT_FILES if (directory / name).exists()]
     if found and not (args.overwrite_output_dir or args.resume_from_checkpoint):
         raise FileExistsError(
-            f"output_dir={str(directory)!r} already holds {found[0]} of an earlier run. Choose another directory, go on "
-            "with that run by resume_from_checkpoint, or replace it with overwrite_output_dir=True "
+            f"output_dir={str(directory)!r} already holds {found[0]} of an earlier run. Choose another directory, go "
+            "on with that run by resume_from_checkpoint, or replace it with overwrite_output_dir=True "
             "(--overwrite_output_dir)."
         )
     existing = directory
@@ -61,8 +61,8 @@ def last_complete_checkpoint(output_dir: str) -> str:
     ]
     if not checkpoints:
         raise FileNotFoundError(
-            f"resume_from_checkpoint=True, but output_dir={output_dir!r} holds no complete checkpoint. Pass the path of "
-            "one, or start afresh without resume_from_checkpoint."
+            f"resume_from_checkpoint=True, but output_dir={output_dir!r} holds no complete checkpoint. Pass the path "
+            "of one, or start afresh without resume_from_checkpoint."
         )
     return str(max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2])))
 
@@ -71,8 +71,8 @@ def check_precision(args: LeftTrainingArguments, config: PreTrainedConfig) -> No
     """Refuse fp16 for models whose activations overflow it."""
     if args.fp16 and config.model_type in FP16_OVERFLOW_TYPES:
         raise ValueError(
-            f"fp16=True overflows in {config.model_type.upper()} models, which were trained in bfloat16: the loss becomes "
-            "NaN or learning stops. Use bf16=True."
+            f"fp16=True overflows in {config.model_type.upper()} models, which were trained in bfloat16: the loss "
+            "becomes NaN or learning stops. Use bf16=True."
         )
 
 
@@ -113,7 +113,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, args: LeftTrainingArgume
     vocab_size = config.get_text_config().vocab_size
     if len(tokenizer) > vocab_size:
         raise ValueError(
-            f"processing_class has {len(tokenizer)} tokens and the model's vocabulary {vocab_size}: tokens beyond it have "
-            "no embedding. Pass the tokenizer that belongs to the model, or call "
+            f"processing_class has {len(tokenizer)} tokens and the model's vocabulary {vocab_size}: tokens beyond it "
+            "have no embedding. Pass the tokenizer that belongs to the model, or call "
             f"model.resize_token_embeddings({len(tokenizer)}) before training."
         )

@@ -60,8 +60,8 @@ def load_for_merge(path: str) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     name = method_name(PeftConfig.from_pretrained(path))
     if not get_method(name).mergeable:
         raise ValueError(
-            f"{path!r} was trained with {name}, which adds inputs and not weights, so it cannot be merged. Serve it as an "
-            "adapter: PeftModel.from_pretrained(base, path)."
+            f"{path!r} was trained with {name}, which adds inputs and not weights, so it cannot be merged. Serve it as "
+            "an adapter: PeftModel.from_pretrained(base, path)."
         )
     return load_model(path, is_trainable=False), _tokenizer(path)
 

@@ -12,8 +12,9 @@ def accumulated_token_loss(
 ) -> torch.Tensor:
     r"""Turn the token mean of one micro-batch into its share of the token mean of the whole accumulated batch.
 
-    With $n_b$ target tokens in micro-batch $b$, $N = \sum_b n_b$ over all micro-batches and ranks, and $\ell_b$ the mean
-    over $n_b$ tokens, the share is $\ell_b n_b / N$. Ranks average their gradients, hence the factor `num_processes`.
+    With $n_b$ target tokens in micro-batch $b$, $N = \sum_b n_b$ over all micro-batches and ranks, and $\ell_b$ the
+    mean over $n_b$ tokens, the share is $\ell_b n_b / N$. Ranks average their gradients, hence the factor
+    `num_processes`.
 
     T5, BART and their relatives accept `num_items_in_batch` and ignore it, while `Trainer` then skips its own division
     (transformers 5.23): k accumulation steps multiply loss and gradients by k. This can go once their losses honour it.

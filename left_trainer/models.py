@@ -39,8 +39,8 @@ def load_config(model: str, **model_init_kwargs: Any) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(model, **hub_arguments)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model={model!r} is neither a directory with a config.json nor a model that the Hugging Face hub has under "
-            "this name (for a private one pass a token: `hf auth login`, or model_init_kwargs={'token': ...}). "
+            f"model={model!r} is neither a directory with a config.json nor a model that the Hugging Face hub has "
+            "under this name (for a private one pass a token: `hf auth login`, or model_init_kwargs={'token': ...}). "
             f"The loader said: {str(error).splitlines()[0]}"
         ) from error
 
@@ -65,16 +65,16 @@ def model_family(model: str | PreTrainedModel | PeftModel | PreTrainedConfig, **
     if class_names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) and not encoder_only:
         return "decoder_only"
     name = getattr(config, "_name_or_path", "") or config.model_type
+    kind = "an encoder-only model" if encoder_only else "neither an encoder-decoder nor a decoder-only language model"
     raise ValueError(
-        f"model={name!r} ({'/'.join(sorted(config.architectures or [config.model_type]))}) is "
-        f"{'an encoder-only model' if encoder_only else 'neither an encoder-decoder nor a decoder-only language model'}. "
+        f"model={name!r} ({'/'.join(sorted(config.architectures or [config.model_type]))}) is {kind}. "
         "LeftTrainer fine-tunes models that generate text: pass one that loads with `AutoModelForSeq2SeqLM` (T5, BART, "
         "Marian, ...) or `AutoModelForCausalLM` (GPT-2, Llama, Qwen, ...)."
     )
 
 
 def _loaded_class_names(config: PreTrainedConfig) -> set[str]:
-    """Names of the classes that the auto classes would choose for `config`, the one that generates from a source first."""
+    """Names of the classes that the auto classes would choose for `config`, encoder-decoder ones first."""
     remote = set(getattr(config, "auto_map", None) or {})
     for auto_class, names in (
         ("AutoModelForSeq2SeqLM", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
@@ -96,8 +96,11 @@ def auto_class(family: ModelFamily) -> type[AutoModelForSeq2SeqLM] | type[AutoMo
 def load_model(model: str, is_trainable: bool = True, **model_init_kwargs: Any) -> PreTrainedModel | PeftModel:
     """Load a model, or an adapter onto its base model, by name or path.
 
-    `is_trainable` says whether such an adapter is to be trained further. `model_init_kwargs` go to `from_pretrained`. As in TRL, `dtype` is float32 unless given, so that a checkpoint that
-    was saved in half precision does not silently train in it.
+    Args:
+        model: Hub name or path.
+        is_trainable: Whether an adapter found there is to be trained further.
+        model_init_kwargs: For `from_pretrained`. As in TRL, `dtype` is float32 unless given, so that a checkpoint that
+            was saved in half precision does not silently train in it.
     """
     family = model_family(model, **model_init_kwargs)
     dtype = model_init_kwargs.pop("dtype", "float32")

@@ -140,8 +140,8 @@ def results_section(report: Mapping[str, Any]) -> str:
         *(f"| {name} | {before:.2f} | {after:.2f} |" for name, before, after in _score_rows(report)),
         "",
         f"{report['trainable_parameters']:,} of {report['total_parameters']:,} parameters trained "
-        f"({report['trainable_percent']:.3f} %), {report['train_steps']} steps of {report['train_batch_size']} rows at a "
-        f"learning rate of {report['learning_rate']:g}, seed {report['seed']}.",
+        f"({report['trainable_percent']:.3f} %), {report['train_steps']} steps of {report['train_batch_size']} rows at "
+        f"a learning rate of {report['learning_rate']:g}, seed {report['seed']}.",
         "",
         "## Use",
         "",

@@ -7,7 +7,7 @@ import copy
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from datasets import Dataset
@@ -54,7 +54,7 @@ from left_trainer.models import (
 from left_trainer.training_args import LeftTrainingArguments
 
 DEFAULT_MAX_NEW_TOKENS = 128
-EvalDatasets = AnyDataset | dict[str, AnyDataset]
+EvalDatasets: TypeAlias = AnyDataset | dict[str, AnyDataset]
 
 
 class LeftTrainer(Trainer):
@@ -403,10 +403,7 @@ class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
         outputs = model(**inputs)
-        if self.label_smoother is None:
-            batch_mean = outputs["loss"]
-        else:
-            batch_mean = self.label_smoother(outputs, labels)
+        batch_mean = outputs["loss"] if self.label_smoother is None else self.label_smoother(outputs, labels)
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         loss = accumulated_token_loss(batch_mean, labels, num_items_in_batch, ranks)
         return (loss, outputs) if return_outputs else loss
@@ -431,8 +428,8 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
 def _family_of(model: Any, model_init_kwargs: Any) -> ModelFamily:
     if not isinstance(model, (str, PreTrainedModel, PeftModel)):
         raise TypeError(
-            f"model is a {type(model).__name__}. Pass a hub name, a path, a PreTrainedModel or a PeftModel, for example "
-            "LeftTrainer('google/flan-t5-small', args, ...)."
+            f"model is a {type(model).__name__}. Pass a hub name, a path, a PreTrainedModel or a PeftModel, for "
+            "example LeftTrainer('google/flan-t5-small', args, ...)."
         )
     options = model_init_kwargs if isinstance(model_init_kwargs, dict) else {}
     return model_family(model, **options)

@@ -118,6 +118,6 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             for name in DECODER_ONLY_FIELDS:
                 if getattr(self, name) != defaults[name]:
                     raise ValueError(
-                        f"{name}={getattr(self, name)!r} has no effect on an encoder-decoder model. Remove it, or use a "
-                        "decoder-only model."
+                        f"{name}={getattr(self, name)!r} has no effect on an encoder-decoder model. Remove it, or use "
+                        "a decoder-only model."
                     )

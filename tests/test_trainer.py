@@ -89,9 +89,7 @@ def test_extending_a_concrete_class_works(rows, make_args, tokenizers):
 @pytest.mark.parametrize(
     "model",
     [
-        lambda: BertForMaskedLM(
-            BertConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-        ),
+        lambda: BertForMaskedLM(BertConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)),
         lambda: T5EncoderModel(tiny_model("t5").config),
     ],
 )
@@ -110,9 +108,7 @@ def test_bidirectional_bert_with_a_causal_head_is_refused(rows, make_args, token
 
 def test_misrouting_is_refused(rows, make_args, tokenizers):
     with pytest.raises(ValueError, match="Use LeftSeq2SeqTrainer"):
-        LeftSFTTrainer(
-            tiny_model("bart"), make_args(), train_dataset=rows, processing_class=tokenizers["decoder_only"]
-        )
+        LeftSFTTrainer(tiny_model("bart"), make_args(), train_dataset=rows, processing_class=tokenizers["decoder_only"])
     with pytest.raises(ValueError, match="Use LeftSFTTrainer"):
         LeftSeq2SeqTrainer(tiny_model("llama"), make_args(), train_dataset=rows)
 
@@ -120,7 +116,7 @@ def test_misrouting_is_refused(rows, make_args, tokenizers):
 def test_not_a_model(make_args):
     with pytest.raises(TypeError, match="model is a int"):
         LeftTrainer(3, make_args())
-    with pytest.raises(ValueError, match="neither a directory with a config.json"):
+    with pytest.raises(ValueError, match="neither a directory"):
         LeftTrainer("no/such-model", make_args())
 
 
@@ -300,7 +296,7 @@ def test_vocabulary_mismatch(rows, make_args, saved_models, tokenizers, no_weigh
 
 def test_a_pattern_that_matches_nothing_is_refused_before_weights_load(rows, make_args, saved_models, no_weights):
     args = make_args(peft_kwargs={"target_modules": ["q", "w_typo"]})
-    with pytest.raises(ValueError, match="'w_typo', which matches no module.*modules named.*k, .*o, q"):
+    with pytest.raises(ValueError, match=r"'w_typo', which matches no module.*modules named.*k, .*o, q"):
         LeftTrainer(str(saved_models["encoder_decoder"]), args, train_dataset=rows)
 
 

@@ -56,8 +56,8 @@ class AdapterSaverCallback(TrainerCallback):
         """Check model and directory; after a resume, restore what the checkpoint's adapter file leaves out."""
         if not isinstance(_unwrap(model), PeftModel):
             raise TypeError(
-                f"AdapterSaverCallback saves adapters and {type(model).__name__} has none. Remove the callback for full "
-                "fine-tuning; the trainer saves the model itself."
+                f"AdapterSaverCallback saves adapters and {type(model).__name__} has none. Remove the callback for "
+                "full fine-tuning; the trainer saves the model itself."
             )
         self.directory = self.directory or Path(args.output_dir) / "adapters"
         self.best_metric, self._is_training, self._written = None, True, set()

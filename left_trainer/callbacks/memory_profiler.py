@@ -99,8 +99,8 @@ class MemoryProfilerCallback(LoggingCallback):
     Args:
         plot: Path of the PNG timeline; by default `memory.png` in `args.output_dir`. `False` draws none.
         print_table: Print the table at the end of training.
-        snapshot: On CUDA, write `memory_snapshot.pickle` of the first `snapshot_steps` steps for PyTorch's memory viewer
-            (https://pytorch.org/memory_viz).
+        snapshot: On CUDA, write `memory_snapshot.pickle` of the first `snapshot_steps` steps, for PyTorch's memory
+            viewer (https://pytorch.org/memory_viz).
         snapshot_steps: How many steps to record; recording slows them down.
 
     Raises:
@@ -132,9 +132,7 @@ class MemoryProfilerCallback(LoggingCallback):
             self._counter.reset_peak()
         return self._counter
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Begin to measure, so that an evaluation before training is seen whole."""
         self._start(args)
 
@@ -205,9 +203,7 @@ class MemoryProfilerCallback(LoggingCallback):
         if self.snapshot and len(self.steps) == self.snapshot_steps:
             self._write_snapshot(args)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """What comes before the next step is evaluation or saving."""
         self._start(args).reset_peak()
 
@@ -220,9 +216,7 @@ class MemoryProfilerCallback(LoggingCallback):
         self.metrics["memory/eval_peak_bytes"] = self._eval_peak
         counter.reset_peak()
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """An evaluation has ended."""
         if self.summary is not None:
             self.summary = self._summarize()

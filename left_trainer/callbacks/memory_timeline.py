@@ -48,9 +48,7 @@ def draw_timeline(steps: Sequence[StepMemory], summary: MemorySummary, path: Pat
             linewidth=1.2,
             label=f"peak, {name.replace('_', ' + ')}",
         )
-    axes.set(
-        xlabel="optimizer step", ylabel="MiB", title=f"Memory on {summary.device}", xlim=(x.min(), x.max() + 1e-9)
-    )
+    axes.set(xlabel="optimizer step", ylabel="MiB", title=f"Memory on {summary.device}", xlim=(x.min(), x.max() + 1e-9))
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     handles, names = axes.get_legend_handles_labels()

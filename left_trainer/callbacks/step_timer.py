@@ -41,8 +41,6 @@ class StepTimerCallback(TrainerCallback):
         """Start the clock."""
         self._began = time.perf_counter()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop the clock."""
         self.seconds.append(time.perf_counter() - self._began)

@@ -54,8 +54,8 @@ def _trained_prompt(folder: Path) -> str:
     report = folder / "training_report.json"
     if not report.is_file():
         raise FileNotFoundError(
-            f"--adapter {str(folder)!r} has no training_report.json to take the prompt from. Pass --prompt, for example "
-            "--prompt '{source}'."
+            f"--adapter {str(folder)!r} has no training_report.json to take the prompt from. Pass --prompt, for "
+            "example --prompt '{source}'."
         )
     return str(json.loads(report.read_text(encoding="utf-8"))["prompt"])
 

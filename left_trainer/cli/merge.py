@@ -24,9 +24,7 @@ def main(argv: list[str]) -> int:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"--output_dir {str(output)!r} exists and is not empty. Choose a new folder.")
         if not Path(options.adapter).is_dir():
-            raise FileNotFoundError(
-                f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training."
-            )
+            raise FileNotFoundError(f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training.")
         from left_trainer.inference import load_for_merge
 
         model, tokenizer = load_for_merge(options.adapter)

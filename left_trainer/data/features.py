@@ -6,7 +6,7 @@ Decoder-only models are tokenized by TRL, whose forms (`prompt`/`completion`, `t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from left_trainer.loss import IGNORE_INDEX
 from left_trainer.models import ModelFamily
 
-AnyDataset = Dataset | IterableDataset
+AnyDataset: TypeAlias = Dataset | IterableDataset
 FORMS: dict[ModelFamily, tuple[tuple[str, ...], ...]] = {
     "encoder_decoder": (("input_ids", "labels"), ("prompt", "completion")),
     "decoder_only": (("input_ids",), ("prompt", "completion"), ("messages",), ("conversations",), ("text",)),
@@ -62,8 +62,8 @@ def _check_targets(dataset: AnyDataset, form: tuple[str, ...], argument: str) ->
         empty = all(label == IGNORE_INDEX for label in target) if tokenized else not _text_of(target).strip()
         if empty:
             raise ValueError(
-                f"Row {index} of {argument} has an empty {form[-1]!r}, so it has nothing to learn. Remove such rows, for "
-                f"example dataset.filter(lambda row: row[{form[-1]!r}])."
+                f"Row {index} of {argument} has an empty {form[-1]!r}, so it has nothing to learn. Remove such rows, "
+                f"for example dataset.filter(lambda row: row[{form[-1]!r}])."
             )
 
 

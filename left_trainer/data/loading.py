@@ -81,10 +81,7 @@ def prepare_task_data(
     splits = load_task_data(task, data, token=options.get("token"))
     config = load_config(model, **options)
     return DatasetDict(
-        {
-            name: to_prompts(rows, task, tokenizer, config, args.max_length, data.prompt)
-            for name, rows in splits.items()
-        }
+        {name: to_prompts(rows, task, tokenizer, config, args.max_length, data.prompt) for name, rows in splits.items()}
     )
 
 
@@ -142,8 +139,9 @@ def _select(task: Task, data: DataArguments, rows: Dataset, split: str, limit: i
     ):
         column = named or default
         if column not in rows.column_names:
+            hint = did_you_mean(column, rows.column_names)
             raise ValueError(
-                f"The {split} rows have no column {column!r} to take the {role} from.{did_you_mean(column, rows.column_names)} "
+                f"The {split} rows have no column {column!r} to take the {role} from.{hint} "
                 f"Present: {', '.join(rows.column_names)}. Name it with --{role}_column."
             )
         columns[column] = role

@@ -6,6 +6,18 @@ instead of remembering them.
 
 from __future__ import annotations
 
+from typing import TypedDict
+
+
+class Topic(TypedDict):
+    """The words of one topic of the news."""
+
+    roles: list[str]
+    verbs: list[tuple[str, str, str]]
+    nouns: list[str]
+    adjectives: list[str]
+    reasons: list[str]
+
 
 def _words(text: str) -> list[str]:
     return text.split()
@@ -48,7 +60,7 @@ NUMBERS = _words(
 )
 
 # topic -> roles, verbs (summary form first, then the forms a document may use), nouns, adjectives, reasons
-TOPICS = {
+TOPICS: dict[str, Topic] = {
     "politics": {
         "roles": _phrases(
             "mayor, governor, senator, minister, councillor, deputy mayor, party leader, finance minister, ambassador"
@@ -61,8 +73,8 @@ TOPICS = {
             ("cancelled", "scrapped", "withdrew"),
         ],
         "nouns": _phrases(
-            "budget, housing plan, tax reform, school law, parking rule, trade deal, pension bill, water treaty, voting "
-            "reform, land survey, noise rule, farm subsidy, border agreement, climate pledge, transport plan"
+            "budget, housing plan, tax reform, school law, parking rule, trade deal, pension bill, water treaty, "
+            "voting reform, land survey, noise rule, farm subsidy, border agreement, climate pledge, transport plan"
         ),
         "adjectives": _words("new regional national controversial revised emergency joint detailed local temporary"),
         "reasons": _phrases(
@@ -82,8 +94,8 @@ TOPICS = {
             ("launched", "introduced", "started"),
         ],
         "nouns": _phrases(
-            "bakery, shipyard, paper mill, hotel chain, furniture factory, software firm, dairy, brewery, textile plant, "
-            "online shop, battery maker, toy company, glass works, repair service, delivery company, steel plant"
+            "bakery, shipyard, paper mill, hotel chain, furniture factory, software firm, dairy, brewery, textile "
+            "plant, online shop, battery maker, toy company, glass works, repair service, delivery company, steel plant"
         ),
         "adjectives": _words("large small profitable struggling famous modern rival foreign historic busy"),
         "reasons": _phrases(
@@ -129,8 +141,8 @@ TOPICS = {
         ),
         "adjectives": _words("rare cheap tiny powerful ancient unknown promising simple giant fragile"),
         "reasons": _phrases(
-            "years of research, a lucky accident, a failed experiment, a grant, a series of trials, a tip from a farmer, "
-            "a field trip, a power cut, advice from a colleague, a long expedition"
+            "years of research, a lucky accident, a failed experiment, a grant, a series of trials, a tip from a "
+            "farmer, a field trip, a power cut, advice from a colleague, a long expedition"
         ),
     },
     "culture": {
@@ -188,9 +200,9 @@ OPINIONS = _phrases(
 )
 FILLERS = _phrases(
     "The weather was mild and dry, A crowd of about {n} people gathered outside, Tickets had sold out {n} days before, "
-    "Police closed {n} streets for the occasion, The ceremony lasted {n} minutes, A second meeting is planned in {month}, "
-    "Officials refused to say how much it cost, Local television showed it live, Some {n} guests had been invited, "
-    "The final report is due in {month}, Preparations had taken {n} weeks, A small protest ended peacefully, "
+    "Police closed {n} streets for the occasion, The ceremony lasted {n} minutes, A second meeting is planned in "
+    "{month}, Officials refused to say how much it cost, Local television showed it live, Some {n} guests had been "
+    "invited, The final report is due in {month}, Preparations had taken {n} weeks, A small protest ended peacefully, "
     "The bill came to {n} million crowns, More details are expected in {month}"
 )
 QUALITIES = {
@@ -254,7 +266,7 @@ PLACES_FR = [
     tuple(entry.split("/"))
     for entry in _phrases(
         "in the kitchen/dans la cuisine, near the church/près de l'église, at the market/au marché, behind the "
-        "school/derrière l'école, in the forest/dans la forêt, at the station/à la gare, under the bridge/sous le pont, "
-        "in front of the museum/devant le musée"
+        "school/derrière l'école, in the forest/dans la forêt, at the station/à la gare, under the bridge/sous le "
+        "pont, in front of the museum/devant le musée"
     )
 ]

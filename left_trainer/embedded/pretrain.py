@@ -1,9 +1,9 @@
 """Make the embedded models: `python -m left_trainer.embedded.pretrain --family encoder_decoder --output_dir DIR`.
 
-The corpus is endless and comes from the seeded grammar. The encoder-decoder model learns to fill in a gap sentence (Zhang
-et al., 2020, PEGASUS, arXiv 1912.08777, section 3.1), span corruption (Raffel et al., 2020, arXiv 1910.10683, section
-3.1.4) and to go on with a text. The decoder-only model learns to predict the next token of running text and of passages
-whose gap is filled at their end (Bavarian et al., 2022, arXiv 2207.14255). No text contains a task's prompt.
+The corpus is endless and comes from the seeded grammar. The encoder-decoder model learns to fill in a gap sentence
+(Zhang et al., 2020, PEGASUS, arXiv 1912.08777, section 3.1), span corruption (Raffel et al., 2020, arXiv 1910.10683,
+section 3.1.4) and to go on with a text. The decoder-only model learns to predict the next token of running text and of
+passages whose gap is filled at their end (Bavarian et al., 2022, arXiv 2207.14255). No text contains a task's prompt.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ class Rouge(TextMetric):
     def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
         names = ["rouge1", "rouge2", "rougeL"]
         scorer = rouge_scorer.RougeScorer(names, use_stemmer=True)
-        scores = [scorer.score(reference, prediction) for reference, prediction in zip(references, predictions)]
+        scores = [
+            scorer.score(reference, prediction) for reference, prediction in zip(references, predictions, strict=True)
+        ]
         return {name: 100 * float(np.mean([score[name].fmeasure for score in scores])) for name in names}
 
 
@@ -65,7 +67,10 @@ class ExactMatch(TextMetric):
     description = "exact match in percent"
 
     def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
-        matches = [prediction.strip() == reference.strip() for prediction, reference in zip(predictions, references)]
+        matches = [
+            prediction.strip() == reference.strip()
+            for prediction, reference in zip(predictions, references, strict=True)
+        ]
         return {"exact_match": 100 * float(np.mean(matches))}
 
 

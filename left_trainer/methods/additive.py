@@ -24,8 +24,7 @@ register_method(
         learning_rate=5e-3,
         learning_rate_source="Liu et al., 2022, section 3.6: 3e-3 with Adafactor; vectors start at one",
         target_candidates=tuple(
-            {"target_modules": list(names), "feedforward_modules": [names[-1]]}
-            for names in KEY_VALUE_FEEDFORWARD_NAMES
+            {"target_modules": list(names), "feedforward_modules": [names[-1]]} for names in KEY_VALUE_FEEDFORWARD_NAMES
         ),
         mergeable=True,
     )

@@ -92,9 +92,7 @@ def build_config(
         return None
     derived = method.derive(model.config) if method.derive else {}
     config_class = getattr(peft, method.config_class)
-    if "fan_in_fan_out" in option_types(config_class) and any(
-        isinstance(module, Conv1D) for module in model.modules()
-    ):
+    if "fan_in_fan_out" in option_types(config_class) and any(isinstance(module, Conv1D) for module in model.modules()):
         derived = {**derived, "fan_in_fan_out": True}  # GPT-2 stores its linear layers transposed
     config = config_class(**{**method.defaults, **derived, **options, "task_type": TASK_TYPES[family]})
     if method.target_candidates and not _has_targets(config, model):
@@ -136,15 +134,16 @@ def apply_config(
         wrapped = get_peft_model(model, copy.deepcopy(config))
     if not any(parameter.requires_grad for parameter in wrapped.parameters()):
         raise ValueError(
-            f"{type(config).__name__} leaves no trainable parameter in {type(model).__name__}, so training would change "
-            "nothing. Check its target modules and `layers_to_transform`, or pass a config with inference_mode=False."
+            f"{type(config).__name__} leaves no trainable parameter in {type(model).__name__}, so training would "
+            "change nothing. Check its target modules and `layers_to_transform`, or pass a config with "
+            "inference_mode=False."
         )
     modules = matched_modules(wrapped)
     patterns = _patterns(wrapped.peft_config[wrapped.active_adapter], "target_modules")
     wrapped.applied_method = AppliedMethod(
         name=name or method_name(config),
         matched_modules=modules,
-        match_table={getattr(pattern, "pattern", pattern): _count_matches(modules, pattern) for pattern in patterns},
+        match_table={_text(pattern): _count_matches(modules, pattern) for pattern in patterns},
     )
     return wrapped
 
@@ -172,9 +171,7 @@ def check_patterns(model: PreTrainedModel, config: PeftConfig) -> None:
     for option in ("target_modules", "feedforward_modules", "modules_to_save"):
         for pattern in _patterns(config, option):
             if not _count_matches(names, pattern):
-                raise ValueError(
-                    f"{option} has {getattr(pattern, 'pattern', pattern)!r}, which matches no module. {_known_modules(model)}"
-                )
+                raise ValueError(f"{option} has {_text(pattern)!r}, which matches no module. {_known_modules(model)}")
 
 
 def _patterns(config: PeftConfig, option: str) -> list[re.Pattern[str] | str]:
@@ -183,6 +180,10 @@ def _patterns(config: PeftConfig, option: str) -> list[re.Pattern[str] | str]:
     if isinstance(value, str):
         return [] if value == "all-linear" else [re.compile(value)]
     return sorted(value or ())
+
+
+def _text(pattern: re.Pattern[str] | str) -> str:
+    return pattern.pattern if isinstance(pattern, re.Pattern) else pattern
 
 
 def _count_matches(names: tuple[str, ...], pattern: re.Pattern[str] | str) -> int:
