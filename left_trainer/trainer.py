@@ -41,16 +41,9 @@ from left_trainer.evaluation.generation import (
 )
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.loss import accumulated_token_loss
-from left_trainer.methods import PeftMethod, apply_method, get_method
-from left_trainer.methods.apply import apply_config, build_config, check_patterns, method_name
-from left_trainer.models import (
-    ModelFamily,
-    build_skeleton,
-    is_adapter_directory,
-    load_config,
-    load_model,
-    model_family,
-)
+from left_trainer.methods import get_method
+from left_trainer.models import ModelFamily, load_config
+from left_trainer.preparation import family_of, has_length_limit, init_kwargs, method_of, prepare_model
 from left_trainer.training_args import LeftTrainingArguments
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -107,7 +100,7 @@ class LeftTrainer(Trainer):
         if cls is not LeftTrainer:
             return super().__new__(cls)
         options = getattr(kwargs.get("args", args[0] if args else None), "model_init_kwargs", None)
-        concrete = LeftSeq2SeqTrainer if _family_of(model, options) == "encoder_decoder" else LeftSFTTrainer
+        concrete = LeftSeq2SeqTrainer if family_of(model, options) == "encoder_decoder" else LeftSFTTrainer
         return super().__new__(concrete)  # type: ignore[return-value]
 
     def __init__(
@@ -133,8 +126,8 @@ class LeftTrainer(Trainer):
         self._check_family(model, args)
         if formatting_func is not None and self.family == "encoder_decoder":
             raise ValueError("formatting_func has no effect on an encoder-decoder model. Pass prompt/completion rows.")
-        config = load_config(model, **_init_kwargs(args)) if isinstance(model, str) else model.config
-        method = _method_of(model, args, peft_config)
+        config = load_config(model, **init_kwargs(args)) if isinstance(model, str) else model.config
+        method = method_of(model, args, peft_config)
         checks.check_precision(args, config)
         checks.check_method(args, method, peft_config)
         checks.check_output_dir(args)
@@ -151,14 +144,14 @@ class LeftTrainer(Trainer):
                 "numbers of tokens. Start with `accelerate launch`, or make one visible by CUDA_VISIBLE_DEVICES=0."
             )
 
-        model = self._build_model(model, args, config, method, peft_config, quantization_config)
+        model = prepare_model(model, args, config, peft_config, quantization_config)
         if args.learning_rate is None:
             args.learning_rate = method.learning_rate if method else get_method("lora").learning_rate
         if args.gradient_checkpointing and isinstance(model, PeftModel):
             model.enable_input_require_grads()
         if args.predict_with_generate:
             compute_metrics = compute_metrics or text_metrics(tokenizer)
-            if args.generation_max_length is None and not _has_length_limit(model):
+            if args.generation_max_length is None and not has_length_limit(model):
                 args.generation_max_length = DEFAULT_MAX_NEW_TOKENS
         self.method = method
         super().__init__(
@@ -179,7 +172,7 @@ class LeftTrainer(Trainer):
             self.add_callback(CompactProgressCallback)
 
     def _check_family(self, model: str | PreTrainedModel | PeftModel, args: LeftTrainingArguments) -> None:
-        family = _family_of(model, args.model_init_kwargs)
+        family = family_of(model, args.model_init_kwargs)
         if family != self.family:
             right = "LeftSeq2SeqTrainer" if family == "encoder_decoder" else "LeftSFTTrainer"
             name = model if isinstance(model, str) else type(model).__name__
@@ -188,44 +181,6 @@ class LeftTrainer(Trainer):
                 f"another objective than the model's. Use {right}, or LeftTrainer, which chooses by itself."
             )
         args.check_family(self.family)
-
-    def _build_model(
-        self,
-        model: str | PreTrainedModel | PeftModel,
-        args: LeftTrainingArguments,
-        config: Any,
-        method: PeftMethod | None,
-        peft_config: PeftConfig | None,
-        quantization_config: Any,
-    ) -> PreTrainedModel | PeftModel:
-        """Load the model if it is a name or path, and apply the method unless it already carries an adapter."""
-        if isinstance(model, str):
-            if not is_adapter_directory(model):
-                skeleton = build_skeleton(config)
-                peft_config_checked = peft_config or build_config(
-                    skeleton, get_method(args.peft_method), args.peft_kwargs
-                )
-                if peft_config_checked is not None:
-                    check_patterns(skeleton, peft_config_checked)
-            init_kwargs = _init_kwargs(args)
-            if quantization_config is not None:
-                init_kwargs["quantization_config"] = quantization_config
-            model = load_model(model, **init_kwargs)
-        if isinstance(model, PeftModel):
-            if peft_config is not None:
-                raise ValueError(
-                    "model is a PeftModel and peft_config is given too. Pass the PeftModel alone to train its adapter "
-                    "further, or its base model, model.unload(), with the new config."
-                )
-            if not any(parameter.requires_grad for parameter in model.parameters()):
-                raise ValueError(
-                    "model is a PeftModel without a trainable parameter. Load it for training: "
-                    "PeftModel.from_pretrained(base, path, is_trainable=True)."
-                )
-            return model
-        if peft_config is not None:
-            return apply_config(model, peft_config, seed=args.seed)
-        return apply_method(model, args.peft_method, args.peft_kwargs, seed=args.seed)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, or go on with an interrupted run.
@@ -425,47 +380,11 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         return generate_completions(model, split_prompts(inputs), self.processing_class.pad_token_id, **arguments)
 
 
-def _family_of(model: Any, model_init_kwargs: Any) -> ModelFamily:
-    if not isinstance(model, (str, PreTrainedModel, PeftModel)):
-        raise TypeError(
-            f"model is a {type(model).__name__}. Pass a hub name, a path, a PreTrainedModel or a PeftModel, for "
-            "example LeftTrainer('google/flan-t5-small', args, ...)."
-        )
-    options = model_init_kwargs if isinstance(model_init_kwargs, dict) else {}
-    return model_family(model, **options)
-
-
-def _init_kwargs(args: LeftTrainingArguments) -> dict[str, Any]:
-    options = dict(args.model_init_kwargs) if isinstance(args.model_init_kwargs, dict) else {}
-    return {"trust_remote_code": args.trust_remote_code, **options}
-
-
-def _method_of(model: Any, args: LeftTrainingArguments, peft_config: PeftConfig | None) -> PeftMethod | None:
-    """The record of what will be trained; `None` for an explicit config whose type has none."""
-    if peft_config is None and isinstance(model, str) and is_adapter_directory(model):
-        peft_config = PeftConfig.from_pretrained(model)
-    if peft_config is None and isinstance(model, PeftModel):
-        peft_config = model.active_peft_config
-    if peft_config is None:
-        return get_method(args.peft_method)
-    try:
-        return get_method(method_name(peft_config))
-    except ValueError:
-        return None
-
-
 def _named_datasets(train: Any, evaluation: Any) -> dict[str, Any]:
+    """The given datasets under the names of their arguments."""
     named = {"train_dataset": train}
     if isinstance(evaluation, dict):
         named |= {f"eval_dataset[{name!r}]": dataset for name, dataset in evaluation.items()}
     else:
         named["eval_dataset"] = evaluation
     return {name: dataset for name, dataset in named.items() if dataset is not None}
-
-
-def _has_length_limit(model: PreTrainedModel | PeftModel) -> bool:
-    generation = model.generation_config
-    return generation.max_new_tokens is not None or generation.max_length is not None
-
-
-__all__ = ["LeftSFTTrainer", "LeftSeq2SeqTrainer", "LeftTrainer"]

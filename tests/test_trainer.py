@@ -34,7 +34,7 @@ def no_weights(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded before the check")
 
-    monkeypatch.setattr("left_trainer.trainer.load_model", refuse)
+    monkeypatch.setattr("left_trainer.preparation.load_model", refuse)
 
 
 def test_front_door_chooses_and_isinstance_holds(rows, make_args, tokenizers, saved_models):

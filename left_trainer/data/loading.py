@@ -117,14 +117,11 @@ def _complete_splits(rows: DatasetDict, name: str) -> DatasetDict:
     if "train" not in rows:
         raise ValueError(f"{name} has the splits {', '.join(map(str, rows))} and no 'train'. Pass files instead.")
     if "validation" not in rows:
-        if "test" in rows:
-            rows["validation"] = rows["test"]
-        elif len(rows["train"]) < 2:
+        if len(rows["train"]) < 2:
             raise ValueError(f"{name} has one training row and no validation rows. Pass --validation_file.")
-        else:
-            n_held_out = max(1, int(len(rows["train"]) * HELD_OUT_FRACTION))
-            held_out = rows["train"].train_test_split(test_size=n_held_out, seed=SPLIT_SEED)
-            rows["train"], rows["validation"] = held_out["train"], held_out["test"]
+        n_held_out = max(1, int(len(rows["train"]) * HELD_OUT_FRACTION))
+        held_out = rows["train"].train_test_split(test_size=n_held_out, seed=SPLIT_SEED)
+        rows["train"], rows["validation"] = held_out["train"], held_out["test"]
     if "test" not in rows:
         rows["test"] = rows["validation"]
     return rows

@@ -1,0 +1,100 @@
+"""From what a user passes as `model` to the model that is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from left_trainer.methods import PeftMethod, apply_method, get_method
+from left_trainer.methods.apply import apply_config, build_config, check_patterns, method_name
+from left_trainer.models import ModelFamily, build_skeleton, is_adapter_directory, load_model, model_family
+from left_trainer.training_args import LeftTrainingArguments
+
+
+def family_of(model: Any, model_init_kwargs: Any) -> ModelFamily:
+    """The family of a name, path, model or adapter. Raises `TypeError` for anything else."""
+    if not isinstance(model, (str, PreTrainedModel, PeftModel)):
+        raise TypeError(
+            f"model is a {type(model).__name__}. Pass a hub name, a path, a PreTrainedModel or a PeftModel, for "
+            "example LeftTrainer('google/flan-t5-small', args, ...)."
+        )
+    options = model_init_kwargs if isinstance(model_init_kwargs, dict) else {}
+    return model_family(model, **options)
+
+
+def init_kwargs(args: LeftTrainingArguments) -> dict[str, Any]:
+    """Arguments for `from_pretrained`."""
+    options = dict(args.model_init_kwargs) if isinstance(args.model_init_kwargs, dict) else {}
+    return {"trust_remote_code": args.trust_remote_code, **options}
+
+
+def method_of(model: Any, args: LeftTrainingArguments, peft_config: PeftConfig | None) -> PeftMethod | None:
+    """The record of what will be trained; `None` for an explicit config whose type has none.
+
+    An explicit config beats an adapter that the model carries, which beats `args.peft_method`.
+    """
+    if peft_config is None and isinstance(model, str) and is_adapter_directory(model):
+        peft_config = PeftConfig.from_pretrained(model)
+    if peft_config is None and isinstance(model, PeftModel):
+        peft_config = model.active_peft_config
+    if peft_config is None:
+        return get_method(args.peft_method)
+    try:
+        return get_method(method_name(peft_config))
+    except ValueError:
+        return None
+
+
+def prepare_model(
+    model: str | PreTrainedModel | PeftModel,
+    args: LeftTrainingArguments,
+    config: PreTrainedConfig,
+    peft_config: PeftConfig | None = None,
+    quantization_config: Any = None,
+) -> PreTrainedModel | PeftModel:
+    """Load the model if it is a name or path, and apply the method unless it already carries an adapter.
+
+    Args:
+        model: Name, path, model or adapter.
+        args: Loading options, method, its options and the seed.
+        config: The model's config.
+        peft_config: Beats the method of `args`.
+        quantization_config: For `from_pretrained`.
+
+    Raises:
+        ValueError: A module pattern that matches nothing (before weights are loaded, where the model is a name or
+            path), an adapter together with `peft_config`, or an adapter without a trainable parameter.
+    """
+    if isinstance(model, str):
+        if not is_adapter_directory(model):
+            skeleton = build_skeleton(config)
+            planned = peft_config or build_config(skeleton, get_method(args.peft_method), args.peft_kwargs)
+            if planned is not None:
+                check_patterns(skeleton, planned)
+        options = init_kwargs(args)
+        if quantization_config is not None:
+            options["quantization_config"] = quantization_config
+        model = load_model(model, **options)
+    if not isinstance(model, PeftModel):
+        if peft_config is not None:
+            return apply_config(model, peft_config, seed=args.seed)
+        return apply_method(model, args.peft_method, args.peft_kwargs, seed=args.seed)
+    if peft_config is not None:
+        raise ValueError(
+            "model is a PeftModel and peft_config is given too. Pass the PeftModel alone to train its adapter "
+            "further, or its base model, model.unload(), with the new config."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "model is a PeftModel without a trainable parameter. Load it for training: "
+            "PeftModel.from_pretrained(base, path, is_trainable=True)."
+        )
+    return model
+
+
+def has_length_limit(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether the model's own generation config limits what it generates."""
+    generation = model.generation_config
+    return generation.max_new_tokens is not None or generation.max_length is not None

@@ -1,0 +1,137 @@
+"""Rows from files and from the grammar, and how they become prompts and features."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import tiny_model
+from datasets import Dataset
+
+from left_trainer import DataArguments, get_task, list_tasks, load_task_data
+from left_trainer.data.features import tokenize_pairs
+from left_trainer.data.loading import embedded_data, to_prompts
+from left_trainer.tasks.task import check_prompt
+
+TASK = get_task("summarization")
+ROWS = [{"document": f"Text number {i}.", "summary": f"Number {i}.", "other": i} for i in range(40)]
+
+
+def write(path: Path, rows=ROWS) -> str:
+    data = Dataset.from_list(rows)
+    {".jsonl": data.to_json, ".csv": data.to_csv, ".parquet": data.to_parquet}[path.suffix](str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_files(suffix, tmp_path):
+    path = write(tmp_path / f"rows{suffix}")
+    data = load_task_data(TASK, DataArguments(train_file=path, test_file=path, max_train_samples=10))
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 10, "validation": 2, "test": 40}
+    assert data["test"][3] == {"source": "Text number 3.", "target": "Number 3."}
+
+
+def test_rows_held_out_are_not_trained_on(tmp_path):
+    path = write(tmp_path / "rows.jsonl")
+    data = load_task_data(TASK, DataArguments(train_file=path))
+    assert not set(data["train"]["source"]) & set(data["validation"]["source"])
+    assert list(data["test"]["source"]) == list(data["validation"]["source"])
+    again = load_task_data(TASK, DataArguments(train_file=path))
+    assert list(again["validation"]["source"]) == list(data["validation"]["source"])
+
+
+def test_a_local_folder_as_a_data_set(tmp_path):
+    for split in ("train", "validation"):
+        write(tmp_path / f"{split}.jsonl")
+    data = load_task_data(TASK, DataArguments(dataset_name=str(tmp_path)))
+    assert len(data["train"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"train_file": "missing.jsonl"}, FileNotFoundError, "train_file='missing.jsonl' does not exist"),
+        ({"train_file": "rows.txt"}, ValueError, r"ends in '.txt'. Allowed: .jsonl"),
+        ({"validation_file": "rows.jsonl"}, ValueError, "without train_file"),
+        ({"train_file": "rows.jsonl", "dataset_name": "x"}, ValueError, "both given"),
+        ({"train_file": "empty.jsonl"}, ValueError, "is empty"),
+        ({"train_file": "broken.jsonl"}, ValueError, "cannot be read as json"),
+        (
+            {"train_file": "rows.jsonl", "source_column": "documents"},
+            ValueError,
+            r"no column 'documents'.*Did you mean 'document'\? Present: document, summary, other.*--source_column",
+        ),
+        ({"train_file": "blank.jsonl"}, ValueError, "Row 1 of the .* rows has ' ' as its target"),
+        ({"train_file": "rows.jsonl", "prompt": "no field"}, ValueError, r"needs \{source\} once"),
+    ],
+)
+def test_unusable_input(arguments, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("rows.jsonl"))
+    Path("rows.txt").write_text("x")
+    Path("empty.jsonl").write_text("")
+    Path("broken.jsonl").write_text('{"document": ')
+    write(Path("blank.jsonl"), [{"document": "a", "summary": "b"}, {"document": "a", "summary": " "}] * 2)
+    with pytest.raises(error, match=message):
+        load_task_data(TASK, DataArguments(**arguments))
+
+
+@pytest.mark.parametrize("task", list_tasks(), ids=lambda task: task.name)
+def test_embedded_data_are_repeatable_and_splits_differ(task):
+    first, second = embedded_data(task), embedded_data(task)
+    for split in ("train", "validation", "test"):
+        assert first[split].to_list() == second[split].to_list()
+        assert {task.source_column, task.target_column} <= set(first[split].column_names)
+    seen = set(first["train"][task.source_column])
+    assert not seen & set(first["test"][task.source_column])
+    targets = first["test"][task.target_column]
+    assert len(set(targets) - set(first["train"][task.target_column])) > 0.9 * len(targets)
+
+
+@pytest.mark.parametrize("family", ["encoder_decoder", "decoder_only"])
+def test_a_long_source_is_cut_and_the_rest_survives(family, tokenizers):
+    config = tiny_model("t5" if family == "encoder_decoder" else "llama").config
+    tokenizer = tokenizers[family]
+    rows = Dataset.from_list([{"source": "word " * 500, "target": "the end"}])
+    (row,) = to_prompts(rows, TASK, tokenizer, config, max_length=60)
+    assert row["prompt"].startswith("Summarize: word")
+    assert row["prompt"].endswith("\nSummary:")
+    length = len(tokenizer(row["prompt"] + (row["completion"] if family == "decoder_only" else ""))["input_ids"])
+    assert 40 < length <= 60
+    with pytest.raises(ValueError, match="leaves no room for the source"):
+        to_prompts(rows, TASK, tokenizer, config, max_length=10)
+
+
+def test_labels_end_once(tokenizers):
+    tokenizer = tokenizers["encoder_decoder"]
+    rows = Dataset.from_list([{"prompt": "a", "completion": " b" * n} for n in (1, 40)])
+    for features in tokenize_pairs(rows, tokenizer, max_length=8):
+        assert features["labels"][-1] == tokenizer.eos_token_id
+        assert features["labels"].count(tokenizer.eos_token_id) == 1
+        assert len(features["labels"]) <= 8
+    decoder = tokenizers["decoder_only"]  # adds no end by itself, as some encoder-decoder tokenizers do not
+    assert tokenize_pairs(rows, decoder, max_length=8)[1]["labels"][-1] == decoder.eos_token_id
+    assert len(tokenize_pairs(rows, decoder, max_length=8)[1]["labels"]) == 8
+
+
+def test_truncation_keeps_the_side_that_was_asked_for(tokenizers):
+    rows = Dataset.from_list([{"prompt": "first " + "and " * 50 + "last", "completion": "x"}])
+    tokenizer = tokenizers["encoder_decoder"]
+    start = tokenizer.decode(tokenize_pairs(rows, tokenizer, 8, "keep_start")[0]["input_ids"])
+    end = tokenizer.decode(tokenize_pairs(rows, tokenizer, 8, "keep_end")[0]["input_ids"])
+    assert start.startswith("fir")
+    assert "ast" in end
+    assert tokenizer.truncation_side == "right"
+
+
+@pytest.mark.parametrize("prompt", ["{source} {source}", "{text}", "", "{source", "{}"])
+def test_prompts_need_one_source(prompt):
+    with pytest.raises(ValueError, match="prompt="):
+        check_prompt(prompt)
+    check_prompt("Say {{so}}: {source}")
+
+
+def test_records_serialise(tmp_path):
+    (tmp_path / "rows.json").write_text("\n".join(json.dumps(row) for row in ROWS))
+    assert len(load_task_data(TASK, DataArguments(train_file=str(tmp_path / "rows.json")))["train"]) == 38

@@ -1,0 +1,86 @@
+"""Scores of known texts, and decoding of padded ids."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from transformers import EvalPrediction
+
+from left_trainer import apply_method, list_methods, text_metrics
+from left_trainer.evaluation.generation import generate_completions, split_prompts
+from left_trainer.evaluation.metrics import METRICS, load_metric
+from left_trainer.evaluation.text_metrics import decode
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_a_perfect_prediction_scores_100_and_a_wrong_one_little(name):
+    texts = ["the cat sat on the mat today", "a dog barked at the moon all night"]
+    perfect = load_metric(name).compute(predictions=texts, references=texts)
+    wrong = load_metric(name).compute(predictions=["xyz", "qqq"], references=texts)
+    for key, value in perfect.items():
+        assert value == pytest.approx(100)
+        assert wrong[key] < 5
+
+
+def test_rouge_against_a_value_worked_out_by_hand():
+    # "the cat sat" against "the cat ran away": 2 unigrams of 3 and 4, 1 bigram of 2 and 3, common subsequence of 2.
+    scores = load_metric("rouge").compute(predictions=["the cat sat"], references=["the cat ran away"])
+    assert scores["rouge1"] == pytest.approx(100 * 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert scores["rouge2"] == pytest.approx(100 * 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
+    assert scores["rougeL"] == pytest.approx(scores["rouge1"])
+
+
+def test_exact_match_ignores_white_space_around():
+    scores = load_metric("exact_match").compute(predictions=[" a ", "b"], references=["a", "c"])
+    assert scores == {"exact_match": 50.0}
+
+
+def test_padding_ids_are_decoded_safely(tokenizers):
+    tokenizer = tokenizers["encoder_decoder"]
+    ids = tokenizer("and so on", add_special_tokens=False)["input_ids"]
+    padded = np.array([[*ids, 1, -100, -100], [*ids, 0, 0, -100]])
+    assert decode(tokenizer, padded) == ["and so on", "and so on"]
+    scores = text_metrics(tokenizer)(EvalPrediction(predictions=padded, label_ids=padded))
+    assert scores["exact_match"] == 100
+    assert scores["generated_length"] == pytest.approx(len(ids) + 0.5)
+
+
+def test_a_row_without_a_prompt_is_refused():
+    labels = torch.tensor([[5, 6, 7], [-100, 6, 7]])
+    with pytest.raises(ValueError, match="has no prompt"):
+        split_prompts({"input_ids": labels.clamp(min=3), "labels": labels})
+
+
+def test_prompts_end_where_labels_begin():
+    ids = torch.tensor([[9, 5, 6, 7, 0], [0, 4, 8, 3, 1]])
+    mask = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]])
+    labels = torch.tensor([[-100, -100, 6, 7, -100], [-100, -100, -100, 3, 1]])
+    prompts = split_prompts({"input_ids": ids, "attention_mask": mask, "labels": labels})
+    assert [prompt.tolist() for prompt in prompts] == [[9, 5], [4, 8]]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", [method.name for method in list_methods()])
+def test_a_prompt_is_continued_in_a_batch_as_alone(method, model_type):
+    """GPT-2 with prompt tuning is where PEFT's own generation differs: positions counted through the padding."""
+    model = apply_method(tiny_model(model_type), method, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    model.eval()
+    prompts = [torch.tensor([5, 6, 7, 8, 9, 10, 11]), torch.tensor([40, 41]), torch.tensor([12, 13, 14])]
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    together = generate_completions(model, prompts, pad_token_id=0, **options)
+    assert together.shape == (3, 6)
+    for row, prompt in zip(together, prompts, strict=True):
+        alone = generate_completions(model, [prompt], pad_token_id=0, **options)[0]
+        assert row.tolist() == alone.tolist()
+        tokens = prompt[None]
+        for _ in range(6):  # and as the model's forward pass says
+            with torch.no_grad():
+                logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+        assert alone.tolist() == tokens[0, -6:].tolist()
