@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 
 from peft import PeftConfig
@@ -32,11 +32,14 @@ def check_output_dir(args: LeftTrainingArguments) -> None:
     existing = directory
     while not existing.exists():
         existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):
+            pass
+    except OSError as error:
         raise PermissionError(
-            f"output_dir={str(directory)!r} cannot be written: {str(existing)!r} is "
-            f"{'read-only for this user' if existing.is_dir() else 'not a directory'}. Choose another output_dir."
-        )
+            f"output_dir={str(directory)!r} cannot be written: {str(existing)!r} says {error.strerror!r}. Choose "
+            "another output_dir."
+        ) from error
 
 
 def check_stale_checkpoints(args: LeftTrainingArguments) -> None:
@@ -87,12 +90,16 @@ def check_method(args: LeftTrainingArguments, method: PeftMethod | None, config:
 
 
 def load_tokenizer(model: str, args: LeftTrainingArguments) -> PreTrainedTokenizerBase:
-    """The tokenizer saved beside `model`, or beside the base model of an adapter that has none."""
+    """The tokenizer saved beside `model`, or beside the base model of an adapter that has none.
+
+    Raises `ValueError` when there is no such model.
+    """
     arguments = {"trust_remote_code": args.trust_remote_code}
     init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
     arguments |= {key: init[key] for key in ("revision", "token", "cache_dir") if key in init}
+    config = load_config(model, **arguments)
     if Path(model).is_dir() and not any(Path(model).glob("*token*")):
-        model = load_config(model, **arguments)._name_or_path
+        model = config._name_or_path
     return AutoTokenizer.from_pretrained(model, **arguments)
 
 
