@@ -17,7 +17,6 @@ from random import Random
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils.data import IterableDataset
 from transformers import (
-    DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     LlamaConfig,
     LlamaForCausalLM,
@@ -160,12 +159,6 @@ def continuation(segments: list[str], rng: Random) -> tuple[str, str]:
     return " ".join(parts[:cut]), " ".join(" ".join(parts[cut:]).split(" ")[:MAX_CONTINUATION_WORDS])
 
 
-def fill_in_at_end(segments: list[str], rng: Random) -> str:
-    """A passage with a gap, then what fills it."""
-    source, target = gap_sentence(segments, rng)
-    return f"{source}{SENTINELS[0]}{target}{SENTINELS[1]}"
-
-
 def plain_text(segments: list[str], rng: Random) -> str:
     """Running text: a whole dialogue, or one segment alone, so that no text shows what its last segment answers."""
     return "\n".join(segments) if len(segments) > 2 else rng.choice(segments)
@@ -186,9 +179,16 @@ class Corpus(IterableDataset[dict[str, list[int]]]):
                 source, target = objective(segments, rng)
                 labels = self.tokenizer(target)["input_ids"]
                 yield {"input_ids": self.tokenizer(source)["input_ids"], "labels": labels}
+            elif rng.random() < 0.6:
+                source, target = gap_sentence(segments, rng)
+                start = self.tokenizer(source + SENTINELS[0])["input_ids"]
+                end = self.tokenizer(target + SENTINELS[1], add_special_tokens=False)["input_ids"]
+                end.append(self.tokenizer.eos_token_id)
+                yield {"input_ids": start + end, "labels": [-100] * len(start) + end}
             else:
-                text = fill_in_at_end(segments, rng) if rng.random() < 0.7 else plain_text(segments, rng)
-                yield {"input_ids": [*self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id]}
+                text = "\n".join(plain_text(part, rng) for part in (segments, passage(rng)))
+                tokens = [*self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id]
+                yield {"input_ids": tokens, "labels": tokens}
 
 
 def main() -> None:
@@ -205,11 +205,6 @@ def main() -> None:
     set_seed(args.seed)
     tokenizer = build_tokenizer(args.family, args.seed)
     model = build_model(args.family)
-    collator = (
-        DataCollatorForSeq2Seq(tokenizer, model=model)
-        if args.family == "encoder_decoder"
-        else DataCollatorForLanguageModeling(tokenizer, mlm=False)
-    )
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -228,7 +223,7 @@ def main() -> None:
             seed=args.seed,
         ),
         train_dataset=Corpus(args.family, tokenizer, args.seed + 1),
-        data_collator=collator,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
     )
     trainer.train()
     model.config.use_cache = True  # the trainer switched it off

@@ -26,6 +26,9 @@ args = LeftTrainingArguments(
     logging_steps=1,
     save_strategy="no",
     train_sampling_strategy="sequential",
+    per_device_eval_batch_size=2,
+    predict_with_generate=True,
+    generation_max_length=4,
     report_to="none",
     disable_tqdm=True,
     use_cpu=True,
@@ -35,5 +38,7 @@ trainer = LeftTrainer(
     model, args, train_dataset=Dataset.from_list(tiny_rows()), processing_class=tiny_tokenizer(model_family(model))
 )
 trainer.train()
+prediction = trainer.predict(Dataset.from_list(tiny_rows(5)))
 if trainer.is_world_process_zero():
-    Path(output).write_text(json.dumps({"losses": losses(trainer), "gradient_norms": gradient_norms(trainer)}))
+    result = {"losses": losses(trainer), "gradient_norms": gradient_norms(trainer)}
+    Path(output).write_text(json.dumps({**result, "predicted": len(prediction.predictions)}))
