@@ -3,7 +3,7 @@
     python benchmarks/learning_rates.py --steps 150
 
 Every method is trained on the embedded summarization data with each rate of a grid, on both model families, and the
-validation loss at the end is printed, the best of each row marked. Results go to benchmarks/results/learning_rates.json.
+validation loss at the end is printed, the best of each row marked. Results go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from left_trainer.callbacks.tables import format_table
 from left_trainer.embedded import MODEL_PATHS
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-RESULTS = Path(__file__).parent / "results" / "learning_rates.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 def validation_loss(method: str, family: str, learning_rate: float, steps: int, seed: int) -> float:
@@ -74,18 +74,18 @@ def main() -> None:
         rate = method.learning_rate * factor
         loss = validation_loss(method.name, family, rate, options.steps, options.seed)
         results.append({"family": family, "method": method.name, "learning_rate": rate, "validation_loss": loss})
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"steps": options.steps, "seed": options.seed, "runs": results}, indent=1) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    for family in options.families:
+        record = {"steps": options.steps, "seed": options.seed, "runs": [r for r in results if r["family"] == family]}
+        (RESULTS / f"learning_rates_{family}.json").write_text(json.dumps(record, indent=1) + "\n")
 
     for family in options.families:
         rows = []
         for method in methods:
             runs = [run for run in results if (run["family"], run["method"]) == (family, method.name)]
-            best = min(run["validation_loss"] for run in runs)
-            cells_shown = [
-                f"{run['validation_loss']:.3f}{'*' if run['validation_loss'] == best else ''}" for run in runs
-            ]
-            rows.append((method.name, f"{method.learning_rate:g}", *cells_shown))
+            losses = [run["validation_loss"] for run in runs]
+            shown = [f"{loss:.3f}{'*' if loss == min(losses) else ''}" for loss in losses]
+            rows.append((method.name, f"{method.learning_rate:g}", *shown))
         header = ("method", "default", *(f"x {factor:g}" for factor in FACTORS))
         print("\n" + format_table(f"Validation loss after {options.steps} steps, {family}", header, rows))
 

@@ -72,7 +72,7 @@ def last_complete_checkpoint(output_dir: str) -> str:
 
 def check_precision(args: LeftTrainingArguments, config: PreTrainedConfig) -> None:
     """Refuse fp16 for models whose activations overflow it."""
-    if args.fp16 and config.model_type in FP16_OVERFLOW_TYPES:
+    if (args.fp16 or args.mixed_precision == "fp16") and config.model_type in FP16_OVERFLOW_TYPES:
         raise ValueError(
             f"fp16=True overflows in {config.model_type.upper()} models, which were trained in bfloat16: the loss "
             "becomes NaN or learning stops. Use bf16=True."

@@ -194,7 +194,7 @@ class LeftTrainer(Trainer):
         Raises:
             FileExistsError: A fresh run, and `output_dir` holds checkpoints of another.
         """
-        if resume_from_checkpoint is True:
+        if str(resume_from_checkpoint).lower() == "true":  # also as a flag: --resume_from_checkpoint true
             resume_from_checkpoint = checks.last_complete_checkpoint(self.args.output_dir)
         elif not resume_from_checkpoint and self.args.save_strategy != "no":
             checks.check_stale_checkpoints(self.args)

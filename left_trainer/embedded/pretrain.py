@@ -1,19 +1,27 @@
 """Make the embedded models: `python -m left_trainer.embedded.pretrain --family encoder_decoder --output_dir DIR`.
 
-The corpus is endless and comes from the seeded grammar. The encoder-decoder model learns to fill in a gap sentence
-(Zhang et al., 2020, PEGASUS, arXiv 1912.08777, section 3.1), span corruption (Raffel et al., 2020, arXiv 1910.10683,
-section 3.1.4) and to go on with a text. The decoder-only model learns to predict the next token of running text and of
-passages whose gap is filled at their end (Bavarian et al., 2022, arXiv 2207.14255). No text contains a task's prompt.
+The corpus is endless and comes from the seeded grammar; no text contains a task's prompt. Training has two phases. In
+the first a model learns the language and to find things in a text. In the second it learns that a sentinel marks what
+has to be found, and that a text without one goes on:
+
+- Encoder-decoder: gap sentences (Zhang et al., 2020, PEGASUS, arXiv 1912.08777, section 3.1) and span corruption
+  (Raffel et al., 2020, arXiv 1910.10683, section 3.1.4); then also the continuation of a text without a gap.
+- Decoder-only: the next token of passages; then gaps filled at the end of a passage (Bavarian et al., 2022, arXiv
+  2207.14255), and the next token of unrelated texts in a row.
+
+A phase that has been finished in DIR is not run again; the last one holds the model.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils.data import IterableDataset
 from transformers import (
@@ -128,7 +136,7 @@ def gap_sentence(segments: list[str], rng: Random) -> tuple[str, str]:
     """One segment is cut out, most often the last; the target is that segment."""
     gap = len(segments) - 1 if rng.random() < 0.7 else rng.randrange(len(segments))
     source = "\n".join(SENTINELS[0] if i == gap else segment for i, segment in enumerate(segments))
-    return source, segments[gap]
+    return source, f"{SENTINELS[0]}{segments[gap]}{SENTINELS[1]}"
 
 
 def span_corruption(segments: list[str], rng: Random) -> tuple[str, str]:
@@ -164,71 +172,110 @@ def plain_text(segments: list[str], rng: Random) -> str:
     return "\n".join(segments) if len(segments) > 2 else rng.choice(segments)
 
 
-class Corpus(IterableDataset[dict[str, list[int]]]):
-    """An endless stream of tokenized training examples."""
+def whole_passage(segments: list[str], rng: Random) -> tuple[str, str]:
+    """All segments in a row, all of them to be predicted."""
+    return "", "\n".join(segments)
 
-    def __init__(self, family: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-        self.family, self.tokenizer, self.seed = family, tokenizer, seed
+
+def unrelated_texts(segments: list[str], rng: Random) -> tuple[str, str]:
+    """Running text of two passages in a row, all of it to be predicted."""
+    return "", "\n".join(plain_text(part, rng) for part in (segments, passage(rng)))
+
+
+Objective = Callable[[list[str], Random], tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps of training with one mixture of objectives, each with its weight."""
+
+    steps: int
+    learning_rate: float
+    mixture: Mapping[Objective, int]
+
+
+PHASES = {
+    "encoder_decoder": (
+        Phase(7000, 2e-3, {gap_sentence: 70, span_corruption: 30}),
+        Phase(1500, 1e-3, {gap_sentence: 45, span_corruption: 20, continuation: 35}),
+    ),
+    "decoder_only": (
+        Phase(5000, 2e-3, {whole_passage: 100}),
+        Phase(1500, 1e-3, {gap_sentence: 60, unrelated_texts: 40}),
+    ),
+}
+
+
+class Corpus(IterableDataset[dict[str, list[int]]]):
+    """An endless stream of tokenized training examples of one phase."""
+
+    def __init__(self, family: str, tokenizer: PreTrainedTokenizerFast, phase: Phase, seed: int) -> None:
+        self.family, self.tokenizer, self.phase, self.seed = family, tokenizer, phase, seed
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
         rng = Random(self.seed)
+        objectives, weights = list(self.phase.mixture), list(self.phase.mixture.values())
         while True:
-            segments = passage(rng)
+            objective = rng.choices(objectives, weights)[0]
+            source, target = objective(passage(rng), rng)
+            start = self.tokenizer(source)["input_ids"]
             if self.family == "encoder_decoder":
-                objective = rng.choices((gap_sentence, span_corruption, continuation), weights=(45, 20, 35))[0]
-                source, target = objective(segments, rng)
-                labels = self.tokenizer(target)["input_ids"]
-                yield {"input_ids": self.tokenizer(source)["input_ids"], "labels": labels}
-            elif rng.random() < 0.6:
-                source, target = gap_sentence(segments, rng)
-                start = self.tokenizer(source + SENTINELS[0])["input_ids"]
-                end = self.tokenizer(target + SENTINELS[1], add_special_tokens=False)["input_ids"]
+                yield {"input_ids": start, "labels": self.tokenizer(target)["input_ids"]}
+            else:
+                end = self.tokenizer(target, add_special_tokens=False)["input_ids"]
                 end.append(self.tokenizer.eos_token_id)
                 yield {"input_ids": start + end, "labels": [-100] * len(start) + end}
-            else:
-                text = "\n".join(plain_text(part, rng) for part in (segments, passage(rng)))
-                tokens = [*self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id]
-                yield {"input_ids": tokens, "labels": tokens}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=("encoder_decoder", "decoder_only"), required=True)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--max_steps", type=int, default=8000)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-
-    set_seed(args.seed)
-    tokenizer = build_tokenizer(args.family, args.seed)
-    model = build_model(args.family)
+def train_phase(
+    model: PreTrainedModel, corpus: Corpus, output_dir: Path, batch_size: int, bf16: bool, seed: int
+) -> None:
+    """One phase, with its own warm-up and cosine decay; model and tokenizer are saved to `output_dir`."""
     trainer = Trainer(
         model,
         TrainingArguments(
-            output_dir=str(args.output_dir / "work"),
-            max_steps=args.max_steps,
-            per_device_train_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
+            output_dir=str(output_dir / "work"),
+            max_steps=corpus.phase.steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=corpus.phase.learning_rate,
             warmup_steps=200,
             lr_scheduler_type="cosine",
             weight_decay=0.01,
             logging_steps=100,
             save_strategy="no",
             report_to="none",
-            bf16=args.bf16,
-            use_cpu=True,
-            seed=args.seed,
+            bf16=bf16,
+            use_cpu=not torch.accelerator.is_available(),
+            seed=seed,
         ),
-        train_dataset=Corpus(args.family, tokenizer, args.seed + 1),
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        train_dataset=corpus,
+        data_collator=DataCollatorForSeq2Seq(corpus.tokenizer),
     )
     trainer.train()
     model.config.use_cache = True  # the trainer switched it off
-    model.save_pretrained(args.output_dir)
-    tokenizer.save_pretrained(args.output_dir)
+    model.save_pretrained(output_dir)
+    corpus.tokenizer.save_pretrained(output_dir)
+
+
+def main() -> None:
+    """Run the phases of one family."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=list(PHASES), required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    set_seed(args.seed)
+    tokenizer, model = build_tokenizer(args.family, args.seed), build_model(args.family)
+    for number, phase in enumerate(PHASES[args.family], 1):
+        folder = args.output_dir / f"phase-{number}"
+        if (folder / "config.json").is_file():
+            model = type(model).from_pretrained(folder)
+        else:
+            corpus = Corpus(args.family, tokenizer, phase, args.seed + number)
+            train_phase(model, corpus, folder, args.batch_size, args.bf16, args.seed)
 
 
 if __name__ == "__main__":
