@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from huggingface_hub import ModelCard
-from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
@@ -22,6 +18,7 @@ from left_trainer.callbacks.step_timer import StepTimerCallback
 from left_trainer.callbacks.tables import format_table
 from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.evaluation.text_metrics import decode
+from left_trainer.model_card import package_versions
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
 
@@ -36,7 +33,6 @@ BOOKKEEPING = (
     "mean_token_accuracy",
 )
 REPORT_FILE = "training_report.json"
-PACKAGES = ("left_trainer", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "evaluate")
 
 
 def collect_samples(
@@ -91,7 +87,7 @@ def build_report(
         "peft_kwargs": args.peft_kwargs,
         "task": task.name,
         "prompt": prompt or task.prompt,
-        "base_model": base_model_name(trainer),
+        "base_model": trainer.base_model_name,
         "trainable_parameters": count.trainable,
         "total_parameters": count.total,
         "trainable_percent": count.percent,
@@ -111,7 +107,7 @@ def build_report(
         "loss_history": [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry],
         "samples": [dict(sample) for sample in samples],
         "seed": args.seed,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": package_versions(),
         "device": str(args.device),
     }
 
@@ -123,10 +119,9 @@ def write_report(trainer: LeftTrainer, report: Mapping[str, Any]) -> Path:
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if report["loss_history"]:
         draw_losses(trainer.state.log_history, folder / "loss.png", report["method"])
-    trainer.create_model_card()
-    card = ModelCard.load(folder / "README.md")
-    card.text = f"{card.text.rstrip()}\n\n{results_section(report)}"
-    card.save(folder / "README.md")
+    trainer.create_model_card(tags=[report["task"]])
+    card = folder / "README.md"
+    card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{results_section(report)}", encoding="utf-8")
     return path
 
 
@@ -143,13 +138,11 @@ def results_section(report: Mapping[str, Any]) -> str:
         f"({report['trainable_percent']:.3f} %), {report['train_steps']} steps of {report['train_batch_size']} rows at "
         f"a learning rate of {report['learning_rate']:g}, seed {report['seed']}.",
         "",
-        "## Use",
+        f"The prompt was `{report['prompt']!r}`; this uses it:",
         "",
         "```bash",
         "echo 'Your text' | left-trainer generate --adapter THIS_FOLDER",
         "```",
-        "",
-        f"The prompt was `{report['prompt']!r}`.",
         "",
     ]
     return "\n".join(lines)
@@ -194,13 +187,6 @@ def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str
     figure.savefig(path, dpi=120)
 
 
-def base_model_name(trainer: LeftTrainer) -> str:
-    """Hub name or path of the model that was fine-tuned."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    config = model.get_base_model().config if isinstance(model, PeftModel) else model.config
-    return config._name_or_path or type(model).__name__
-
-
 def saved_bytes(folder: Path) -> int:
     """Bytes of the saved adapter, or of the whole model where all of it was trained."""
     names = (ADAPTER_SAFE_WEIGHTS_NAME, TRAINING_STATE_FILE)
@@ -218,13 +204,6 @@ def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
     prefixes = {name.partition("_")[0] for name in metrics if name.endswith("_loss")}
     prefix = next(iter(prefixes)) + "_" if prefixes else ""
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _shorten(text: str, limit: int = 400) -> str:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from datasets import Dataset
-from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import (
@@ -42,6 +41,7 @@ from left_trainer.evaluation.generation import (
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.loss import accumulated_token_loss
 from left_trainer.methods import get_method
+from left_trainer.model_card import build_model_card
 from left_trainer.models import ModelFamily, load_config
 from left_trainer.preparation import family_of, has_length_limit, init_kwargs, method_of, prepare_model
 from left_trainer.training_args import LeftTrainingArguments
@@ -296,22 +296,52 @@ class LeftTrainer(Trainer):
         """Inside, `evaluate` and `predict` see the base model. Nothing changes where no adapter is (`full`)."""
         return adapter_disabled(self.accelerator.unwrap_model(self.model))
 
-    def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
-        """Write the model card of Hugging Face's trainers, tagged with `left_trainer` and the method."""
-        history = self.state.log_history
-        # Hugging Face makes a column of every logged key; ours with a group (memory/...) belong in the report.
-        self.state.log_history = [{key: value for key, value in row.items() if "/" not in key} for row in history]
-        try:
-            super().create_model_card(*args, tags=tags, **kwargs)
-        finally:
-            self.state.log_history = history
-        path = Path(self.args.output_dir) / "README.md"
-        if self.is_world_process_zero() and path.is_file():
-            card = ModelCard.load(path)
-            own = ["left_trainer", *([self.method.name] if self.method else [])]
-            given = [tags] if isinstance(tags, str) else tags or []
-            card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *given, *own]))  # PEFT's update drops them
-            card.save(path)
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | list[str] | None = None,
+        tags: str | list[str] | None = None,
+        language: str | None = None,
+        license: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | list[str] | None = None,
+        **unused: Any,
+    ) -> None:
+        """Write `README.md`, the model card, into `output_dir`; `push_to_hub` calls this.
+
+        Args:
+            model_name: Title; by default the last part of `output_dir` or of `hub_model_id`.
+            dataset_name: Data sets on the hub (TRL's name of the argument).
+            tags: Further tags.
+            language: For the metadata.
+            license: For the metadata.
+            finetuned_from: Name of the base model; by default the one it was loaded from.
+            dataset: Data sets on the hub (transformers' name of the argument).
+            unused: What else `Trainer.create_model_card` accepts.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        card = build_model_card(
+            model_name=model_name or (self.args.hub_model_id or str(folder)).rstrip("/").rpartition("/")[2],
+            base_model=finetuned_from or self.base_model_name,
+            family=self.family,
+            method=self.method,
+            args=self.args,
+            log_history=self.state.log_history,
+            tags=_as_list(tags),
+            datasets=_as_list(dataset_name) + _as_list(dataset),
+            language=language,
+            license=license,
+        )
+        card.save(folder / "README.md")
+
+    @property
+    def base_model_name(self) -> str:
+        """Hub name or path of the model that is fine-tuned; its class where it has neither."""
+        model = self.accelerator.unwrap_model(self.model)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        return base.config._name_or_path or type(base).__name__
 
     def _generation_arguments(self, given: dict[str, Any]) -> dict[str, object]:
         return generation_arguments(self.args.generation_max_length, self.args.generation_num_beams, given)
@@ -378,6 +408,10 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
 
     def _generate(self, model: Any, inputs: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
         return generate_completions(model, split_prompts(inputs), self.processing_class.pad_token_id, **arguments)
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def _named_datasets(train: Any, evaluation: Any) -> dict[str, Any]:

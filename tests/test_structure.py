@@ -18,7 +18,7 @@ LEVELS = [
     ("methods", "tasks"),
     ("training_args",),
     ("callbacks", "evaluation", "data", "kernels", "loss"),
-    ("checks", "preparation", "trainer", "inference"),
+    ("checks", "preparation", "model_card", "trainer", "inference"),
     ("reporting", "fine_tuning"),
     ("comparison", "planning"),
     ("cli",),

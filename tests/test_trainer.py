@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import gradient_norms, losses, tiny_model, tiny_rows
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     BartConfig,
@@ -366,8 +367,11 @@ def test_model_cards(rows, make_args, saved_models):
         trainer.save_model()
         trainer.create_model_card(model_name="mine")
         card = Path(trainer.args.output_dir, "README.md").read_text()
-        assert "left_trainer" in card
-        assert "lora" in card
+        data = ModelCard(card).data
+        assert {"left_trainer", "lora"} <= set(data.tags)
+        assert data.base_model is None  # a path is no name on the hub
+        assert card.count("# mine") == 1
+        assert f'from_pretrained("{path}")' in card
 
 
 def test_trackers_receive_our_figures(rows, make_args, saved_models):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from left_trainer.callbacks.memory_profiler import MemorySummary, StepMemory
 
 MIB = 1024**2
-COLORS = ("#9aa5b1", "#4c78a8", "#f2a541", "#72b7b2", "#e45756")
+COLORS = ("#7f8c99", "#2f5d8a", "#e8963a", "#3f9a8f", "#bcd3ea")
 
 
 def draw_timeline(steps: Sequence[StepMemory], summary: MemorySummary, path: Path) -> None:
@@ -23,6 +23,7 @@ def draw_timeline(steps: Sequence[StepMemory], summary: MemorySummary, path: Pat
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     x = np.array([step.step for step in steps])
     ones = np.ones(len(steps))
@@ -48,8 +49,10 @@ def draw_timeline(steps: Sequence[StepMemory], summary: MemorySummary, path: Pat
             linewidth=1.2,
             label=f"peak, {name.replace('_', ' + ')}",
         )
-    axes.set(xlabel="optimizer step", ylabel="MiB", title=f"Memory on {summary.device}", xlim=(x.min(), x.max() + 1e-9))
-    axes.set_ylim(bottom=0)
+    above = f"above the {summary.baseline_bytes / MIB:,.0f} MiB in use before training, weights aside"
+    axes.set_title(f"Memory on {summary.device}, {above}", fontsize=10, loc="left")
+    axes.set(xlabel="optimizer step", ylabel="MiB", xlim=(x.min(), max(x.max(), x.min() + 1)), ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False, fontsize=9)

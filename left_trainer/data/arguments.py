@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from left_trainer.embedded import MODEL_PATHS
+from left_trainer.embedded import DEFAULT_MODEL, MODEL_NAMES
 from left_trainer.training_args import LeftTrainingArguments
 
 
@@ -14,14 +14,15 @@ class ModelArguments:
     """Which model.
 
     Args:
-        model_name_or_path: Hub name or path of a model or an adapter. Unset: the embedded T5-like model.
+        model_name_or_path: Hub name or path of a model or an adapter; `embedded/t5` or `embedded/llama`.
         model_revision: Branch, tag or commit on the hub.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the one the checkpoint was saved in.
         token: Hub token for private models; by default the one of `hf auth login`.
     """
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Hub name or path of a model or adapter. Unset: the embedded T5-like model."}
+        default=None,
+        metadata={"help": "Hub name or path of a model or adapter, embedded/t5 or embedded/llama. Unset: embedded/t5."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the hub."})
     dtype: str = field(
@@ -35,7 +36,8 @@ class ModelArguments:
         given: dict[str, Any] = {"revision": self.model_revision, "token": self.token}
         options = {"dtype": self.dtype, **{key: value for key, value in given.items() if value is not None}}
         args.model_init_kwargs = {**options, **(dict(args.model_init_kwargs) if args.model_init_kwargs else {})}
-        return self.model_name_or_path or str(MODEL_PATHS["encoder_decoder"])
+        name = self.model_name_or_path or DEFAULT_MODEL
+        return MODEL_NAMES.get(name, name)
 
 
 @dataclass

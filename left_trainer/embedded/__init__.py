@@ -8,3 +8,6 @@ MODEL_PATHS = {
     "encoder_decoder": Path(__file__).parent / "t5",
     "decoder_only": Path(__file__).parent / "llama",
 }
+# What a user may write in --model_name_or_path.
+MODEL_NAMES = {f"embedded/{path.name}": str(path) for path in MODEL_PATHS.values()}
+DEFAULT_MODEL = "embedded/t5"

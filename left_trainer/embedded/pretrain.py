@@ -15,7 +15,6 @@ A phase that has been finished in DIR is not run again; the last one holds the m
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,6 @@ from left_trainer.embedded import grammar
 
 VOCABULARY_SIZE = 2048
 N_SENTINELS = 16
-MAX_CONTINUATION_WORDS = 25
 SENTINELS = [f"<extra_id_{i}>" for i in range(N_SENTINELS)]
 
 
@@ -159,12 +157,12 @@ def span_corruption(segments: list[str], rng: Random) -> tuple[str, str]:
 
 
 def continuation(segments: list[str], rng: Random) -> tuple[str, str]:
-    """Running text, cut at the end of a sentence or between two words; the target is what follows."""
-    text = plain_text(segments, rng)
-    sentences = re.split(r"(?<=[.?!])\s", text)
-    parts = sentences if len(sentences) > 1 and rng.random() < 0.7 else text.split(" ")
-    cut = rng.randrange(1, len(parts))
-    return " ".join(parts[:cut]), " ".join(" ".join(parts[cut:]).split(" ")[:MAX_CONTINUATION_WORDS])
+    """Two unrelated texts in a row, cut after the first words of the second; the target is what follows."""
+    _, text = unrelated_texts(segments, rng)
+    first, _, second = text.rpartition("\n")
+    words = second.split(" ")
+    cut = rng.randrange(1, min(5, len(words)))
+    return "\n".join([first, " ".join(words[:cut])]), " ".join(words[cut:])
 
 
 def plain_text(segments: list[str], rng: Random) -> str:
@@ -197,7 +195,7 @@ class Phase:
 PHASES = {
     "encoder_decoder": (
         Phase(7000, 2e-3, {gap_sentence: 70, span_corruption: 30}),
-        Phase(1500, 1e-3, {gap_sentence: 45, span_corruption: 20, continuation: 35}),
+        Phase(1500, 1e-3, {gap_sentence: 40, span_corruption: 15, continuation: 45}),
     ),
     "decoder_only": (
         Phase(5000, 2e-3, {whole_passage: 100}),

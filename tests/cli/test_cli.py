@@ -15,8 +15,9 @@ from conftest import tiny_rows
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from left_trainer import LeftTrainer, LeftTrainingArguments, list_methods
+from left_trainer import LeftTrainer, LeftTrainingArguments, ModelArguments, list_methods
 from left_trainer.cli.main import COMMANDS, main
+from left_trainer.embedded import MODEL_NAMES
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -101,6 +102,15 @@ def test_train_writes_everything_and_reads_yaml(tmp_path, saved_models, capsys):
     card = (output / "README.md").read_text()
     assert "## Results on summarization" in card
     assert "left-trainer generate" in card
+
+
+def test_the_embedded_models_have_names():
+    args = LeftTrainingArguments()
+    for name, path in MODEL_NAMES.items():
+        assert ModelArguments(model_name_or_path=name, token="t").resolve(args) == path
+        assert args.model_init_kwargs == {"dtype": "float32", "token": "t"}
+    assert ModelArguments().resolve(args) == MODEL_NAMES["embedded/t5"]
+    assert ModelArguments(model_name_or_path="mine/model").resolve(args) == "mine/model"
 
 
 TRAIN = ["train", "--max_steps", "1"]

@@ -1,0 +1,132 @@
+"""The model card of a fine-tuned model, the same for both model families."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from left_trainer.methods import PeftMethod
+from left_trainer.models import ModelFamily
+from left_trainer.training_args import LeftTrainingArguments
+
+PACKAGES = ("left_trainer", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "evaluate")
+PIPELINE_TAGS: dict[ModelFamily, str] = {
+    "encoder_decoder": "text2text-generation",
+    "decoder_only": "text-generation",
+}
+AUTO_CLASSES: dict[ModelFamily, str] = {
+    "encoder_decoder": "AutoModelForSeq2SeqLM",
+    "decoder_only": "AutoModelForCausalLM",
+}
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that a run depends on; `None` for one that is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def build_model_card(
+    *,
+    model_name: str,
+    base_model: str,
+    family: ModelFamily,
+    method: PeftMethod | None,
+    args: LeftTrainingArguments,
+    log_history: Sequence[Mapping[str, Any]],
+    tags: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    language: str | None = None,
+    license: str | None = None,
+) -> ModelCard:
+    """A card that says what the model is, how to load it, how it was trained and how it scored.
+
+    Args:
+        model_name: Title.
+        base_model: Hub name or path; a path stays out of the metadata, where the hub expects a name.
+        family: Of the base model.
+        method: What was trained; `None` for a PEFT config without a record.
+        args: Of the training.
+        log_history: Of the trainer; the last evaluation is shown.
+        tags: Further tags.
+        datasets: Names of data sets on the hub.
+        language: For the metadata.
+        license: For the metadata.
+    """
+    is_adapter = method is None or method.config_class is not None
+    name = method.name if method else "PEFT"
+    data = ModelCardData(
+        base_model=None if Path(base_model).exists() else base_model,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag=PIPELINE_TAGS[family],
+        tags=list(dict.fromkeys([*tags, "left_trainer", name])),
+        datasets=list(datasets) or None,
+        language=language,
+        license=license,
+    )
+    described = f"{method.summary} ({method.paper})" if method else "an explicit PEFT config"
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {model_name}",
+        f"`{base_model}`, fine-tuned with **{name}**: {described}.",
+        "## Load it",
+        f"```python\n{_loading_code(base_model, family, is_adapter)}\n```",
+        "## Training",
+        _table(("argument", "value"), [(key, f"`{value}`") for key, value in _hyperparameters(args).items()]),
+    ]
+    evaluation = next((entry for entry in reversed(log_history) if "eval_loss" in entry), None)
+    if evaluation:
+        scores = {key: value for key, value in evaluation.items() if _is_score(key)}
+        rows = [(key.removeprefix("eval_"), f"{value:.4g}") for key, value in scores.items()]
+        sections += [f"Last evaluation, at step {evaluation['step']}:", _table(("metric", "value"), rows)]
+    versions = ", ".join(f"{package} {version}" for package, version in package_versions().items() if version)
+    sections.append(f"Versions: {versions}.")
+    return ModelCard("\n\n".join(sections) + "\n")
+
+
+def _loading_code(base_model: str, family: ModelFamily, is_adapter: bool) -> str:
+    auto = AUTO_CLASSES[family]
+    if not is_adapter:
+        return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("THIS_FOLDER")'
+    return (
+        f"from peft import PeftModel\nfrom transformers import {auto}\n\n"
+        f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base_model}"), "THIS_FOLDER")'
+    )
+
+
+def _hyperparameters(args: LeftTrainingArguments) -> dict[str, Any]:
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    duration = {"max_steps": args.max_steps} if args.max_steps > 0 else {"num_train_epochs": args.num_train_epochs}
+    return {
+        "peft_kwargs": args.peft_kwargs or {},
+        "learning_rate": args.learning_rate,
+        "rows in a step": batch_size,
+        **duration,
+        "lr_scheduler_type": args.lr_scheduler_type.value,
+        "optim": args.optim.value,
+        "mixed precision": args.mixed_precision,
+        "seed": args.seed,
+    }
+
+
+def _is_score(key: str) -> bool:
+    return (
+        key.startswith("eval_")
+        and "/" not in key
+        and not key.endswith(("_runtime", "_per_second", "_preparation_time", "_num_tokens"))
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines)
