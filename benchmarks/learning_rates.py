@@ -1,6 +1,6 @@
 """Where the default learning rates of the methods come from: a sweep on the embedded models.
 
-    python benchmarks/learning_rates.py --steps 150
+    python benchmarks/learning_rates.py
 
 Every method is trained on the embedded summarization data with each rate of a grid, on both model families, and the
 validation loss at the end is printed, the best of each row marked. Results go to benchmarks/results/.
@@ -28,7 +28,7 @@ from left_trainer import (
 from left_trainer.callbacks.tables import format_table
 from left_trainer.embedded import MODEL_PATHS
 
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+FACTORS = (0.3, 1.0, 3.0, 10.0)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=[method.name for method in list_methods()])
     parser.add_argument("--families", nargs="+", default=list(MODEL_PATHS), choices=list(MODEL_PATHS))
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
