@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -42,8 +43,11 @@ def check_output_dir(args: LeftTrainingArguments) -> None:
         ) from error
 
 
-def check_stale_checkpoints(args: LeftTrainingArguments) -> None:
-    """Raise when a fresh run would write among the checkpoints of an unfinished one."""
+def clear_checkpoints(args: LeftTrainingArguments) -> None:
+    """Raise when a fresh run would write among the checkpoints of an earlier one; remove those if told to overwrite.
+
+    Left there, they would be what a later resume finds.
+    """
     checkpoints = sorted(Path(args.output_dir or "").glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
     if checkpoints and not args.overwrite_output_dir:
         raise FileExistsError(
@@ -51,6 +55,9 @@ def check_stale_checkpoints(args: LeftTrainingArguments) -> None:
             "train(resume_from_checkpoint=True), choose another directory, or replace it with "
             "overwrite_output_dir=True (--overwrite_output_dir)."
         )
+    if args.process_index == 0:
+        for checkpoint in checkpoints:
+            shutil.rmtree(checkpoint)
 
 
 def last_complete_checkpoint(output_dir: str) -> str:
@@ -68,6 +75,15 @@ def last_complete_checkpoint(output_dir: str) -> str:
             "of one, or start afresh without resume_from_checkpoint."
         )
     return str(max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2])))
+
+
+def check_devices(args: LeftTrainingArguments) -> None:
+    """Refuse several GPUs in one process, which Hugging Face's trainer would wrap in `nn.DataParallel`."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process, and nn.DataParallel would average losses over unequal "
+            "numbers of tokens. Start with `accelerate launch`, or make one visible by CUDA_VISIBLE_DEVICES=0."
+        )
 
 
 def check_precision(args: LeftTrainingArguments, config: PreTrainedConfig) -> None:

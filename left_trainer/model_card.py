@@ -44,8 +44,8 @@ def build_model_card(
     method: PeftMethod | None,
     args: LeftTrainingArguments,
     log_history: Sequence[Mapping[str, Any]],
-    tags: Sequence[str] = (),
-    datasets: Sequence[str] = (),
+    tags: str | list[str] | None = None,
+    datasets: str | list[str] | None = None,
     language: str | None = None,
     license: str | None = None,
 ) -> ModelCard:
@@ -69,8 +69,8 @@ def build_model_card(
         base_model=None if Path(base_model).exists() else base_model,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=PIPELINE_TAGS[family],
-        tags=list(dict.fromkeys([*tags, "left_trainer", name])),
-        datasets=list(datasets) or None,
+        tags=list(dict.fromkeys([*_as_list(tags), "left_trainer", name])),
+        datasets=_as_list(datasets) or None,
         language=language,
         license=license,
     )
@@ -92,6 +92,10 @@ def build_model_card(
     versions = ", ".join(f"{package} {version}" for package, version in package_versions().items() if version)
     sections.append(f"Versions: {versions}.")
     return ModelCard("\n\n".join(sections) + "\n")
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def _loading_code(base_model: str, family: ModelFamily, is_adapter: bool) -> str:

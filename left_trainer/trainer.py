@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
@@ -25,13 +24,13 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, PredictionOutput
+from transformers.trainer_utils import EvalPrediction, PredictionOutput
 from trl import SFTTrainer
 
 from left_trainer import checks
 from left_trainer.adapter_files import load_training_only_state, save_training_only_state, training_only_state
 from left_trainer.callbacks.logging import CompactProgressCallback, LoggingCallback
-from left_trainer.data.features import AnyDataset, dataset_form, tokenize_pairs
+from left_trainer.data.features import AnyDataset, dataset_form, named_datasets, tokenize_pairs
 from left_trainer.evaluation.generation import (
     adapter_disabled,
     generate_completions,
@@ -128,22 +127,17 @@ class LeftTrainer(Trainer):
             raise ValueError("formatting_func has no effect on an encoder-decoder model. Pass prompt/completion rows.")
         config = load_config(model, **init_kwargs(args)) if isinstance(model, str) else model.config
         method = method_of(model, args, peft_config)
+        checks.check_devices(args)
         checks.check_precision(args, config)
         checks.check_method(args, method, peft_config)
         checks.check_output_dir(args)
         if formatting_func is None:
-            for argument, dataset in _named_datasets(train_dataset, eval_dataset).items():
+            for argument, dataset in named_datasets(train_dataset, eval_dataset).items():
                 dataset_form(dataset, self.family, argument, args.dataset_text_field)
         tokenizer = processing_class or checks.load_tokenizer(
             model if isinstance(model, str) else config._name_or_path, args
         )
         checks.check_tokenizer(tokenizer, args, config)
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs are visible to one process, and nn.DataParallel would average losses over unequal "
-                "numbers of tokens. Start with `accelerate launch`, or make one visible by CUDA_VISIBLE_DEVICES=0."
-            )
-
         model = prepare_model(model, args, config, peft_config, quantization_config)
         if args.learning_rate is None:
             args.learning_rate = method.learning_rate if method else get_method("lora").learning_rate
@@ -197,10 +191,7 @@ class LeftTrainer(Trainer):
         if str(resume_from_checkpoint).lower() == "true":  # also as a flag: --resume_from_checkpoint true
             resume_from_checkpoint = checks.last_complete_checkpoint(self.args.output_dir)
         elif not resume_from_checkpoint and self.args.save_strategy != "no":
-            checks.check_stale_checkpoints(self.args)
-            if self.is_world_process_zero():
-                for stale in Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-                    shutil.rmtree(stale)  # overwrite_output_dir was given; resuming must not find an old run's
+            checks.clear_checkpoints(self.args)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -310,13 +301,13 @@ class LeftTrainer(Trainer):
         """Write `README.md`, the model card, into `output_dir`; `push_to_hub` calls this.
 
         Args:
-            model_name: Title; by default the last part of `output_dir` or of `hub_model_id`.
-            dataset_name: Data sets on the hub (TRL's name of the argument).
+            model_name: Title; by default the last part of `hub_model_id` or `output_dir`.
+            dataset_name: Data sets on the hub, by the name that TRL gives the argument.
             tags: Further tags.
             language: For the metadata.
             license: For the metadata.
             finetuned_from: Name of the base model; by default the one it was loaded from.
-            dataset: Data sets on the hub (transformers' name of the argument).
+            dataset: Data sets on the hub, by the name that transformers gives the argument.
             unused: What else `Trainer.create_model_card` accepts.
         """
         if not self.is_world_process_zero():
@@ -329,8 +320,8 @@ class LeftTrainer(Trainer):
             method=self.method,
             args=self.args,
             log_history=self.state.log_history,
-            tags=_as_list(tags),
-            datasets=_as_list(dataset_name) + _as_list(dataset),
+            tags=tags,
+            datasets=dataset_name or dataset,
             language=language,
             license=license,
         )
@@ -408,17 +399,3 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
 
     def _generate(self, model: Any, inputs: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
         return generate_completions(model, split_prompts(inputs), self.processing_class.pad_token_id, **arguments)
-
-
-def _as_list(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())
-
-
-def _named_datasets(train: Any, evaluation: Any) -> dict[str, Any]:
-    """The given datasets under the names of their arguments."""
-    named = {"train_dataset": train}
-    if isinstance(evaluation, dict):
-        named |= {f"eval_dataset[{name!r}]": dataset for name, dataset in evaluation.items()}
-    else:
-        named["eval_dataset"] = evaluation
-    return {name: dataset for name, dataset in named.items() if dataset is not None}

@@ -120,3 +120,13 @@ def _with_end(ids: list[int], eos_token_id: int | None, max_length: int | None) 
     if eos_token_id is None or eos_token_id in ids:
         return ids
     return [*ids[: max_length - 1 if max_length else None], eos_token_id]
+
+
+def named_datasets(train: Any, evaluation: Any) -> dict[str, Any]:
+    """The given datasets under the names of their arguments."""
+    named = {"train_dataset": train}
+    if isinstance(evaluation, dict):
+        named |= {f"eval_dataset[{name!r}]": dataset for name, dataset in evaluation.items()}
+    else:
+        named["eval_dataset"] = evaluation
+    return {name: dataset for name, dataset in named.items() if dataset is not None}

@@ -23,10 +23,8 @@ register_task(
         target_column="summary",
         prompt="Summarize: {source}\nSummary:",
         metrics=("rouge", "bleu", "chrf", "exact_match"),
-        main_metric="rougeL",
         max_new_tokens=64,
         generate_row=news_row,
         embedded_splits={"train": 4000, "validation": 100, "test": 100},
-        hub_dataset="EdinburghNLP/xsum",
     )
 )

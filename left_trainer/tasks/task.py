@@ -20,11 +20,9 @@ class Task:
         prompt: Template of the prompt, with `{source}` where the text goes. One form for both model families: an
             encoder-decoder model reads it, a decoder-only model continues it.
         metrics: Names of metrics in `evaluation`.
-        main_metric: Key of the score that decides between two models, higher is better.
         max_new_tokens: Length limit of what is generated, in tokens.
         generate_row: Makes one row of the embedded data from a seeded generator.
         embedded_splits: Number of rows in each split of the embedded data.
-        hub_dataset: A data set on the hub known to suit, for `--dataset_name`; its columns are those above.
         aliases: Further names.
     """
 
@@ -34,11 +32,9 @@ class Task:
     target_column: str
     prompt: str
     metrics: tuple[str, ...]
-    main_metric: str
     max_new_tokens: int
     generate_row: Callable[[Random], dict[str, str]]
     embedded_splits: Mapping[str, int]
-    hub_dataset: str
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
