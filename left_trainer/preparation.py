@@ -12,6 +12,8 @@ from left_trainer.methods.apply import apply_config, build_config, check_pattern
 from left_trainer.models import ModelFamily, build_skeleton, is_adapter_directory, load_model, model_family
 from left_trainer.training_args import LeftTrainingArguments
 
+DEFAULT_MAX_NEW_TOKENS = 128
+
 
 def family_of(model: Any, model_init_kwargs: Any) -> ModelFamily:
     """The family of a name, path, model or adapter. Raises `TypeError` for anything else."""
@@ -94,7 +96,8 @@ def prepare_model(
     return model
 
 
-def has_length_limit(model: PreTrainedModel | PeftModel) -> bool:
-    """Whether the model's own generation config limits what it generates."""
+def default_generation_length(model: PreTrainedModel | PeftModel) -> int | None:
+    """Limit on new tokens where neither the user nor the model sets one; `generate` would stop after 20."""
     generation = model.generation_config
-    return generation.max_new_tokens is not None or generation.max_length is not None
+    has_limit = generation.max_new_tokens is not None or generation.max_length is not None
+    return None if has_limit else DEFAULT_MAX_NEW_TOKENS

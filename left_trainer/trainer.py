@@ -42,10 +42,9 @@ from left_trainer.loss import accumulated_token_loss
 from left_trainer.methods import get_method
 from left_trainer.model_card import build_model_card
 from left_trainer.models import ModelFamily, load_config
-from left_trainer.preparation import family_of, has_length_limit, init_kwargs, method_of, prepare_model
+from left_trainer.preparation import default_generation_length, family_of, init_kwargs, method_of, prepare_model
 from left_trainer.training_args import LeftTrainingArguments
 
-DEFAULT_MAX_NEW_TOKENS = 128
 EvalDatasets: TypeAlias = AnyDataset | dict[str, AnyDataset]
 
 
@@ -145,8 +144,7 @@ class LeftTrainer(Trainer):
             model.enable_input_require_grads()
         if args.predict_with_generate:
             compute_metrics = compute_metrics or text_metrics(tokenizer)
-            if args.generation_max_length is None and not has_length_limit(model):
-                args.generation_max_length = DEFAULT_MAX_NEW_TOKENS
+            args.generation_max_length = args.generation_max_length or default_generation_length(model)
         self.method = method
         super().__init__(
             model=model,
