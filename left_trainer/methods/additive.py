@@ -22,7 +22,7 @@ register_method(
         paper="Liu et al., 2022, arXiv 2205.05638",
         config_class="IA3Config",
         learning_rate=5e-3,
-        learning_rate_source="Liu et al., 2022, section 3.6: 3e-3 with Adafactor; vectors start at one",
+        learning_rate_source="near the 3e-3 that Liu et al., 2022, use with Adafactor; benchmarks/learning_rates.py",
         target_candidates=tuple(
             {"target_modules": list(names), "feedforward_modules": [names[-1]]} for names in KEY_VALUE_FEEDFORWARD_NAMES
         ),

@@ -24,7 +24,7 @@ register_method(
         paper="Hu et al., 2021, arXiv 2106.09685",
         config_class="LoraConfig",
         learning_rate=2e-4,
-        learning_rate_source="Hu et al., 2021, tables 11 and 12: 2e-4 to 5e-4",
+        learning_rate_source="Hu et al., 2021, GPT-2; benchmarks/learning_rates.py",
         defaults={"r": 8, "lora_alpha": 16, "lora_dropout": 0.0},
         target_candidates=tuple({"target_modules": list(names)} for names in QUERY_VALUE_NAMES),
         mergeable=True,

@@ -35,7 +35,7 @@ register_method(
         paper="Lester et al., 2021, arXiv 2104.08691",
         config_class="PromptTuningConfig",
         learning_rate=3e-2,
-        learning_rate_source="Lester et al., 2021, section 3: 0.3 with Adafactor; a tenth of it suits AdamW",
+        learning_rate_source="a tenth of the 0.3 that Lester et al., 2021, use with Adafactor; benchmarks/learning_rates.py",
         defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
     )
 )
@@ -48,7 +48,7 @@ register_method(
         paper="Liu et al., 2021, arXiv 2103.10385",
         config_class="PromptEncoderConfig",
         learning_rate=1e-2,
-        learning_rate_source="the range searched by Liu et al., 2021, scaled to 20 tokens behind an MLP",
+        learning_rate_source="benchmarks/learning_rates.py",
         defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS, "encoder_hidden_size": 128},
     )
 )
