@@ -24,7 +24,7 @@ TASK_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 50,
-    "logging_steps": 25,
+    "logging_steps": 0.1,
     "eval_strategy": "epoch",
     "save_strategy": "no",
     "predict_with_generate": True,

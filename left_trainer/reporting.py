@@ -117,7 +117,7 @@ def write_report(trainer: LeftTrainer, report: Mapping[str, Any]) -> Path:
     folder = Path(trainer.args.output_dir)
     path = folder / REPORT_FILE
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if report["loss_history"]:
+    if any("loss" in entry or "eval_loss" in entry for entry in trainer.state.log_history):
         draw_losses(trainer.state.log_history, folder / "loss.png", report["method"])
     trainer.create_model_card(tags=[report["task"]])
     card = folder / "README.md"
