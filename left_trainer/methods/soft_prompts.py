@@ -35,7 +35,7 @@ register_method(
         paper="Lester et al., 2021, arXiv 2104.08691",
         config_class="PromptTuningConfig",
         learning_rate=3e-2,
-        learning_rate_source="a tenth of the 0.3 that Lester et al., 2021, use with Adafactor; benchmarks/learning_rates.py",
+        learning_rate_source="a tenth of the 0.3 of Lester et al., 2021, with Adafactor; benchmarks/learning_rates.py",
         defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
     )
 )
