@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: help demo test test-all quality style bench docs clean
+.PHONY: help demo test quality style bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
