@@ -6,10 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model
+from conftest import tiny_model, tiny_tokenizer
 from datasets import Dataset
 
-from left_trainer import DataArguments, get_task, list_tasks, load_task_data
+from left_trainer import (
+    DataArguments,
+    LeftTrainer,
+    get_task,
+    list_tasks,
+    load_task_data,
+    load_tokenizer,
+    prepare_task_data,
+)
 from left_trainer.data.features import tokenize_pairs
 from left_trainer.data.loading import embedded_data, to_prompts
 from left_trainer.tasks.task import check_prompt
@@ -101,6 +109,21 @@ def test_a_long_source_is_cut_and_the_rest_survives(family, tokenizers):
     assert 40 < length <= 60
     with pytest.raises(ValueError, match="leaves no room for the source"):
         to_prompts(rows, TASK, tokenizer, config, max_length=10)
+
+
+def test_a_soft_prompt_and_a_long_source_fit_into_absolute_positions(make_args, tmp_path):
+    """GPT-2 has no position after its last one: virtual tokens have to come out of the source."""
+    folder = tmp_path / "gpt2"
+    tiny_model("gpt2").save_pretrained(folder)
+    tiny_tokenizer("decoder_only").save_pretrained(folder)
+    rows = Dataset.from_list([{"document": "word " * 500, "summary": "the end"}] * 4)
+    rows.to_json(str(tmp_path / "rows.jsonl"))
+    args = make_args(peft_method="prompt_tuning", peft_kwargs={"num_virtual_tokens": 30}, max_steps=1)
+    tokenizer = load_tokenizer(str(folder), args)
+    data = prepare_task_data(TASK, DataArguments(train_file=str(tmp_path / "rows.jsonl")), str(folder), tokenizer, args)
+    trainer = LeftTrainer(str(folder), args, train_dataset=data["train"], processing_class=tokenizer)
+    trainer.train()
+    assert 90 <= len(trainer.train_dataset[0]["input_ids"]) <= 128 - 30
 
 
 def test_labels_end_once(tokenizers):

@@ -10,6 +10,8 @@ from datasets import Dataset, DatasetDict, load_dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from left_trainer.data.arguments import DataArguments
+from left_trainer.methods import get_method
+from left_trainer.methods.options import parse_peft_kwargs
 from left_trainer.models import load_config, model_family
 from left_trainer.registry import did_you_mean
 from left_trainer.tasks import Task
@@ -80,9 +82,18 @@ def prepare_task_data(
     options = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
     splits = load_task_data(task, data, token=options.get("token"))
     config = load_config(model, **options)
-    return DatasetDict(
-        {name: to_prompts(rows, task, tokenizer, config, args.max_length, data.prompt) for name, rows in splits.items()}
-    )
+    reserved = virtual_tokens(args)
+
+    def prompts(rows: Dataset) -> Dataset:
+        return to_prompts(rows, task, tokenizer, config, args.max_length, data.prompt, reserved)
+
+    return DatasetDict({name: prompts(rows) for name, rows in splits.items()})
+
+
+def virtual_tokens(args: LeftTrainingArguments) -> int:
+    """Positions that a soft prompt takes from the model's own."""
+    options = {**get_method(args.peft_method).defaults, **parse_peft_kwargs(args.peft_kwargs)}
+    return int(options.get("num_virtual_tokens", 0))
 
 
 def embedded_data(task: Task) -> DatasetDict:
@@ -163,6 +174,7 @@ def to_prompts(
     config: PreTrainedConfig,
     max_length: int | None,
     prompt: str | None = None,
+    reserved: int = 0,
 ) -> Dataset:
     """Rows with `source` and `target` to rows that also have `prompt` and `completion`.
 
@@ -176,12 +188,13 @@ def to_prompts(
         max_length: Further bound in tokens: prompt and completion together for decoder-only models, the prompt for
             encoder-decoder models.
         prompt: Template that replaces the task's.
+        reserved: Positions of the model that a soft prompt needs.
 
     Raises:
         ValueError: A prompt or completion that leaves no room for a source.
     """
     decoder_only = model_family(config) == "decoder_only"
-    limit = length_limit(config, tokenizer, max_length)
+    limit = length_limit(config, tokenizer, max_length, reserved)
     template = prompt or task.prompt
     overhead = len(tokenizer(template.format(source=""))["input_ids"]) + SPECIAL_TOKENS
 
@@ -199,10 +212,13 @@ def to_prompts(
     return rows.map(render, desc="Prompts")
 
 
-def length_limit(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
-    """The smallest of the bounds that model, tokenizer and user set, in tokens."""
+def length_limit(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None, reserved: int = 0
+) -> int:
+    """The smallest of the bounds that model (less `reserved` positions), tokenizer and user set, in tokens."""
     positions = None if config.model_type.endswith("t5") else getattr(config, "max_position_embeddings", None)
-    return min(bound for bound in (max_length, positions, tokenizer.model_max_length) if bound)
+    available = positions - reserved if positions else None
+    return min(bound for bound in (max_length, available, tokenizer.model_max_length) if bound)
 
 
 def _cut(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
