@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -110,7 +113,18 @@ def load_model(model: str, is_trainable: bool = True, **model_init_kwargs: Any) 
     if adapter is not None:
         model = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     loaded = auto_class(family).from_pretrained(model, dtype=dtype, **model_init_kwargs)
-    return loaded if adapter is None else _load_adapter(loaded, adapter, is_trainable)
+    if adapter is None:
+        return loaded
+    with without_upstream_warnings():
+        return _load_adapter(loaded, adapter, is_trainable)
+
+
+@contextlib.contextmanager
+def without_upstream_warnings() -> Iterator[None]:
+    """Hide what PEFT makes transformers warn about: peft 0.21 reads a name that transformers 5.23 deprecates."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def _load_adapter(model: PreTrainedModel, path: str, is_trainable: bool) -> PeftModel:

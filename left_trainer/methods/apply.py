@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.options import check_peft_kwargs, option_types
 from left_trainer.methods.registry import get_method, list_methods
-from left_trainer.models import ModelFamily, model_family
+from left_trainer.models import ModelFamily, model_family, without_upstream_warnings
 
 TASK_TYPES: dict[ModelFamily, TaskType] = {
     "encoder_decoder": TaskType.SEQ_2_SEQ_LM,
@@ -128,9 +127,7 @@ def apply_config(
         ValueError: A module pattern that matches nothing, or no trainable parameter.
     """
     check_patterns(model, config)
-    with _seeded(seed), warnings.catch_warnings():
-        # peft 0.21 reads `is_gradient_checkpointing`, which transformers 5.23 deprecates.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    with _seeded(seed), without_upstream_warnings():
         wrapped = get_peft_model(model, copy.deepcopy(config))
     if not any(parameter.requires_grad for parameter in wrapped.parameters()):
         raise ValueError(
