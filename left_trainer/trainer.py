@@ -16,6 +16,7 @@ from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     ProgressCallback,
     Seq2SeqTrainer,
     Trainer,
@@ -29,7 +30,7 @@ from trl import SFTTrainer
 
 from left_trainer import checks
 from left_trainer.adapter_files import load_training_only_state, save_training_only_state, training_only_state
-from left_trainer.callbacks.logging import CompactProgressCallback, LoggingCallback
+from left_trainer.callbacks.logging import CompactPrinterCallback, CompactProgressCallback, LoggingCallback
 from left_trainer.data.features import AnyDataset, dataset_form, named_datasets, tokenize_pairs
 from left_trainer.evaluation.generation import (
     adapter_disabled,
@@ -160,8 +161,9 @@ class LeftTrainer(Trainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             **({"formatting_func": formatting_func} if self.family == "decoder_only" else {}),
         )
-        if self.callback_handler.pop_callback(ProgressCallback) is not None:
-            self.add_callback(CompactProgressCallback)
+        for theirs, ours in ((ProgressCallback, CompactProgressCallback), (PrinterCallback, CompactPrinterCallback)):
+            if self.callback_handler.pop_callback(theirs) is not None:
+                self.add_callback(ours)
 
     def _check_family(self, model: str | PreTrainedModel | PeftModel, args: LeftTrainingArguments) -> None:
         family = family_of(model, args.model_init_kwargs)
@@ -294,7 +296,7 @@ class LeftTrainer(Trainer):
         license: str | None = None,
         finetuned_from: str | None = None,
         dataset: str | list[str] | None = None,
-        **unused: Any,
+        **_: Any,
     ) -> None:
         """Write `README.md`, the model card, into `output_dir`; `push_to_hub` calls this.
 
@@ -306,7 +308,6 @@ class LeftTrainer(Trainer):
             license: For the metadata.
             finetuned_from: Name of the base model; by default the one it was loaded from.
             dataset: Data sets on the hub, by the name that transformers gives the argument.
-            unused: What else `Trainer.create_model_card` accepts.
         """
         if not self.is_world_process_zero():
             return

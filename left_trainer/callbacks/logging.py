@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 
 class LoggingCallback(TrainerCallback):
@@ -28,12 +35,20 @@ class LoggingCallback(TrainerCallback):
             state.log_history[-1].update(self.take_metrics())
 
 
-class CompactProgressCallback(ProgressCallback):
-    """Hugging Face's progress bar, without the figures that belong in trackers and tables (`memory/...`)."""
+class _WithoutGroups:
+    """Mixin for callbacks that print the log: keys with a group (`memory/...`) belong in trackers and tables."""
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
         """Print the log without keys that have a group."""
         shown = {key: value for key, value in (logs or {}).items() if "/" not in key}
-        super().on_log(args, state, control, logs=shown, **kwargs)
+        super().on_log(args, state, control, logs=shown, **kwargs)  # type: ignore[misc]
+
+
+class CompactProgressCallback(_WithoutGroups, ProgressCallback):
+    """Hugging Face's progress bar, with a short log."""
+
+
+class CompactPrinterCallback(_WithoutGroups, PrinterCallback):
+    """Hugging Face's printer, which `disable_tqdm` puts in the place of the bar, with a short log."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from left_trainer.embedded import DEFAULT_MODEL, MODEL_NAMES
+from left_trainer.embedded import DEFAULT_MODEL, LEARNING_RATE_FACTOR, MODEL_NAMES
+from left_trainer.methods import get_method
 from left_trainer.training_args import LeftTrainingArguments
 
 
@@ -32,12 +33,20 @@ class ModelArguments:
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
 
     def resolve(self, args: LeftTrainingArguments) -> str:
-        """The model's name or path; its loading options are put into `args.model_init_kwargs`."""
+        """The model's name or path; its loading options are put into `args.model_init_kwargs`.
+
+        An embedded model is far narrower than those that the methods' default learning rates are for; unset, its rate
+        is `LEARNING_RATE_FACTOR` times the default.
+        """
         given: dict[str, Any] = {"revision": self.model_revision, "token": self.token}
         options = {"dtype": self.dtype, **{key: value for key, value in given.items() if value is not None}}
         args.model_init_kwargs = {**options, **(dict(args.model_init_kwargs) if args.model_init_kwargs else {})}
         name = self.model_name_or_path or DEFAULT_MODEL
-        return MODEL_NAMES.get(name, name)
+        if name not in MODEL_NAMES:
+            return name
+        if args.learning_rate is None:
+            args.learning_rate = LEARNING_RATE_FACTOR * get_method(args.peft_method).learning_rate
+        return MODEL_NAMES[name]
 
 
 @dataclass

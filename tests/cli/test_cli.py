@@ -15,9 +15,9 @@ from conftest import tiny_rows
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from left_trainer import LeftTrainer, LeftTrainingArguments, ModelArguments, list_methods
+from left_trainer import LeftTrainer, LeftTrainingArguments, ModelArguments, get_method, list_methods
 from left_trainer.cli.main import COMMANDS, main
-from left_trainer.embedded import MODEL_NAMES
+from left_trainer.embedded import LEARNING_RATE_FACTOR, MODEL_NAMES
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -110,7 +110,11 @@ def test_the_embedded_models_have_names():
         assert ModelArguments(model_name_or_path=name, token="t").resolve(args) == path
         assert args.model_init_kwargs == {"dtype": "float32", "token": "t"}
     assert ModelArguments().resolve(args) == MODEL_NAMES["embedded/t5"]
+    assert args.learning_rate == LEARNING_RATE_FACTOR * get_method("lora").learning_rate
+    args = LeftTrainingArguments(learning_rate=1.0)
     assert ModelArguments(model_name_or_path="mine/model").resolve(args) == "mine/model"
+    assert ModelArguments().resolve(args) == MODEL_NAMES["embedded/t5"]
+    assert args.learning_rate == 1.0
 
 
 TRAIN = ["train", "--max_steps", "1"]
