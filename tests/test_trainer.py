@@ -432,3 +432,29 @@ def test_bart_as_a_decoder_only_model_is_not_an_encoder_decoder():
     config = BartConfig(vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1)
     assert model_family(BartForConditionalGeneration(config)) == "encoder_decoder"
     assert model_family(config) == "encoder_decoder"
+
+
+def test_push_to_hub_uploads_the_adapter_with_its_card(rows, make_args, saved_models, monkeypatch):
+    """The hub is out of reach; what would be sent to it is not."""
+
+    class Hub:
+        uploaded: dict[str, object] = {}
+
+        def create_repo(self, name, **kwargs):
+            return type("Url", (), {"repo_id": name})()
+
+        def upload_folder(self, **kwargs):
+            self.uploaded = {**kwargs, "files": {path.name for path in Path(kwargs["folder_path"]).iterdir()}}
+
+    hub = Hub()
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    for family, path in saved_models.items():
+        args = make_args(push_to_hub=True, hub_model_id="me/mine", overwrite_output_dir=True, max_steps=1)
+        trainer = LeftTrainer(str(path), args, train_dataset=rows)
+        trainer.train()
+        trainer.push_to_hub(dataset_name="me/rows", language="en")
+        assert hub.uploaded["repo_id"] == "me/mine"
+        assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= hub.uploaded["files"]
+        card = ModelCard.load(Path(trainer.args.output_dir) / "README.md")
+        assert card.data.datasets == ["me/rows"], family
+        assert card.text.lstrip().startswith("# mine")
