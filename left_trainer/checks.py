@@ -12,8 +12,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from left_trainer.methods import PeftMethod
-from left_trainer.models import load_config
-from left_trainer.training_args import LeftTrainingArguments
+from left_trainer.models import HUB_ARGUMENTS, load_config
+from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 RESULT_FILES = (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 FP16_OVERFLOW_TYPES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
@@ -110,9 +110,7 @@ def load_tokenizer(model: str, args: LeftTrainingArguments) -> PreTrainedTokeniz
 
     Raises `ValueError` when there is no such model.
     """
-    arguments = {"trust_remote_code": args.trust_remote_code}
-    init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-    arguments |= {key: init[key] for key in ("revision", "token", "cache_dir") if key in init}
+    arguments = {key: value for key, value in loading_options(args).items() if key in HUB_ARGUMENTS}
     config = load_config(model, **arguments)
     if Path(model).is_dir() and not any(Path(model).glob("*token*")):
         model = config._name_or_path

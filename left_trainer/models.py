@@ -44,7 +44,7 @@ def load_config(model: str, **model_init_kwargs: Any) -> PreTrainedConfig:
         raise ValueError(
             f"model={model!r} is neither a directory with a config.json nor a model that the Hugging Face hub has "
             "under this name (for a private one pass a token: `hf auth login`, or model_init_kwargs={'token': ...}). "
-            f"The loader said: {str(error).splitlines()[0]}"
+            f"The loader said: {' '.join(str(error).split())[:300]}"
         ) from error
 
 
@@ -141,7 +141,7 @@ def _load_adapter(model: PreTrainedModel, path: str, is_trainable: bool) -> Peft
     return wrapped
 
 
-def build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+def build_skeleton(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of `config` on the meta device: every module and shape, no weight."""
     with torch.device("meta"):
-        return auto_class(model_family(config)).from_config(config)
+        return auto_class(model_family(config)).from_config(config, trust_remote_code=trust_remote_code)

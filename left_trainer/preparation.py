@@ -5,31 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from left_trainer.methods import PeftMethod, apply_method, get_method
 from left_trainer.methods.apply import apply_config, build_config, check_patterns, method_name
 from left_trainer.models import ModelFamily, build_skeleton, is_adapter_directory, load_model, model_family
-from left_trainer.training_args import LeftTrainingArguments
+from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 DEFAULT_MAX_NEW_TOKENS = 128
 
 
-def family_of(model: Any, model_init_kwargs: Any) -> ModelFamily:
+def family_of(model: Any, args: TrainingArguments | None) -> ModelFamily:
     """The family of a name, path, model or adapter. Raises `TypeError` for anything else."""
     if not isinstance(model, (str, PreTrainedModel, PeftModel)):
         raise TypeError(
             f"model is a {type(model).__name__}. Pass a hub name, a path, a PreTrainedModel or a PeftModel, for "
             "example LeftTrainer('google/flan-t5-small', args, ...)."
         )
-    options = model_init_kwargs if isinstance(model_init_kwargs, dict) else {}
-    return model_family(model, **options)
-
-
-def init_kwargs(args: LeftTrainingArguments) -> dict[str, Any]:
-    """Arguments for `from_pretrained`."""
-    options = dict(args.model_init_kwargs) if isinstance(args.model_init_kwargs, dict) else {}
-    return {"trust_remote_code": args.trust_remote_code, **options}
+    return model_family(model, **loading_options(args))
 
 
 def method_of(model: Any, args: LeftTrainingArguments, peft_config: PeftConfig | None) -> PeftMethod | None:
@@ -71,11 +64,11 @@ def prepare_model(
     """
     if isinstance(model, str):
         if not is_adapter_directory(model):
-            skeleton = build_skeleton(config)
+            skeleton = build_skeleton(config, args.trust_remote_code)
             planned = peft_config or build_config(skeleton, get_method(args.peft_method), args.peft_kwargs)
             if planned is not None:
                 check_patterns(skeleton, planned)
-        options = init_kwargs(args)
+        options = loading_options(args)
         if quantization_config is not None:
             options["quantization_config"] = quantization_config
         model = load_model(model, **options)

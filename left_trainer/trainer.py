@@ -43,8 +43,8 @@ from left_trainer.loss import accumulated_token_loss
 from left_trainer.methods import get_method
 from left_trainer.model_card import build_model_card
 from left_trainer.models import ModelFamily, load_config
-from left_trainer.preparation import default_generation_length, family_of, init_kwargs, method_of, prepare_model
-from left_trainer.training_args import LeftTrainingArguments
+from left_trainer.preparation import default_generation_length, family_of, method_of, prepare_model
+from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 EvalDatasets: TypeAlias = AnyDataset | dict[str, AnyDataset]
 
@@ -98,8 +98,8 @@ class LeftTrainer(Trainer):
         """Choose the concrete class from the model's class or config."""
         if cls is not LeftTrainer:
             return super().__new__(cls)
-        options = getattr(kwargs.get("args", args[0] if args else None), "model_init_kwargs", None)
-        concrete = LeftSeq2SeqTrainer if family_of(model, options) == "encoder_decoder" else LeftSFTTrainer
+        family = family_of(model, kwargs.get("args", args[0] if args else None))
+        concrete = LeftSeq2SeqTrainer if family == "encoder_decoder" else LeftSFTTrainer
         return super().__new__(concrete)  # type: ignore[return-value]
 
     def __init__(
@@ -125,7 +125,7 @@ class LeftTrainer(Trainer):
         self._check_family(model, args)
         if formatting_func is not None and self.family == "encoder_decoder":
             raise ValueError("formatting_func has no effect on an encoder-decoder model. Pass prompt/completion rows.")
-        config = load_config(model, **init_kwargs(args)) if isinstance(model, str) else model.config
+        config = load_config(model, **loading_options(args)) if isinstance(model, str) else model.config
         method = method_of(model, args, peft_config)
         checks.check_devices(args)
         checks.check_precision(args, config)
@@ -166,7 +166,7 @@ class LeftTrainer(Trainer):
                 self.add_callback(ours)
 
     def _check_family(self, model: str | PreTrainedModel | PeftModel, args: LeftTrainingArguments) -> None:
-        family = family_of(model, args.model_init_kwargs)
+        family = family_of(model, args)
         if family != self.family:
             right = "LeftSeq2SeqTrainer" if family == "encoder_decoder" else "LeftSFTTrainer"
             name = model if isinstance(model, str) else type(model).__name__

@@ -121,3 +121,12 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
                         f"{name}={getattr(self, name)!r} has no effect on an encoder-decoder model. Remove it, or use "
                         "a decoder-only model."
                     )
+
+
+def loading_options(args: TrainingArguments | None) -> dict[str, Any]:
+    """What `args` say about loading a model, for `from_pretrained`: `model_init_kwargs` and `trust_remote_code`."""
+    given = getattr(args, "model_init_kwargs", None)
+    return {
+        "trust_remote_code": getattr(args, "trust_remote_code", False),
+        **(given if isinstance(given, dict) else {}),
+    }

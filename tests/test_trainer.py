@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -307,3 +309,33 @@ def test_push_to_hub_uploads_the_adapter_with_its_card(rows, make_args, saved_mo
         card = ModelCard.load(Path(trainer.args.output_dir) / "README.md")
         assert card.data.datasets == ["me/rows"], family
         assert card.text.lstrip().startswith("# mine")
+
+
+REMOTE_MODEL = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class NovelConfig(LlamaConfig):
+    model_type = "novel"
+
+class NovelForCausalLM(LlamaForCausalLM):
+    config_class = NovelConfig
+"""
+
+
+def test_a_model_with_its_own_code(rows, make_args, tmp_path, saved_models, monkeypatch):
+    """As the hub's models with `trust_remote_code=True`; their class is in no mapping of transformers."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "novel"
+    shutil.copytree(saved_models["decoder_only"], folder)
+    (folder / "modeling_novel.py").write_text(REMOTE_MODEL)
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "modeling_novel.NovelConfig", "AutoModelForCausalLM": "modeling_novel.NovelForCausalLM"}
+    config |= {"model_type": "novel", "architectures": ["NovelForCausalLM"], "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    args = make_args(trust_remote_code=True, max_steps=1)
+    trainer = LeftTrainer(str(folder), args, train_dataset=rows)
+    trainer.train()
+    assert type(trainer) is LeftSFTTrainer
+    assert type(trainer.model.get_base_model()).__name__ == "NovelForCausalLM"
+    with pytest.raises(ValueError, match="contains custom code"):
+        LeftTrainer(str(folder), make_args(max_steps=1), train_dataset=rows)

@@ -16,7 +16,7 @@ from left_trainer.models import load_config, model_family
 from left_trainer.registry import did_you_mean
 from left_trainer.tasks import Task
 from left_trainer.tasks.task import check_prompt
-from left_trainer.training_args import LeftTrainingArguments
+from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 SPLITS = ("train", "validation", "test")
@@ -79,7 +79,7 @@ def prepare_task_data(
         ValueError: As `load_task_data` and `to_prompts`.
         FileNotFoundError: A file that does not exist.
     """
-    options = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    options = loading_options(args)
     splits = load_task_data(task, data, token=options.get("token"))
     config = load_config(model, **options)
     reserved = virtual_tokens(args)
