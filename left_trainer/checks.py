@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from peft import PeftConfig
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -95,13 +94,12 @@ def check_precision(args: LeftTrainingArguments, config: PreTrainedConfig) -> No
         )
 
 
-def check_method(args: LeftTrainingArguments, method: PeftMethod | None, config: PeftConfig | None) -> None:
+def check_method(args: LeftTrainingArguments, method: PeftMethod | None) -> None:
     """Refuse combinations that the method declares impossible."""
-    name = method.name if method else type(config).__name__
     if method is not None and not method.gradient_checkpointing and args.gradient_checkpointing:
         raise ValueError(
-            f"gradient_checkpointing=True does not work with {name}: its prefixes travel in the key/value cache, which "
-            "recomputation would fill twice. Set gradient_checkpointing=False, or choose another method."
+            f"gradient_checkpointing=True does not work with {method.name}: its prefixes travel in the key/value "
+            "cache, which recomputation would fill twice. Set gradient_checkpointing=False, or choose another method."
         )
 
 

@@ -129,7 +129,7 @@ class LeftTrainer(Trainer):
         method = method_of(model, args, peft_config)
         checks.check_devices(args)
         checks.check_precision(args, config)
-        checks.check_method(args, method, peft_config)
+        checks.check_method(args, method)
         checks.check_output_dir(args)
         if formatting_func is None:
             for argument, dataset in named_datasets(train_dataset, eval_dataset).items():

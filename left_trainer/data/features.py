@@ -21,9 +21,7 @@ FORMS: dict[ModelFamily, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def dataset_form(
-    dataset: AnyDataset, family: ModelFamily, argument: str, text_field: str = "text"
-) -> tuple[str, ...] | None:
+def dataset_form(dataset: AnyDataset, family: ModelFamily, argument: str, text_field: str = "text") -> tuple[str, ...]:
     """The columns by which `dataset` is recognised: the first entry of `FORMS` that it has.
 
     Args:
@@ -35,8 +33,6 @@ def dataset_form(
     Raises:
         ValueError: The dataset is empty, has no known form, or its first rows have an empty target.
     """
-    if isinstance(dataset, Dataset) and len(dataset) == 0:
-        raise ValueError(f"{argument} is empty. Pass a dataset with at least one row.")
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"{argument} is empty. Pass a dataset with at least one row.")
