@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import DatasetDict
+from transformers.trainer_utils import PredictionOutput
+from trl import TrlParser
 
 from left_trainer.callbacks import MemoryProfilerCallback, TrainableParametersCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
 from left_trainer.checks import load_tokenizer
 from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.data.loading import prepare_task_data
+from left_trainer.evaluation.generation import GenerationSpeed
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.reporting import build_report, collect_samples, write_report
 from left_trainer.tasks import Task
@@ -42,6 +45,17 @@ class Run:
     prompt: str | None
 
 
+def training_parser(**defaults: Any) -> TrlParser:
+    """A parser of `ModelArguments`, `DataArguments` and `LeftTrainingArguments`, from flags or, with `--config`, YAML.
+
+    Args:
+        defaults: What a recipe sets beside `TASK_DEFAULTS`; flags and the YAML file beat them.
+    """
+    parser = TrlParser((ModelArguments, DataArguments, LeftTrainingArguments))
+    parser.set_defaults(**{**TASK_DEFAULTS, **defaults})
+    return parser
+
+
 def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, args: LeftTrainingArguments) -> Run:
     """Load data, tokenizer and model, and build the trainer. Raises what these raise on bad input."""
     args.generation_max_length = args.generation_max_length or task.max_new_tokens
@@ -62,14 +76,22 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
 
 def fine_tune(run: Run) -> dict[str, Any]:
     """Score, train, score, save, report. Returns the report."""
-    trainer, test = run.trainer, run.data["test"]
+    trainer = run.trainer
     with trainer.without_adapter():
-        before = trainer.predict(test)
+        before = trainer.predict(run.data["test"])
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-    after = trainer.predict(test)
+    after = predict(run)
     trainer.save_model()
-    samples = collect_samples(test, trainer.processing_class, before.predictions, after.predictions, N_SAMPLES)
+    samples = collect_samples(
+        run.data["test"], trainer.processing_class, before.predictions, after.predictions, N_SAMPLES
+    )
     report = build_report(trainer, run.task, before.metrics, after.metrics, run.prompt, samples)
     if trainer.is_world_process_zero():
         write_report(trainer, report)
     return report
+
+
+def predict(run: Run, split: str = "test") -> PredictionOutput:
+    """Score the model as it is on a split, and time the generation."""
+    run.trainer.generation_speed = GenerationSpeed()
+    return run.trainer.predict(run.data[split])

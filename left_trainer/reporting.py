@@ -17,7 +17,9 @@ from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
 from left_trainer.callbacks.tables import format_table
 from left_trainer.callbacks.trainable_parameters import count_parameters
+from left_trainer.embedded import LEARNING_RATE_FACTOR, MODEL_NAMES
 from left_trainer.evaluation.text_metrics import decode
+from left_trainer.loss import IGNORE_INDEX
 from left_trainer.model_card import package_versions
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
@@ -57,8 +59,8 @@ def collect_samples(
 def build_report(
     trainer: LeftTrainer,
     task: Task,
-    before: Mapping[str, float],
-    after: Mapping[str, float],
+    before: Mapping[str, float] | None,
+    after: Mapping[str, float] | None,
     prompt: str | None = None,
     samples: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
@@ -67,8 +69,8 @@ def build_report(
     Args:
         trainer: After `train()` and `save_model()`.
         task: The task.
-        before: Metrics of the untrained model on the test split, with any prefix.
-        after: Those of the trained model.
+        before: Metrics of the untrained model on the test split, with any prefix; `None` where it was not scored.
+        after: Those of the trained model; the same.
         prompt: Template used instead of the task's.
         samples: Rows with `source`, `reference`, `before` and `after`.
 
@@ -82,6 +84,7 @@ def build_report(
     seconds = timer.seconds_per_step if timer else None
     summary = memory.summary if memory else None
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    target_tokens = target_tokens_per_row(trainer.train_dataset)
     return {
         "method": trainer.method.name if trainer.method else count.method,
         "peft_kwargs": args.peft_kwargs,
@@ -94,11 +97,13 @@ def build_report(
         "matched_modules": list(count.matched_modules),
         "metrics": {"before": _scores(before), "after": _scores(after)},
         "learning_rate": args.learning_rate,
+        "learning_rate_source": learning_rate_source(trainer),
         "train_steps": state.global_step,
         "train_batch_size": batch_size,
         "train_steps_per_second": 1 / seconds if seconds else None,
         "train_samples_per_second": batch_size / seconds if seconds else None,
-        "eval_samples_per_second": _scores(after).get("samples_per_second"),
+        "train_target_tokens_per_second": target_tokens * batch_size / seconds if target_tokens and seconds else None,
+        "generation_samples_per_second": trainer.generation_speed.rows_per_second,
         "peak_memory_bytes": {
             "train": summary.train_peak_bytes if summary else None,
             "eval": summary.eval_peak_bytes if summary else None,
@@ -112,17 +117,44 @@ def build_report(
     }
 
 
+def learning_rate_source(trainer: LeftTrainer) -> str:
+    """Where the learning rate comes from: `given`, or the method's default, as it is or for an embedded model."""
+    rate, method = trainer.args.learning_rate, trainer.method
+    if method is None:
+        return "given"
+    if trainer.base_model_name in MODEL_NAMES.values() and rate == LEARNING_RATE_FACTOR * method.learning_rate:
+        return f"{LEARNING_RATE_FACTOR:g} x default (embedded model)"
+    return "default" if rate == method.learning_rate else "given"
+
+
+def target_tokens_per_row(dataset: Any) -> float | None:
+    """Mean number of tokens that a row's loss is taken over; `None` for a dataset that is streamed or has no labels."""
+    if not isinstance(dataset, Dataset) or "labels" not in dataset.column_names:
+        return None
+    return float(np.mean([np.not_equal(labels, IGNORE_INDEX).sum() for labels in dataset["labels"]]))
+
+
 def write_report(trainer: LeftTrainer, report: Mapping[str, Any]) -> Path:
-    """Write `training_report.json`, `loss.png` and the model card into the run's folder."""
+    """Write `loss.png`, the model card and, last, `training_report.json` into the run's folder.
+
+    A folder with a report is that of a finished run: the file appears whole or not at all.
+    """
     folder = Path(trainer.args.output_dir)
-    path = folder / REPORT_FILE
-    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if any("loss" in entry or "eval_loss" in entry for entry in trainer.state.log_history):
         draw_losses(trainer.state.log_history, folder / "loss.png", report["method"])
     trainer.create_model_card(tags=[report["task"]])
     card = folder / "README.md"
     card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{results_section(report)}", encoding="utf-8")
+    path = folder / REPORT_FILE
+    write_json(path, report)
     return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that a kill leaves as it was or as it shall be, never in between."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def results_section(report: Mapping[str, Any]) -> str:
@@ -199,8 +231,10 @@ def _callback(trainer: LeftTrainer, kind: type[Any]) -> Any:
     return next((item for item in trainer.callback_handler.callbacks if isinstance(item, kind)), None)
 
 
-def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
+def _scores(metrics: Mapping[str, float] | None) -> dict[str, float] | None:
     """`metrics` without the prefix that `evaluate` puts before each name."""
+    if metrics is None:
+        return None
     prefixes = {name.partition("_")[0] for name in metrics if name.endswith("_loss")}
     prefix = next(iter(prefixes)) + "_" if prefixes else ""
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}

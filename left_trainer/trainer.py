@@ -30,6 +30,7 @@ from left_trainer.adapter_files import complete_adapter_directory, load_training
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
 from left_trainer.data.features import AnyDataset, dataset_form, named_datasets, tokenize_pairs
 from left_trainer.evaluation.generation import (
+    GenerationSpeed,
     adapter_disabled,
     generate_completions,
     generation_arguments,
@@ -157,6 +158,7 @@ class LeftTrainer(ModelCardMixin, TaskIdsMixin):
         if args.predict_with_generate:
             compute_metrics = compute_metrics or text_metrics(tokenizer)
             args.generation_max_length = args.generation_max_length or default_generation_length(model)
+        self.generation_speed = GenerationSpeed()
         self.method, self.hooks = method, MethodHooks(method, model, args.peft_kwargs, is_new=not has_adapter)
         with unrounded_adapter(model):
             super().__init__(
@@ -289,7 +291,8 @@ class LeftTrainer(ModelCardMixin, TaskIdsMixin):
         loss = parent.prediction_step(model, dict(inputs), True, ignore_keys)[0] if labels is not None else None
         arguments = getattr(self, "_gen_kwargs", None) or self._generation_arguments({})
         arguments.setdefault("synced_gpus", is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self.model))
-        with torch.no_grad(), self.compute_loss_context_manager():
+        speed = self.generation_speed.measure(len(inputs["input_ids"]))
+        with torch.no_grad(), self.compute_loss_context_manager(), speed:
             tokens = self._generate(self.accelerator.unwrap_model(model), inputs, arguments)
         return loss, tokens.contiguous(), labels
 

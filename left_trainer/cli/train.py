@@ -22,22 +22,19 @@ def main(argv: list[str]) -> int:
     options, rest = task_parser.parse_known_args(argv)
 
     from transformers.utils.logging import disable_progress_bar
-    from trl import TrlParser
 
-    from left_trainer.data.arguments import DataArguments, ModelArguments
-    from left_trainer.fine_tuning import TASK_DEFAULTS, fine_tune, set_up
+    from left_trainer.fine_tuning import fine_tune, set_up, training_parser
     from left_trainer.reporting import format_report
     from left_trainer.tasks import get_task, list_tasks
-    from left_trainer.training_args import LeftTrainingArguments
 
     disable_progress_bar()
     with user_errors():
         task = get_task(options.task)
-        parser = TrlParser((ModelArguments, DataArguments, LeftTrainingArguments), prog="left-trainer train")
-        parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
+        parser = training_parser(output_dir=f"outputs/{task.name}")
+        parser.prog, parser.description = "left-trainer train", DESCRIPTION
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
         names = [record.name for record in list_tasks()]
         parser.add_argument("--task", default=task.name, help=f"What for: {', '.join(names)} (default: %(default)s)")
-        parser.set_defaults(output_dir=f"outputs/{task.name}", **TASK_DEFAULTS)
         model_args, data_args, args, *_ = parser.parse_args_and_config(rest)
         run = set_up(task, model_args, data_args, args)
     report = fine_tune(run)

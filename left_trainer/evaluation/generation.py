@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,11 +12,36 @@ from peft import PeftModel, PeftType
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from left_trainer.callbacks.step_timer import synchronize
 from left_trainer.loss import IGNORE_INDEX
 from left_trainer.residual_base import original_base
 from left_trainer.task_ids import TASK_IDS, task_inputs
 
 EMBEDDING_PROMPTS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.MULTITASK_PROMPT_TUNING, PeftType.CPT)
+
+
+class GenerationSpeed:
+    """Rows per second of generation alone: without the loss, the metrics and, where there are others, the first batch.
+
+    `rows_per_second` is `None` before anything was generated.
+    """
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[int, float]] = []
+
+    @contextlib.contextmanager
+    def measure(self, rows: int) -> Iterator[None]:
+        """Time what runs inside, which generates `rows` rows."""
+        synchronize()
+        began = time.perf_counter()
+        yield
+        synchronize()
+        self._batches.append((rows, time.perf_counter() - began))
+
+    @property
+    def rows_per_second(self) -> float | None:
+        timed = self._batches[1:] or self._batches
+        return sum(rows for rows, _ in timed) / sum(seconds for _, seconds in timed) if timed else None
 
 
 def split_prompts(inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -15,8 +15,8 @@ from left_trainer import list_methods
 
 REPORT_KEYS = {
     "method", "task", "base_model", "trainable_parameters", "total_parameters", "metrics", "train_steps_per_second",
-    "train_samples_per_second", "eval_samples_per_second", "peak_memory_bytes", "adapter_size_bytes", "versions",
-    "seed",
+    "train_samples_per_second", "generation_samples_per_second", "peak_memory_bytes", "adapter_size_bytes", "versions",
+    "seed", "learning_rate_source", "train_target_tokens_per_second",
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
