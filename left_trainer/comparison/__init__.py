@@ -1,0 +1,1 @@
+"""Comparison: methods x tasks, measured."""

@@ -1,0 +1,518 @@
+"""The page of a comparison, in a real browser where there is one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_summary import ARABIC, COLUMNS, FAILED, METHODS, SCRIPT, TASKS, make_summary
+
+from left_trainer.comparison.page import write_page
+
+SUMMARY = make_summary()
+DIRECTIONS = {key: better for key, _, _, better, _ in COLUMNS}
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver: apt-get install chromium chromium-driver"
+)
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Every visible text that stands out from its background by less than 4.5:1, with the ratio.
+LOW_CONTRAST = """
+const channels = (colour) => { const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number); return { rgb: [r, g, b], a }; };
+const luminance = (rgb) => rgb.map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+const background = (element) => {
+  const { rgb, a } = channels(getComputedStyle(element).backgroundColor);
+  return a === 1 || !element.parentElement ? rgb : background(element.parentElement);
+};
+const ratio = (element, colour) => {
+  const [low, high] = [luminance(channels(colour).rgb), luminance(background(element))].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+};
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const found = [];
+let seen = 0;
+while (walker.nextNode()) {
+  const element = walker.currentNode.parentElement;
+  if (!walker.currentNode.textContent.trim() || !element.checkVisibility() || element.closest("script, option")) continue;
+  seen += 1;
+  const style = getComputedStyle(element);
+  const value = ratio(element, element instanceof SVGElement ? style.fill : style.color);
+  if (value < 4.5) found.push([walker.currentNode.textContent, element.className, value]);
+}
+for (const input of document.querySelectorAll("input[type=search]")) {
+  const value = ratio(input, getComputedStyle(input, "::placeholder").color);
+  if (value < 4.5) found.push([input.placeholder, "placeholder", value]);
+}
+return [seen, found];
+"""
+
+
+class Elements(HTMLParser):
+    """The start tags of a page, and the text of its data element, as a browser would read them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.data = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][1].get("id") == "data":
+            self.data += data
+
+
+def written(tmp_path: Path, summary: dict[str, Any]) -> str:
+    write_page(summary, tmp_path / "index.html")
+    return (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_data_travel_whole(tmp_path):
+    assert json.loads(Elements(written(tmp_path, SUMMARY)).data.strip()) == SUMMARY
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    summary = make_summary()
+    summary["rows"][1]["curves"] = [[[25, math.nan], [50, math.inf]]]
+    row = json.loads(Elements(written(tmp_path, summary)).data.strip())["rows"][1]
+    assert row["curves"] == [[[25, None], [50, None]]]
+
+
+def test_markup_in_the_data_stays_data(tmp_path):
+    plain = Elements(written(tmp_path, {**SUMMARY, "title": "plain", "rows": [], "failures": []}))
+    hostile = Elements(written(tmp_path, {**SUMMARY, "title": f"{SCRIPT} {{{{style}}}} & \\1"}))
+    assert hostile.tags == plain.tags
+    assert json.loads(hostile.data.strip())["title"] == f"{SCRIPT} {{{{style}}}} & \\1"
+
+
+def test_nothing_is_loaded(tmp_path):
+    page = written(tmp_path, SUMMARY)
+    # The name of the SVG namespace, which nothing fetches.
+    assert set(re.findall(r"https?://[^\s\"'<]+", page)) == {"http://www.w3.org/2000/svg"}
+    assert [attrs["href"] for _, attrs in Elements(page).tags if "href" in attrs] == ["data:,"]
+    assert not any("src" in attrs for _, attrs in Elements(page).tags)
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="comes with the test extra")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """Opens a page; afterwards the browser must not have asked for anything else nor found anything wrong."""
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.get_log("browser"), browser.get_log("performance")
+    path = tmp_path / "index.html"
+
+    def open_page(summary: dict[str, Any] = SUMMARY, view: str = "", width: int = 1280) -> Page:
+        write_page(summary, path)
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get("about:blank")
+        browser.get(path.as_uri() + view)
+        return Page(browser)
+
+    yield open_page
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+    assert path.as_uri() in urls
+    assert {url for url in urls if not url.startswith(("data:", "about:"))} == {path.as_uri()}
+
+
+class Page:
+    """What the tests ask an open page."""
+
+    def __init__(self, browser: Any) -> None:
+        self.browser = browser
+        self.run = browser.execute_script
+
+    def all(self, selector: str) -> list[Any]:
+        return self.browser.find_elements("css selector", selector)
+
+    def one(self, selector: str) -> Any:
+        (element,) = self.all(selector)
+        return element
+
+    def texts(self, selector: str) -> list[str]:
+        return self.run("return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector)
+
+    def keys(self, selector: str) -> list[str]:
+        return self.run("return [...document.querySelectorAll(arguments[0])].map((e) => e.dataset.key)", selector)
+
+    def rows(self, task: str) -> list[str]:
+        return self.texts(f"#figures tbody[data-task={task}] tr:not(.group) th")
+
+    def choose(self, select: str, value: str) -> None:
+        self.one(f"#{select} option[value='{value}']").click()
+
+    def press(self, *keys: str) -> None:
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.browser, duration=0).send_keys(*keys).perform()
+
+    def tab_to(self, selector: str) -> None:
+        for _ in range(120):
+            self.press("\ue004")
+            if self.run("return document.activeElement.matches(arguments[0])", selector):
+                return
+        raise AssertionError(f"{selector} is not reached with Tab")
+
+    def is_open(self) -> bool:
+        return self.run("return document.getElementById('run').open")
+
+    def focused(self) -> str | None:
+        return self.run("return document.activeElement.dataset.key")
+
+
+def rows_of(task: str, summary: dict[str, Any] = SUMMARY) -> list[dict[str, Any]]:
+    return [row for row in summary["rows"] if row["task"] == task and row["method"] != "base"]
+
+
+def field(row: dict[str, Any], key: str) -> float | None:
+    """A figure of a row under its key on the page."""
+    main = next(metrics[0] for task, _, metrics in TASKS if task == row["task"])
+    name = main if key == "main" else key.removeprefix("metric:")
+    return row["metrics"][name]["mean"] if name in row["metrics"] else row["values"].get(key)
+
+
+def pareto(rows: list[dict[str, Any]], x: str, y: str) -> set[str]:
+    def signed(row: dict[str, Any]) -> list[float]:
+        return [field(row, key) * (-1 if DIRECTIONS.get(key, "higher") == "lower" else 1) for key in (x, y)]
+
+    points = {row["id"]: signed(row) for row in rows if None not in (field(row, x), field(row, y))}
+    return {
+        name for name, a in points.items() if not any(b != a and b[0] >= a[0] and b[1] >= a[1] for b in points.values())
+    }
+
+
+@needs_browser
+def test_every_run_has_its_cell(show):
+    page = show()
+    assert page.texts("#matrix tbody th") == ["base", *METHODS]
+    cells = page.run(
+        "return [...document.querySelectorAll('#matrix tbody tr')].map((tr) => [...tr.cells].map((c) => c.textContent))"
+    )
+    lora = next(row for row in SUMMARY["rows"] if row["id"] == "translation/lora")["metrics"]["chrf"]
+    half, change = (lora["high"] - lora["low"]) / 2, lora["mean"] - lora["before"]
+    assert cells[-1][2] == f"★best {lora['mean']:.1f} ± {half:.1f}+{change:.1f}"
+    assert [row[3] for row in cells if row[0] == FAILED[1]] == ["failed"]
+    assert page.texts("#failed dt") == [f"p_tuning on dialogue, seed {seed}" for seed in (42, 43)]
+    assert "CUDA out of memory" in page.texts("#failed dd")[0]
+
+
+@needs_browser
+def test_figures_carry_their_units(show):
+    row = next(row for row in SUMMARY["rows"] if row["id"] == "summarization/lora")
+    cells = "#figures tr[data-row='summarization/lora'] td[data-field={}]"
+    page = show()
+    shown = {key: page.texts(cells.format(key))[0].removeprefix("★best ") for key in row["values"]}
+    assert shown["trainable_parameters"] == "1,036,864"
+    assert shown["trainable_percent"] == "41.8 %"
+    assert shown["adapter_bytes"] == "3.96 MiB"
+    assert shown["peak_memory_train_bytes"] == f"{row['values']['peak_memory_train_bytes'] / 2**30:.2f} GiB"
+    assert shown["train_steps_per_second"] == f"{row['values']['train_steps_per_second']:.1f}"
+    assert (shown["learning_rate"], shown["learning_rate_source"]) == ("2e-4", "tuned")
+    assert page.texts("#figures tr[data-row='translation/ia3'] td[data-field=peak_memory_train_bytes]") == ["·"]
+
+
+@needs_browser
+def test_the_best_of_each_task_and_column_is_marked(show):
+    page = show()
+    starred = page.run(
+        "return [...document.querySelectorAll('#figures td.best')]"
+        ".filter((td) => td.querySelector('.star')).map((td) => [td.parentElement.dataset.row, td.dataset.field])"
+    )
+    expected = set()
+    keys = [
+        "main",
+        *DIRECTIONS,
+        "metric:rouge1",
+        "metric:bleu",
+        "metric:distinct_2",
+        "metric:macro_f1",
+        "metric:rougeL",
+    ]
+    keys += ["metric:rouge2", "metric:distinct_1"]
+    for task, _, _ in TASKS:
+        for key in keys:
+            direction = DIRECTIONS.get(key, "higher")
+            values = {row["id"]: field(row, key) for row in rows_of(task) if field(row, key) is not None}
+            if direction and len(set(values.values())) > 1:
+                best = (min if direction == "lower" else max)(values.values())
+                expected |= {(name, key) for name, value in values.items() if value == best}
+    assert {tuple(pair) for pair in starred} == expected
+
+
+@needs_browser
+def test_sorting_by_mouse_and_by_keyboard(show):
+    page = show()
+    original = page.rows("summarization")
+    assert original == ["base", *METHODS]
+    by_memory = sorted(rows_of("summarization"), key=lambda row: row["values"]["peak_memory_train_bytes"])
+    ascending = [row["method"] for row in by_memory]
+    button = "#figures thead button[data-key=peak_memory_train_bytes]"
+    state = f"return document.querySelector('{button}').closest('th').getAttribute('aria-sort')"
+    page.one(button).click()
+    assert (page.rows("summarization"), page.run(state)) == (["base", *ascending], "ascending")
+    # A run without a value is last in either direction.
+    assert page.rows("translation")[-1] == "ia3"
+    page.one(button).click()
+    assert (page.rows("summarization"), page.run(state)) == (["base", *reversed(ascending)], "descending")
+    assert page.rows("translation")[-1] == "ia3"
+    page.one(button).click()
+    assert (page.rows("summarization"), page.run(state)) == (original, "none")
+
+    page.tab_to("#figures thead button[data-key=main]")
+    page.press("\ue007")
+    best_first = sorted(rows_of("translation"), key=lambda row: -row["metrics"]["chrf"]["mean"])
+    assert page.rows("translation") == ["base", *(row["method"] for row in best_first)]
+    assert page.focused() == "main"
+    page.one("#figures thead button[data-key=method]").click()
+    assert page.rows("summarization") == ["base", *sorted(METHODS)]
+
+
+@needs_browser
+def test_filters_hold_everywhere_and_in_the_address(show):
+    page = show()
+    page.one("[data-key='family:soft_prompt']").click()
+    page.one("[data-key='task:dialogue']").click()
+    page.choose("task", "translation")
+    page.choose("x", "trainable_parameters")
+    page.one("#figures thead button[data-key=main]").click()
+    left = [name for name, (family, *_) in METHODS.items() if family != "soft_prompt"]
+    assert page.texts("#matrix tbody th") == ["base", *left]
+    assert page.texts("#matrix thead th")[1:] == [
+        f"{task}{metrics[0]}, higher is better" for task, _, metrics in TASKS if task != "dialogue"
+    ]
+    assert sorted(page.rows("summarization")) == sorted(["base", *left])
+    assert page.all("#figures tbody[data-task=dialogue]") == []
+    assert sorted(page.keys(".point")) == sorted(f"translation/{name}" for name in left)
+
+    address, content = page.run("return location.hash"), page.run("return document.querySelector('main').innerText")
+    again = show(view=address)
+    assert again.run("return document.querySelector('main').innerText") == content
+    again.one("#method").send_keys("ia")
+    assert again.texts("#matrix tbody th") == ["base", "ia3"]
+    assert show(view="#task=none&x=none&y=none&sort=none&hide=none").texts("#matrix tbody th") == ["base", *METHODS]
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("task", "x", "y"),
+    [
+        ("summarization", "peak_memory_train_bytes", "main"),
+        ("translation", "peak_memory_train_bytes", "main"),
+        ("dialogue", "trainable_parameters", "metric:bleu"),
+        ("classification", "generate_samples_per_second", "general_loss_after"),
+    ],
+)
+def test_the_pareto_front_follows_the_axes(show, task, x, y):
+    page = show()
+    page.choose("task", task)
+    page.choose("x", x)
+    page.choose("y", y)
+    assert set(page.keys(".point.on-front")) == pareto(rows_of(task), x, y)
+    drawn = {row["id"] for row in rows_of(task) if None not in (field(row, x), field(row, y))}
+    assert set(page.keys(".point")) == drawn
+    missing = {row["method"] for row in rows_of(task)} - {name.partition("/")[2] for name in drawn}
+    assert all(name in page.texts("#scatter-note")[0] for name in missing)
+    assert ("(log)" in page.texts("#scatter .axis-title")[0]) == (x == "trainable_parameters")
+
+
+@needs_browser
+def test_axes_without_a_direction_have_no_front(show):
+    page = show(view="#x=total_parameters")
+    assert page.all(".on-front") == []
+    assert "No Pareto front" in page.texts("#scatter-note")[0]
+
+
+@needs_browser
+def test_a_point_tells_its_figures(show):
+    page = show()
+    row = next(row for row in SUMMARY["rows"] if row["id"] == "summarization/lora")
+    memory = f"Peak memory, training: {row['values']['peak_memory_train_bytes'] / 2**30:.2f} GiB"
+    page.tab_to(".point[data-key='summarization/lora']")
+    assert memory in page.one(".tip").text
+    assert f"rougeL: {row['metrics']['rougeL']['mean']:.1f} ± " in page.one(".tip").text
+    assert memory in page.one(".point[data-key='summarization/lora']").get_attribute("aria-label")
+    page.press("\ue00d")
+    assert page.is_open()
+    page.press("\ue00c")
+    assert page.focused() == "summarization/lora"
+
+
+@needs_browser
+def test_labels_do_not_cover_each_other(show):
+    for width in (375, 1280):
+        for task, _, _ in TASKS:
+            overlaps = show(view=f"#task={task}", width=width).run(
+                "const boxes = (s) => [...document.querySelectorAll(s)].map((e) => e.getBoundingClientRect());"
+                "const hit = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;"
+                "const found = [];"
+                "for (const s of ['.label text', '.curve text']) boxes(s).forEach((a, i, all) =>"
+                " all.slice(i + 1).forEach((b) => hit(a, b) && found.push([s, a, b])));"
+                "return found;"
+            )
+            assert overlaps == []
+
+
+@needs_browser
+def test_a_runs_panel_by_mouse(show):
+    page = show()
+    page.one("#matrix [data-key='translation/lora']").click()
+    assert page.is_open()
+    text = page.one("#run").text
+    for fact in ("lora on translation", "tuned: best of 3 learning rates", "1,036,864", "2e-4", "88", "seed 43"):
+        assert fact in text
+    names = ["Source", "Reference", "Prediction before", "Prediction after"]
+    assert page.texts("#run .sample h4") == names * 3
+    assert page.run("return getComputedStyle(document.querySelectorAll('#run .sample p')[4]).direction") == "rtl"
+    assert page.texts("#run .sample p")[4] == ARABIC
+    assert page.texts("#run .sample:nth-last-of-type(3) div:last-child mark") == ["the"][:0] or page.texts("#run mark")
+    page.one("#run .close").click()
+    assert not page.is_open()
+
+
+@needs_browser
+def test_a_runs_panel_by_keyboard_alone(show):
+    page = show()
+    page.tab_to("#matrix [data-key='dialogue/ia3']")
+    page.press("\ue007")
+    assert page.is_open()
+    assert page.run("return document.getElementById('run').contains(document.activeElement)")
+    assert "ia3 on dialogue" in page.one("#run-title").text
+    page.press("\ue00c")
+    assert not page.is_open()
+    assert page.focused() == "dialogue/ia3"
+
+
+@needs_browser
+def test_what_a_prediction_shares_with_its_reference_is_marked(show):
+    summary = make_summary()
+    row = next(row for row in summary["rows"] if row["id"] == "translation/lora")
+    row["samples"] = [{"source": "s", "reference": "a b  c d e", "before": "x", "after": "b a c\ne f"}]
+    page = show(summary)
+    page.one("#matrix [data-key='translation/lora']").click()
+    assert page.texts("#run .sample p")[3] == "b a c\ne f"
+    assert page.texts("#run mark") in (["b", "c", "e"], ["a", "c", "e"])
+
+
+@needs_browser
+def test_data_are_never_run(show):
+    summary = make_summary()
+    summary.update(title=SCRIPT, command=SCRIPT)
+    summary["columns"][0]["title"] = SCRIPT
+    page = show(summary)
+    page.one("#matrix [data-key='summarization/ia3']").click()
+    assert SCRIPT in page.texts("#run .sample p")[8]
+    assert SCRIPT in page.texts("h1")
+    assert SCRIPT in page.texts("#failed dd")[0]
+    assert page.all("img") == []
+    assert page.run("return window.injected === undefined")
+
+
+@needs_browser
+def test_a_phone_scrolls_inside_of_the_tables_only(show):
+    page = show(width=375)
+    width = "return document.documentElement.scrollWidth"
+    assert page.run(width) == 375
+    assert page.run("const t = document.querySelector('.tall'); return t.scrollWidth > t.clientWidth")
+    page.one("#matrix [data-key='summarization/lora']").click()
+    assert page.run(width) == 375
+    assert page.run("const d = document.getElementById('run'); return d.scrollWidth <= d.clientWidth")
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out(show, scheme):
+    page = show()
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    page.run("document.querySelector('details').open = true; document.querySelector('.point').focus()")
+    assert page.run("return matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+    seen, low = page.run(LOW_CONTRAST)
+    assert (seen > 600, low) == (True, [])
+    page.one("#matrix [data-key='translation/lora']").click()
+    assert page.run(LOW_CONTRAST)[1] == []
+
+
+def without_values(summary: dict[str, Any]) -> None:
+    for row in summary["rows"]:
+        row["values"] = dict.fromkeys(row["values"])
+        row["curves"] = []
+
+
+def all_equal(summary: dict[str, Any]) -> None:
+    for row in summary["rows"]:
+        row["values"]["peak_memory_train_bytes"] = 2**20
+        row["metrics"] = {name: {"before": 0, "mean": 0, "low": None, "high": None} for name in row["metrics"]}
+
+
+def one_run(summary: dict[str, Any]) -> None:
+    summary["rows"] = [row for row in summary["rows"] if row["id"] == "summarization/lora"]
+    summary["failures"] = []
+
+
+def nothing(summary: dict[str, Any]) -> None:
+    summary["rows"] = []
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("change", "points", "starred"),
+    [(without_values, 0, True), (all_equal, 6, False), (one_run, 1, False), (nothing, 0, False)],
+)
+def test_thin_data_are_drawn_too(show, change, points, starred):
+    summary = make_summary()
+    change(summary)
+    page = show(summary)
+    assert len(page.all(".point")) == points
+    assert "NaN" not in page.run("return document.querySelector('main').innerHTML")
+    assert bool(page.all("#matrix .star")) == starred
+    assert bool(page.all("#failures:not([hidden])")) == bool(summary["failures"])
+    for select in ("#x", "#y"):
+        assert page.run("return document.querySelector(arguments[0]).options.length >= 0", select)
+
+
+@needs_browser
+def test_a_metric_may_be_better_when_lower(show):
+    summary = copy.deepcopy(SUMMARY)
+    summary["tasks"][1]["lower_is_better"] = ["chrf"]
+    page = show(summary)
+    lowest = min(rows_of("translation"), key=lambda row: row["metrics"]["chrf"]["mean"])
+    (best,) = page.keys("#matrix td:nth-child(3) .cell.best")
+    assert best == lowest["id"]
+    assert "chrf, lower is better" in page.texts("#matrix thead th")[2]
+    assert len(page.all("#matrix td:nth-child(3) small.worse")) == len(METHODS)
