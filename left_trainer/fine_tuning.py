@@ -58,7 +58,7 @@ def training_parser(**defaults: Any) -> TrlParser:
 
 def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, args: LeftTrainingArguments) -> Run:
     """Load data, tokenizer and model, and build the trainer. Raises what these raise on bad input."""
-    args.generation_max_length = args.generation_max_length or task.max_new_tokens
+    apply_task_settings(task, args)
     model = model_args.resolve(args)
     tokenizer = load_tokenizer(model, args)
     data = prepare_task_data(task, data_args, model, tokenizer, args)
@@ -72,6 +72,12 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
         callbacks=[TrainableParametersCallback(), MemoryProfilerCallback(), StepTimerCallback()],
     )
     return Run(task, trainer, data, data_args.prompt)
+
+
+def apply_task_settings(task: Task, args: LeftTrainingArguments) -> None:
+    """Let the task decide what the user left open about generation."""
+    args.generation_max_length = args.generation_max_length or task.max_new_tokens
+    args.generation_num_beams = args.generation_num_beams or task.num_beams
 
 
 def fine_tune(run: Run) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
@@ -114,7 +118,16 @@ def build_report(
         "seed": args.seed,
         "versions": package_versions(),
         "device": str(args.device),
+        "machine": machine_name(),
     }
+
+
+def machine_name() -> str:
+    """Processor, cores and GPU of this machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {device}"
 
 
 def learning_rate_source(trainer: LeftTrainer) -> str:

@@ -217,9 +217,12 @@ class MemoryProfilerCallback(LoggingCallback):
         counter.reset_peak()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """An evaluation has ended."""
-        if self.summary is not None:
-            self.summary = self._summarize()
+        """An evaluation has ended; without a training before it, only its own peak is known."""
+        self.summary = self._summarize()
+
+    def on_predict(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A prediction has ended."""
+        self.summary = self._summarize()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -234,6 +237,12 @@ class MemoryProfilerCallback(LoggingCallback):
             if self.plot is not False and self.steps:
                 path = Path(args.output_dir) / "memory.png" if self.plot is True else Path(self.plot)
                 draw_timeline(self.steps, self.summary, path)
+
+    def reset_eval_peak(self) -> None:
+        """Forget what evaluations needed so far."""
+        self._eval_peak = None
+        if self._counter is not None:
+            self._counter.reset_peak()
 
     def close(self) -> None:
         """Stop measuring; may be called twice. A later training or evaluation starts it again."""

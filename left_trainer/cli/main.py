@@ -8,6 +8,8 @@ import sys
 
 COMMANDS = {
     "train": "fine-tune a model on a task and score it before and after",
+    "compare": "fill the table methods x tasks: parameters, memory, speed, quality",
+    "report": "merge comparisons into one table and page",
     "methods": "list the fine-tuning methods",
     "generate": "let a fine-tuned model answer lines of text",
     "merge": "fold an adapter into its base model",
@@ -16,6 +18,7 @@ EXAMPLES = """examples:
   left-trainer train --task summarization
   left-trainer train --task summarization --model_name_or_path google/flan-t5-small \\
       --train_file train.jsonl --peft_method ia3 --output_dir outputs/ia3
+  left-trainer compare --methods lora,ia3,prefix_tuning --tasks summarization,dialogue --seeds 3
   echo "A long text ..." | left-trainer generate --adapter outputs/ia3
   left-trainer merge --adapter outputs/ia3 --output_dir outputs/merged
 

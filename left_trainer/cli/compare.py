@@ -1,0 +1,215 @@
+"""`left-trainer compare`: methods x tasks on one model, measured and shown."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from left_trainer.cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from left_trainer.comparison.grid import Grid, GridOptions
+    from left_trainer.comparison.results import Result
+
+DESCRIPTION = """Fine-tune one model with several methods on several tasks, each run in a process of its own, and show
+parameters, memory, speed and quality side by side: results.jsonl, table.md, table.csv, table.tex, plots and
+index.html, a page that sorts, filters and draws.
+
+Without options: six methods on four tasks with the embedded model and data; nothing is downloaded. Any other option is
+one of `left-trainer train` and holds for every run: --model_name_or_path, --num_train_epochs, --bf16, ...
+Start the same command again after an interruption: finished runs are not run again.
+"""
+EXAMPLES = """examples:
+  left-trainer compare
+  left-trainer compare --methods lora,ia3,prefix_tuning --tasks summarization,dialogue --seeds 3
+  left-trainer compare --methods all --tasks translation --tune learning_rate
+  left-trainer compare --model_name_or_path google/mt5-small --tasks translation --train_file train.jsonl \\
+      --test_file test.jsonl --num_train_epochs 3 --output_dir outputs/mt5
+  left-trainer compare --config grid.yaml
+
+grid.yaml, with data for each task and options for each method:
+  model_name_or_path: google/flan-t5-base
+  seeds: 3
+  methods:
+    - ia3
+    - {peft_method: lora, peft_kwargs: {r: 8}}
+    - {peft_method: lora, peft_kwargs: {r: 64}, learning_rate: 1e-4}
+  tasks:
+    - {task: summarization, train_file: news/train.jsonl, test_file: news/test.jsonl}
+    - {task: dialogue, train_file: chats.jsonl, source_column: context, target_column: answer}
+"""
+DEFAULT_OUTPUT_DIR = "outputs/compare"
+
+
+def main(argv: list[str]) -> int:
+    """Check, run what is not finished, write tables, plots and page.
+
+    Returns:
+        0 when every run succeeded; 1 when one failed; 130 after an interrupt.
+    """
+    parser = _parser()
+    options, flags = parser.parse_known_args(argv)
+
+    from filelock import FileLock, Timeout
+    from transformers.utils.logging import disable_progress_bar
+
+    from left_trainer.comparison.grid import make_grid
+    from left_trainer.comparison.results import check_comparable, read_cells
+
+    disable_progress_bar()
+    with user_errors():
+        _read_config(options)
+        grid_options = _grid_options(options, flags)
+        output_dir = Path(options.output_dir)
+        grid = make_grid(grid_options, output_dir)
+        earlier = {name: result for name, result in read_cells(output_dir).items() if result.report is not None}
+        check_comparable([*grid.cells, *(result.cell for result in earlier.values())])
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output_dir / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"Another comparison is writing to output_dir={options.output_dir!r}. Wait for it, or pass another "
+                "--output_dir."
+            ) from None
+    for method, reason in grid.left_out.items():
+        print(f"{method} is left out: {reason}", file=sys.stderr)
+    with lock:
+        return _run(grid, earlier, output_dir, options, shlex.join(["left-trainer", "compare", *argv]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="left-trainer compare",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="names, or all (default: six well-known ones)")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="names (default: all four)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each cell, from seed 42 on (default: 1)")
+    parser.add_argument(
+        "--tune",
+        metavar="learning_rate",
+        help="try several rates for each method and task first, judged on the validation split",
+    )
+    parser.add_argument(
+        "--tune_factors", nargs="+", type=float, metavar="X", help="multiples of the default rate (default: 0.333 1 3)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at a time; on one CPU they slow each other (default: 1)"
+    )
+    parser.add_argument(
+        "--general_text_file", metavar="FILE", help="plain text to measure forgetting on (default: generated English)"
+    )
+    parser.add_argument("--save_adapters", action="store_true", default=None, help="keep what each run trained")
+    parser.add_argument("--title", metavar="TEXT", help="of tables and page")
+    parser.add_argument("--output_dir", metavar="DIR", help=f"default: {DEFAULT_OUTPUT_DIR}")
+    parser.add_argument("--config", metavar="FILE", help="YAML with any of these options; flags beat it")
+    return parser
+
+
+def _read_config(options: argparse.Namespace) -> None:
+    """Fill what the command line leaves open from the YAML file; what is not a comparison's own goes to `arguments`."""
+    import yaml
+
+    options.arguments = {}
+    if options.config is None:
+        return
+    file = Path(options.config)
+    if not file.is_file():
+        raise FileNotFoundError(f"config={options.config!r} does not exist. Pass a YAML file.")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"config={options.config!r} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"config={options.config!r} holds no mapping. Write lines such as `seeds: 3`.")
+    for name, value in content.items():
+        if name in ("config", "arguments") or not hasattr(options, name):
+            options.arguments[name] = value
+        elif getattr(options, name) is None:
+            setattr(options, name, value)
+
+
+def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOptions:
+    from left_trainer.comparison.grid import DECIDED, GridOptions, flags_of, parse_flags
+
+    options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
+    options.jobs = options.jobs or 1
+    if options.jobs < 1:
+        raise ValueError(f"jobs={options.jobs} is no number of runs at a time. Pass 1 or more.")
+    given: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters")
+        if getattr(options, name) is not None
+    }
+    for name in ("methods", "tasks"):
+        if getattr(options, name) is not None:
+            given[name] = _names(getattr(options, name))
+    return GridOptions(arguments=parse_flags([*flags_of(options.arguments), *flags], tuple(DECIDED)), **given)
+
+
+def _names(entries: Any) -> list[Any]:
+    """Names parted by commas or spaces, or the entries of a YAML list."""
+    entries = [entries] if isinstance(entries, (str, dict)) else entries
+    names: list[Any] = []
+    for entry in entries:
+        names += [name.strip() for name in entry.split(",") if name.strip()] if isinstance(entry, str) else [entry]
+    return names
+
+
+def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argparse.Namespace, command: str) -> int:
+    from tqdm import tqdm
+
+    from left_trainer.comparison.output import write_outputs
+    from left_trainer.comparison.runner import Runner
+    from left_trainer.comparison.tables import terminal
+
+    results = dict(earlier)
+
+    def write(plots: bool) -> dict[str, Any]:
+        return write_outputs(list(results.values()), output_dir, options.title or "", command, plots)
+
+    print(f"{len(grid.cells)} runs, {len(earlier)} results in {output_dir} already.")
+    bar = tqdm(total=len(grid.cells), desc="runs", unit="run", smoothing=0.1, dynamic_ncols=True)
+
+    def on_result(result: Result) -> None:
+        is_new = earlier.get(result.cell.name) != result
+        results[result.cell.name] = result
+        bar.update()
+        if is_new:
+            bar.write(_line(result))
+            write(plots=False)
+
+    try:
+        with bar:
+            Runner(output_dir, options.jobs, on_result).run_grid(grid)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Start the same command again: finished runs are kept.", file=sys.stderr)
+        return 130
+    summary = write(plots=True)
+    print(terminal(summary, output_dir))
+    return 1 if summary["failures"] else 0
+
+
+def _line(result: Result) -> str:
+    """What one run gave, for the terminal."""
+    from left_trainer.tasks import get_task
+
+    cell = result.cell
+    label = "untrained" if cell.kind == "base" else cell.method
+    what = f"{cell.task}, {label}, seed {cell.seed}"
+    if result.report is None:
+        return f"{what}: failed. {result.failure}"
+    metric = get_task(cell.task).main_metric
+    scores = result.report["metrics"]["before" if cell.kind == "base" else "after"]
+    rate = f" at learning rate {result.report['learning_rate']:g}" if cell.kind == "trial" else ""
+    split = " of the validation split" if cell.kind == "trial" else ""
+    return f"{what}{rate}: {metric}{split} {scores[metric]:.1f}"

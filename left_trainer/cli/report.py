@@ -1,0 +1,56 @@
+"""`left-trainer report`: merge the folders of several comparisons into one table and page."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from left_trainer.cli.errors import user_errors
+
+DESCRIPTION = """Merge output folders of `left-trainer compare`, made on one machine or several, into one table
+and one page. Runs that differ in nothing but the seed become one row, with mean and 95 % interval.
+
+Different models, or different data for one task, are refused unless --allow_mixed is given.
+"""
+EXAMPLES = """examples:
+  left-trainer report outputs/compare                                  make tables, plots and page anew
+  left-trainer report machine1/compare machine2/compare --output_dir outputs/both
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Read, check, write."""
+    parser = argparse.ArgumentParser(
+        prog="left-trainer report",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="output folder of a comparison")
+    parser.add_argument("--output_dir", metavar="DIR", help="where to write (default with one DIR: there)")
+    parser.add_argument("--allow_mixed", action="store_true", help="put different models and data side by side")
+    parser.add_argument("--title", default="", metavar="TEXT", help="of tables and page")
+    options = parser.parse_args(argv)
+
+    from left_trainer.comparison.output import write_outputs
+    from left_trainer.comparison.results import check_comparable, merge
+    from left_trainer.comparison.tables import terminal
+
+    with user_errors():
+        folders = [Path(folder) for folder in options.folders]
+        if options.output_dir is None and len(folders) > 1:
+            raise ValueError("Several folders are merged into a new one. Name it with --output_dir DIR.")
+        output_dir = Path(options.output_dir or folders[0])
+        if output_dir not in folders and (output_dir / "results.jsonl").exists():
+            raise FileExistsError(
+                f"output_dir={str(output_dir)!r} holds results that are not among the folders to merge. Pass it as one "
+                "of them, or choose another."
+            )
+        results = merge(folders)
+        if not options.allow_mixed:
+            check_comparable(result.cell for result in results)
+    command = shlex.join(["left-trainer", "report", *argv])
+    print(terminal(write_outputs(results, output_dir, options.title, command), output_dir))
+    return 0

@@ -1,0 +1,193 @@
+"""One run of a comparison, in a process of its own: `python -m left_trainer.comparison.cell FOLDER`.
+
+The folder holds `cell.json`, which says what to run; the process leaves `training_report.json` or `failure.json` there.
+With `--exit_with_parent` it ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import disable_progress_bars
+from transformers import HfArgumentParser
+from transformers.trainer_utils import PredictionOutput
+from transformers.utils.logging import disable_progress_bar
+
+from left_trainer.callbacks.memory_counters import memory_counter
+from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
+from left_trainer.comparison.general_text import general_loss, general_rows
+from left_trainer.data.arguments import DataArguments, ModelArguments
+from left_trainer.evaluation.text_metrics import decode
+from left_trainer.fine_tuning import TASK_DEFAULTS, Run, predict, set_up
+from left_trainer.reporting import REPORT_FILE, build_report, write_json
+from left_trainer.tasks import get_task
+from left_trainer.trainer import LeftTrainer
+from left_trainer.training_args import LeftTrainingArguments
+
+EXIT_WITH_PARENT = "--exit_with_parent"
+CELL_FILE, FAILURE_FILE = "cell.json", "failure.json"
+N_SAMPLES = 8
+# Nothing but steps happens between the first step and the last; scores come from the trained model.
+CELL_DEFAULTS: dict[str, Any] = {
+    **TASK_DEFAULTS,
+    "eval_strategy": "no",
+    "logging_steps": 0.05,
+    "disable_tqdm": True,
+}
+Kind = Literal["base", "method", "trial"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one process runs.
+
+    Args:
+        kind: `base` scores the model as it is, `method` trains it and scores it on the test split, `trial` trains it
+            and scores it on the validation split.
+        task: Name of the task.
+        arguments: Those of `left-trainer train` that are not at their defaults, without `output_dir`.
+        conditions: What it is measured on, which has to be equal for scores to be comparable, see `grid.conditions`.
+        general_text_file: Held-out text; by default generated.
+        learning_rate_source: Where a tuned rate comes from; not part of what identifies the cell.
+        save_adapter: Keep what was trained.
+    """
+
+    kind: Kind
+    task: str
+    arguments: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+    general_text_file: str | None = None
+    learning_rate_source: str | None = None
+    save_adapter: bool = False
+
+    @property
+    def name(self) -> str:
+        """A folder's name that tells people what this is, and that no other cell has."""
+        content = {key: value for key, value in asdict(self).items() if key not in ("learning_rate_source",)}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+        label = "base" if self.kind == "base" else self.method
+        parts = [self.task, label, *(["trial"] if self.kind == "trial" else []), f"seed{self.seed}", digest]
+        return "-".join(parts)
+
+    @property
+    def method(self) -> str:
+        return str(self.arguments.get("peft_method", LeftTrainingArguments.peft_method))
+
+    @property
+    def seed(self) -> int:
+        return int(self.arguments.get("seed", LeftTrainingArguments.seed))
+
+    def parse(self, output_dir: Path) -> tuple[ModelArguments, DataArguments, LeftTrainingArguments]:
+        """The arguments of the run. Raises `ValueError` or `TypeError` on those that no run can have."""
+        parser = HfArgumentParser((ModelArguments, DataArguments, LeftTrainingArguments))
+        arguments = {**CELL_DEFAULTS, **self.arguments, "output_dir": str(output_dir)}
+        model_args, data_args, args = parser.parse_dict(arguments)
+        return model_args, data_args, args
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / CELL_FILE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Cell:
+        return cls(**json.loads((folder / CELL_FILE).read_text(encoding="utf-8")))
+
+
+def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Train and score, or score alone. Returns the report, with what only a comparison asks for."""
+    model_args, data_args, args = cell.parse(folder)
+    counter = memory_counter(args.device)
+    memory_before = counter.current()
+    counter.close()
+    run = set_up(get_task(cell.task), model_args, data_args, args)
+    trainer = run.trainer
+    if cell.kind != "base":
+        trainer.train()
+        trainer.save_model()
+    release_training_memory(trainer)
+    split = "validation" if cell.kind == "trial" else "test"
+    predictions = predict(run, split)
+    before, after = (predictions.metrics, None) if cell.kind == "base" else (None, predictions.metrics)
+    report = build_report(trainer, run.task, before, after, run.prompt, samples_of(run, split, predictions))
+    if cell.kind == "base":
+        report |= {"method": "base", "trainable_parameters": None, "trainable_percent": None, "learning_rate": None}
+    if cell.learning_rate_source:
+        report["learning_rate_source"] = cell.learning_rate_source
+    if not cell.save_adapter:
+        remove_weights(folder)
+    extra: dict[str, Any] = {"memory_before_model_bytes": memory_before}
+    if cell.kind != "trial":
+        extra["general_loss"] = general_loss(trainer, general_rows(cell.general_text_file))
+    return report | extra
+
+
+def samples_of(run: Run, split: str, predictions: PredictionOutput) -> list[dict[str, str]]:
+    """The first rows of the split with what the model wrote."""
+    rows = run.data[split].select(range(min(N_SAMPLES, len(run.data[split]))))
+    texts = decode(run.trainer.processing_class, predictions.predictions[: len(rows)])
+    return [
+        {"source": row["source"], "reference": row["target"], "prediction": text}
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
+def release_training_memory(trainer: LeftTrainer) -> None:
+    """Let go of gradients and optimizer, so that the memory of generation is that of generation."""
+    handler = trainer.callback_handler
+    trainer.optimizer = trainer.lr_scheduler = handler.optimizer = handler.lr_scheduler = None
+    trainer.model.zero_grad(set_to_none=True)
+    trainer.accelerator.free_memory()
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # glibc keeps what was freed, and a CPU's counter is the process's own size
+    for callback in handler.callbacks:
+        if isinstance(callback, MemoryProfilerCallback):
+            callback.reset_eval_peak()
+
+
+def remove_weights(folder: Path) -> None:
+    """Their size is in the report; the weights of a whole grid would fill a disk."""
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+        file.unlink()
+
+
+def exit_with_parent() -> None:
+    """End this process when the one that started it ends, however that ends: it holds the other end of our stdin."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="left-trainer-parent").start()
+
+
+def main() -> int:
+    """Run the cell of the folder that the command line names."""
+    if EXIT_WITH_PARENT in sys.argv[2:]:
+        exit_with_parent()
+    disable_progress_bar()
+    disable_progress_bars()
+    folder = Path(sys.argv[1])
+    try:
+        report = run_cell(Cell.read(folder), folder)
+    except Exception as error:
+        traceback.print_exc()
+        write_json(folder / FAILURE_FILE, {"reason": f"{type(error).__name__}: {error}"})
+        return 1
+    write_json(folder / REPORT_FILE, report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

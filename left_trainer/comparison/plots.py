@@ -1,0 +1,153 @@
+"""The pictures of a comparison: quality against memory and parameters, and training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from left_trainer.comparison.summary import BASE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MIB = 1024**2
+COLORS = {
+    "soft_prompt": "#0072b2",
+    "additive": "#d55e00",
+    "reparameterization": "#009e73",
+    "selective": "#8a5a9e",
+}
+LINES = ("-", "--", ":", "-.")
+PANEL = (4.6, 3.6)  # inches
+N_COLUMNS = 2
+
+
+def draw_plots(summary: Mapping[str, Any], folder: Path) -> None:
+    """Write `quality_memory.png`, `quality_parameters.png` and `training_curves.png`, with a panel for each task."""
+    trained = [row for row in summary["rows"] if row["method"] != BASE]
+    if not trained:
+        return
+    for name, key, title, scale, logarithmic in (
+        ("quality_memory", "peak_memory_train_bytes", "peak memory in training (MiB)", MIB, False),
+        ("quality_parameters", "trainable_parameters", "trainable parameters", 1, True),
+    ):
+        figure, panels = _panels(summary)
+        for task, axes in panels:
+            _scatter(axes, [row for row in trained if row["task"] == task["name"]], task, key, scale, logarithmic)
+            axes.set(xlabel=title, ylabel=task["main_metric"], title=task["name"])
+            _base_line(axes, summary, task)
+        _save(figure, folder / f"{name}.png")
+    figure, panels = _panels(summary)
+    for task, axes in panels:
+        _curves(axes, [row for row in trained if row["task"] == task["name"]])
+        axes.set(xlabel="optimizer step", ylabel="training loss (nats per target token)", title=task["name"])
+    _save(figure, folder / "training_curves.png")
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other point beats: one that costs no more and scores no less, and is not equal.
+
+    Args:
+        points: Pairs of a cost, of which less is better, and a score, of which more is better.
+
+    Returns:
+        Indices, by rising cost.
+    """
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
+        if not front or points[index][1] > points[front[-1]][1] or points[index] == points[front[-1]]:
+            front.append(index)
+    return front
+
+
+def _panels(summary: Mapping[str, Any]) -> tuple[Figure, list[tuple[Mapping[str, Any], Axes]]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tasks = summary["tasks"]
+    n_columns = min(N_COLUMNS, len(tasks))
+    n_rows = -(-len(tasks) // n_columns)
+    figure = Figure(figsize=(PANEL[0] * n_columns, PANEL[1] * n_rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = [figure.add_subplot(n_rows, n_columns, number) for number in range(1, len(tasks) + 1)]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, list(zip(tasks, panels, strict=True))
+
+
+def _scatter(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    task: Mapping[str, Any],
+    key: str,
+    scale: float,
+    logarithmic: bool,
+) -> None:
+    """Rows as points coloured by family, with their names; the Pareto front is a line, what it beats is paler."""
+    scored = [(row, row["values"][key], row["metrics"].get(task["main_metric"])) for row in rows]
+    known = [(row, x / scale, score) for row, x, score in scored if x and score and score["mean"] is not None]
+    if not known:
+        return
+    points = [(x, score["mean"]) for _, x, score in known]
+    front = pareto_front(points)
+    axes.step(*zip(*(points[index] for index in front), strict=True), where="post", color="#999999", linewidth=1)
+    for index, (row, x, score) in enumerate(known):
+        color, alpha = COLORS.get(row["family"], "#333333"), 1.0 if index in front else 0.55
+        if score["low"] is not None:
+            axes.errorbar(
+                x, score["mean"], [[score["mean"] - score["low"]], [score["high"] - score["mean"]]], color=color
+            )
+        axes.scatter(x, score["mean"], color=color, alpha=alpha, zorder=3)
+    _place_labels(axes, [row["method"] for row, _, _ in known], points)
+    if logarithmic:
+        axes.set_xscale("log")
+    axes.margins(x=0.2, y=0.15)
+
+
+def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
+    """Names beside points; of points near each other in height, every second name goes below."""
+    spread = max(y for _, y in points) - min(y for _, y in points) or 1.0
+    order = sorted(range(len(points)), key=lambda index: points[index][::-1])
+    above, last = True, -float("inf")
+    for index in order:
+        above = not above if points[index][1] - last < 0.08 * spread else True
+        last = points[index][1]
+        offset = (0, 6) if above else (0, -6)
+        axes.annotate(
+            names[index],
+            points[index],
+            offset,
+            textcoords="offset points",
+            fontsize=8,
+            ha="center",
+            va="bottom" if above else "top",
+        )
+
+
+def _base_line(axes: Axes, summary: Mapping[str, Any], task: Mapping[str, Any]) -> None:
+    for row in summary["rows"]:
+        score = row["metrics"].get(task["main_metric"])
+        if row["task"] == task["name"] and row["method"] == BASE and score and score["mean"] is not None:
+            axes.axhline(score["mean"], color="#999999", linestyle=":", linewidth=1)
+            axes.text(0.01, score["mean"], "untrained", transform=axes.get_yaxis_transform(), fontsize=7, va="bottom")
+
+
+def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    drawn: dict[str, int] = {}
+    for row in rows:
+        number = drawn[row["family"]] = drawn.get(row["family"], -1) + 1
+        style, color = LINES[number % len(LINES)], COLORS.get(row["family"], "#333333")
+        for index, curve in enumerate(row["curves"]):
+            points = [(step, loss) for step, loss in curve if loss is not None]
+            if points:
+                label = row["method"] if index == 0 else None
+                axes.plot(*zip(*points, strict=True), style, color=color, linewidth=1.4, label=label)
+    axes.set_ylim(bottom=0)
+    if drawn:
+        axes.legend(frameon=False, fontsize=7)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,149 @@
+"""Runs the cells of a grid, each in a process of its own, and goes on where a killed comparison stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell
+from left_trainer.comparison.grid import Grid, Plan
+from left_trainer.comparison.results import CELLS, Result, read_cell
+from left_trainer.reporting import write_json
+from left_trainer.tasks import get_task
+
+LOG_FILE = "log.txt"
+
+
+class Runner:
+    """Runs cells below `output_dir`. An interrupt kills those that run.
+
+    Args:
+        output_dir: Each cell gets a folder in `output_dir/cells`.
+        jobs: Number of cells at a time. Where several GPUs are visible, each job has one of them.
+        on_result: Called with every result, finished earlier or now, from the thread that iterates.
+    """
+
+    def __init__(self, output_dir: Path, jobs: int, on_result: Callable[[Result], None]) -> None:
+        self.output_dir, self.jobs, self.on_result = output_dir, jobs, on_result
+        self._slots: SimpleQueue[int] = SimpleQueue()
+        for slot in range(jobs):
+            self._slots.put(slot)
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._stopped = threading.Event()
+
+    def run_grid(self, grid: Grid) -> None:
+        """Score the untrained models, try learning rates, then run every method with every seed."""
+        self._run(grid.bases)
+        self._run([cell for plan in grid.plans for cell in plan.trials])
+        self._run([cell for plan in grid.plans for cell in tuned_runs(plan, self.output_dir)])
+
+    def _run(self, cells: Sequence[Cell]) -> None:
+        for result in self._results(cells):
+            self.on_result(result)
+
+    def _results(self, cells: Sequence[Cell]) -> Iterator[Result]:
+        left = []
+        for cell in cells:
+            done = read_cell(self.output_dir / CELLS / cell.name)
+            if done is not None and done.report is not None:
+                yield done
+            else:
+                left.append(cell)
+        with ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                for future in as_completed([pool.submit(self._run_cell, cell) for cell in left]):
+                    yield future.result()
+            except BaseException:  # an interrupt, or an error of whoever takes the results
+                self._stopped.set()
+                for process in list(self._processes):
+                    process.kill()
+                raise
+
+    def _run_cell(self, cell: Cell) -> Result:
+        """Run one cell from its beginning; a folder that an interrupted run left is emptied first."""
+        if self._stopped.is_set():
+            return Result(cell, None, "stopped")
+        folder = self.output_dir / CELLS / cell.name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        cell.write(folder)
+        slot = self._slots.get()
+        try:
+            with self._start(folder, slot) as process:
+                return_code = process.wait()
+        finally:
+            self._slots.put(slot)
+        if not self._stopped.is_set() and read_cell(folder) is None:
+            write_json(folder / FAILURE_FILE, {"reason": _reason(return_code, folder)})
+        return read_cell(folder) or Result(cell, None, "stopped")
+
+    def _start(self, folder: Path, slot: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "left_trainer.comparison.cell", str(folder), EXIT_WITH_PARENT]
+        with (folder / LOG_FILE).open("wb") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**os.environ, **self._environment(slot)}
+            )
+        self._processes.add(process)
+        return process
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        if torch.cuda.is_available():
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            devices = visible if visible != [""] else [str(index) for index in range(torch.cuda.device_count())]
+            return {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
+        if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
+            return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
+        return {}
+
+
+def tuned_runs(plan: Plan, output_dir: Path) -> list[Cell]:
+    """The runs of a plan with the learning rate that its trials found best, the default where all trials failed."""
+    if not plan.trials:
+        return list(plan.runs)
+    finished = [result for cell in plan.trials if (result := read_cell(output_dir / CELLS / cell.name))]
+    reports = [result.report for result in finished if result.report is not None]
+    metric = get_task(plan.runs[0].task).main_metric
+
+    def quality(report: Any) -> tuple[float, float]:
+        scores = report["metrics"]["after"]
+        return scores[metric], -scores["loss"]
+
+    usable = [report for report in reports if quality(report) == quality(report)]  # a diverged run scores NaN
+    if not usable:
+        return list(plan.runs)
+    best = max(usable, key=quality)
+    tried = ", ".join(f"{report['learning_rate']:g}: {report['metrics']['after'][metric]:.1f}" for report in reports)
+    steps = sum(report["train_steps"] for report in reports)
+    seconds = sum(report["train_steps"] / report["train_steps_per_second"] for report in reports)
+    source = f"tuned: best of {len(plan.trials)} by {metric} on the validation split ({tried}), "
+    source += f"{steps} steps, {seconds:.0f} s of training"
+    return [
+        replace(
+            cell,
+            arguments={**cell.arguments, "learning_rate": best["learning_rate"]},
+            learning_rate_source=source,
+        )
+        for cell in plan.runs
+    ]
+
+
+def _reason(return_code: int, folder: Path) -> str:
+    """Why a process ended without a word of its own."""
+    if return_code < 0:
+        name = signal.Signals(-return_code).name
+        hint = " (often: the machine's memory was used up)" if name == "SIGKILL" else ""
+        return f"The process was killed by {name}{hint}."
+    lines = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"The process ended with exit code {return_code}: {lines[-1].strip() if lines else 'it printed nothing'}"

@@ -1,0 +1,302 @@
+"""`left-trainer compare`: the grid it lays out, what it refuses, and what its processes leave, killed or not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import tiny_rows
+
+from left_trainer import get_method, list_methods
+from left_trainer.cli.main import main
+from left_trainer.comparison.cell import Cell
+from left_trainer.comparison.general_text import MAX_WORDS, N_PASSAGES, general_rows
+from left_trainer.comparison.grid import DEFAULT_METHODS, DEFAULT_TASKS, GridOptions, flags_of, make_grid, parse_flags
+from left_trainer.comparison.results import read_cells, read_results
+from left_trainer.embedded import LEARNING_RATE_FACTOR
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+# Figures that depend on how busy the machine is.
+MEASURED = ("peak_memory_train_bytes", "peak_memory_generation_bytes", "train_steps_per_second")
+MEASURED += ("target_tokens_per_second", "generation_samples_per_second")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, str]:
+    """A train and a test file with the columns of summarization."""
+    folder = tmp_path_factory.mktemp("data")
+    files = {}
+    for split, size in (("train", 24), ("test", 6)):
+        rows = [{"document": row["prompt"], "summary": row["completion"].strip()} for row in tiny_rows(size, size)]
+        file = folder / f"{split}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[f"{split}_file"] = str(file)
+    return files
+
+
+def small(saved_models, data) -> dict[str, object]:
+    """Arguments of runs of a second."""
+    return {
+        "model_name_or_path": str(saved_models["encoder_decoder"]),
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "generation_max_length": 6,
+        **data,
+    }
+
+
+def compare(output_dir: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "left_trainer.cli.main", "compare", "--output_dir", str(output_dir), *flags]
+
+
+def test_the_default_grid(tmp_path):
+    grid = make_grid(GridOptions(), tmp_path)
+    assert [cell.task for cell in grid.bases] == list(DEFAULT_TASKS)
+    assert len(grid.plans) == len(DEFAULT_TASKS) * len(DEFAULT_METHODS)
+    assert len({cell.name for cell in grid.cells}) == len(grid.cells)
+    assert {cell.conditions["base_model"] for cell in grid.cells} == {"embedded/t5"}
+    assert make_grid(GridOptions(), tmp_path / "elsewhere") == grid
+
+
+def test_seeds_and_trials(tmp_path):
+    options = GridOptions(
+        methods=["lora"], tasks=["summarization"], seeds=3, tune="learning_rate", tune_factors=(0.5, 2)
+    )
+    (plan,) = make_grid(options, tmp_path).plans
+    assert [cell.seed for cell in plan.runs] == [42, 43, 44]
+    rate = LEARNING_RATE_FACTOR * get_method("lora").learning_rate
+    assert [cell.arguments["learning_rate"] for cell in plan.trials] == pytest.approx([rate / 2, rate * 2])
+    assert {cell.kind for cell in plan.trials} == {"trial"}
+
+
+def test_options_of_one_method_and_one_task(tmp_path, data):
+    options = GridOptions(
+        methods=["ia3", {"peft_method": "lora", "peft_kwargs": {"r": 32}, "learning_rate": "1e-3"}],
+        tasks=["dialogue", {"task": "summarization", **data}],
+    )
+    cells = {(cell.task, cell.method): cell for plan in make_grid(options, tmp_path).plans for cell in plan.runs}
+    lora = cells["summarization", "lora"]
+    assert lora.arguments["learning_rate"] == 1e-3
+    assert lora.parse(tmp_path)[2].peft_kwargs["r"] == 32
+    assert lora.arguments["train_file"] == data["train_file"]
+    assert "train_file" not in cells["dialogue", "lora"].arguments
+    assert "learning_rate" not in cells["dialogue", "ia3"].arguments
+
+
+def test_all_methods_are_those_that_work(tmp_path):
+    grid = make_grid(GridOptions(methods=["all"], tasks=["summarization"]), tmp_path)
+    taken = {plan.runs[0].method for plan in grid.plans}
+    assert taken | set(grid.left_out) == {method.name for method in list_methods()}
+    assert {"lora", "houlsby_adapter", "full"} <= taken
+    assert all(grid.left_out.values())
+    assert grid.left_out["xlora"] == "needs adapters"
+
+
+def test_what_identifies_a_cell(tmp_path, data):
+    def name(**arguments: object) -> str:
+        options = GridOptions(methods=["lora"], tasks=["summarization"], arguments={**data, **arguments})
+        return make_grid(options, tmp_path).plans[0].runs[0].name
+
+    before = name()
+    assert name(num_train_epochs=2) != before
+    assert name() == before
+    file = Path(data["train_file"])
+    text = file.read_text()
+    file.write_text(text.replace("red", "mauve"))
+    assert name() != before
+    file.write_text(text)
+
+
+def test_flags_are_only_those_given():
+    assert parse_flags(["--max_steps", "5", "--bf16"]) == {"max_steps": 5, "bf16": True}
+    given = {"learning_rate": "1e-3", "bf16": True, "peft_kwargs": {"r": 4}, "label_names": ["a", "b"], "prompt": None}
+    parsed = parse_flags(flags_of(given))
+    assert parsed["learning_rate"] == 1e-3
+    assert parsed["label_names"] == ["a", "b"]
+    assert "prompt" not in parsed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--methods", "lorra"], "Did you mean 'lora'?"),
+        (["--tasks", "sumarization"], "Did you mean 'summarization'?"),
+        (["--methods", ","], "methods is empty"),
+        (["--seeds", "0"], "seeds=0"),
+        (["--tune", "rank"], "tune='rank' is not supported. Allowed: learning_rate"),
+        (["--tune", "learning_rate", "--tune_factors", "-1"], "tune_factors=[-1.0]"),
+        (["--jobs", "-1"], "jobs=-1"),
+        (["--peft_method", "lora"], "Use --methods"),
+        (["--seed", "3"], "Use --seeds"),
+        (["--train_file", "x.jsonl"], "Compare one task, --tasks summarization"),
+        (["--tasks", "summarization", "--train_file", "missing.jsonl"], "does not exist"),
+        (["--general_text_file", "missing.txt"], "general_text_file='missing.txt' does not exist"),
+        (["--methods", "lora,lora"], "asked for twice"),
+        (["--tasks", "dialogue", "dialogue"], "asked for twice"),
+        (["--methods", "adaption_prompt"], "does not work with peft_method='adaption_prompt'"),
+        (["--num_train_epochz", "3"], "--num_train_epochz"),
+        (["--config", "missing.yaml"], "config='missing.yaml' does not exist"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(flags, message, tmp_path, capsys, no_weights):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", "--output_dir", str(tmp_path / "out"), *flags])
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- lora", "holds no mapping"),
+        ("methods: [{r: 8}]", "names no peft_method"),
+        ("methods: [{peft_method: lora, peft_kwargs: {rank: 8}}]", "rank"),
+        ("tasks: [summarization\n", "is not YAML"),
+        ("learning_rte: 1e-3", "learning_rte"),
+    ],
+)
+def test_bad_yaml_is_refused(content, message, tmp_path, capsys, no_weights):
+    (tmp_path / "grid.yaml").write_text(content)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", "--config", str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "out")])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_general_text(tmp_path):
+    assert len(general_rows(None)) == N_PASSAGES
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join(f"paragraph {number} " + "word " * 200 for number in range(300)) + "\n\nshort")
+    rows = general_rows(str(file))
+    assert len(rows) == N_PASSAGES
+    assert rows[-1]["prompt"].startswith("paragraph 297 ")
+    assert len(f"{rows[0]['prompt']}{rows[0]['completion']}".split()) == MAX_WORDS
+    file.write_text("too short")
+    with pytest.raises(ValueError, match="no paragraph of at least 8 words"):
+        general_rows(str(file))
+
+
+def finished(folder: Path) -> dict[str, object]:
+    """The reports of the cells that ended well."""
+    return {name: result.report for name, result in read_cells(folder).items() if result.report is not None}
+
+
+def quality(folder: Path) -> list[dict[str, str]]:
+    """The lines of `table.csv` without what depends on how busy the machine is."""
+    with (folder / "table.csv").open() as file:
+        return [{key: value for key, value in row.items() if key not in MEASURED} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(saved_models, data, tmp_path_factory):
+    """A finished comparison from a YAML file: two seeds, tuning, a run that fails, a general text."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    text = folder / "general.txt"
+    text.write_text("\n\n".join(row["prompt"] * 3 for row in tiny_rows(8, 3)))
+    config = folder / "grid.yaml"
+    content = {
+        **small(saved_models, data),
+        "methods": ["lora", {"peft_method": "prefix_tuning", "max_length": 4}],
+        "tasks": ["summarization"],
+        "seeds": 2,
+        "general_text_file": str(text),
+    }
+    config.write_text(json.dumps(content))  # JSON is YAML
+    result = subprocess.run(
+        compare(folder / "out", "--config", str(config)), capture_output=True, text=True, env=ENVIRONMENT
+    )
+    return folder / "out", config, result
+
+
+@pytest.mark.timeout(600)
+def test_a_comparison_from_end_to_end(undisturbed):
+    folder, _, process = undisturbed
+    assert process.returncode == 1, process.stderr[-2000:]
+    assert "prefix_tuning on summarization, seed 42: ValueError: Prompt and target take" in process.stdout
+    assert "runs: 100%" in process.stderr
+    results = read_results(folder)
+    assert len(results) == 5
+    by_kind = {(result.cell.method, result.cell.kind): result for result in results}
+    base, lora = by_kind["full", "base"].report, by_kind["lora", "method"].report
+    assert base["metrics"]["after"] is None
+    assert lora["metrics"]["before"] is None
+    assert lora["general_loss"] != base["general_loss"]
+    assert len(lora["loss_history"]) == 3
+    for peak in (*lora["peak_memory_bytes"].values(), base["peak_memory_bytes"]["eval"]):
+        assert peak > lora["memory_before_model_bytes"] * 0.5
+    lines = quality(folder)
+    assert [line["method"] for line in lines] == ["base", "lora", "prefix_tuning", "prefix_tuning"]
+    assert lines[1]["seeds"] == "42 43"
+    assert lines[1]["learning_rate_source"] == "default"
+    assert not list(folder.glob("cells/*/*.safetensors"))
+    for name in ("index.html", "table.md", "table.tex", "quality_memory.png"):
+        assert (folder / name).stat().st_size > 100
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_five_moments_it_gives_the_same_table(undisturbed, tmp_path):
+    folder, config, _ = undisturbed
+    rng = random.Random(4)
+    command = compare(tmp_path / "out", "--config", str(config))
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for n_finished in (0, 0, 1, 1, 2):
+        with subprocess.Popen(command, env=ENVIRONMENT, **silent) as process:
+            while len(finished(tmp_path / "out")) < n_finished and process.poll() is None:
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 12))
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+    kept = finished(tmp_path / "out")
+    last = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert last.returncode == 1, last.stderr[-2000:]
+    assert quality(tmp_path / "out") == quality(folder)
+    assert len(kept) >= 2
+    now = finished(tmp_path / "out")
+    assert all(now[name] == report for name, report in kept.items())
+
+
+def test_a_cell_ends_with_the_process_that_started_it(saved_models, data, tmp_path):
+    arguments = {**small(saved_models, data), "max_steps": 100000, "peft_method": "lora"}
+    Cell("method", "summarization", arguments, {}).write(tmp_path)
+    command = [sys.executable, "-m", "left_trainer.comparison.cell", str(tmp_path), "--exit_with_parent"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    child.stdin.close()  # what the system does when the parent is gone
+    assert child.wait(timeout=60) == 1
+    assert {file.name for file in tmp_path.iterdir()} == {"cell.json"}
+
+
+@pytest.mark.timeout(600)
+def test_trials_choose_the_rate_and_earlier_runs_are_kept(saved_models, data, tmp_path, capsys):
+    content = {**small(saved_models, data), "methods": "lora", "tasks": "summarization"}
+    config = tmp_path / "grid.yaml"
+    config.write_text(json.dumps(content))
+    flags = ["--tune", "learning_rate", "--tune_factors", "1", "3", "--jobs", "2", "--save_adapters"]
+    assert main(["compare", "--output_dir", str(tmp_path / "out"), "--config", str(config), *flags]) == 0
+    results = read_results(tmp_path / "out")
+    trials = {r.report["learning_rate"]: r.report["metrics"]["after"] for r in results if r.cell.kind == "trial"}
+    (run,) = [result for result in results if result.cell.kind == "method"]
+    best = max(trials, key=lambda rate: (trials[rate]["rougeL"], -trials[rate]["loss"]))
+    assert run.report["learning_rate"] == best
+    assert run.report["learning_rate_source"].startswith("tuned: best of 2 by rougeL on the validation split")
+    assert "6 steps" in run.report["learning_rate_source"]
+    (adapter,) = (tmp_path / "out" / "cells").glob("*/adapter_model.safetensors")
+    assert "trial" not in adapter.parent.name
+    assert (tmp_path / "out" / "table.md").read_text().count("tuned: best of 2") == 1
+
+    before = (tmp_path / "out" / "results.jsonl").read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["compare", "--output_dir", str(tmp_path / "out"), "--config", str(config), "--prompt", "Say: {source}"])
+    assert "different prompts" in capsys.readouterr().err
+    assert (tmp_path / "out" / "results.jsonl").read_text() == before
