@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-SCRIPTS = ("elements.js", "charts.js", "page.js")
+SCRIPTS = ("elements.js", "charts.js", "run.js", "page.js")
 
 
 def write_page(summary: Mapping[str, Any], path: Path) -> None:

@@ -74,10 +74,11 @@ function drawScatter(container, points, xField, yField, base, open) {
   const x = makeScale(spread("x"), xField.format, box.left, box.right);
   const y = makeScale([...spread("y"), ...(base === null ? [] : [base])], yField.format, box.bottom, box.top);
   const front = paretoFront(points, xField.better, yField.better);
-  const placed = points.map((point) => ({ ...point, px: x.at(point.x), py: y.at(point.y), front: front.includes(point) }));
+  const placed = points.map((point) =>
+    ({ ...point, px: x.at(point.x), py: y.at(point.y), front: front.includes(point) }));
   const steps = frontSteps(placed.filter((point) => point.front), xField.better);
   const obstacles = [...steps.flatMap(stepBoxes), ...placed.flatMap((point) => pointBoxes(point, y))];
-  if (base !== null) obstacles.push({ left: box.right - 100, right: box.right, top: y.at(base) - 17, bottom: y.at(base) });
+  if (base !== null) obstacles.push(boxAround(box.right - 100, y.at(base) - 17, box.right, y.at(base), 0));
   const tip = h("div", { class: "tip", hidden: true });
   redraw(container,
     chart(width, height, { role: "group", "aria-label": `${yField.title} against ${xField.title}` },
@@ -86,7 +87,7 @@ function drawScatter(container, points, xField, yField, base, open) {
         line(box.left, y.at(base), box.right, y.at(base), "base-line"),
         label(box.right, y.at(base) - 5, `untrained ${show(base, yField.format)}`, "tick", "end"),
       ],
-      svg("path", { d: steps.map(([x1, y1, x2, y2, x3, y3]) => `M${x1} ${y1}L${x2} ${y2}L${x3} ${y3}`).join(""), class: "front" }),
+      steps.map((corners) => svg("polyline", { points: corners.join(" "), class: "front" })),
       placed.map((point) => drawPoint(point, x, y, xField, yField, tip, open)),
       placeLabels(placed, box, obstacles)),
     tip);
@@ -101,11 +102,15 @@ function frontSteps(front, xBetter) {
   });
 }
 
-const boxAround = (x1, y1, x2, y2, margin) =>
-  ({ left: Math.min(x1, x2) - margin, right: Math.max(x1, x2) + margin, top: Math.min(y1, y2) - margin, bottom: Math.max(y1, y2) + margin });
+function boxAround(x1, y1, x2, y2, margin) {
+  const [left, right] = [Math.min(x1, x2) - margin, Math.max(x1, x2) + margin];
+  return { left, right, top: Math.min(y1, y2) - margin, bottom: Math.max(y1, y2) + margin };
+}
 const stepBoxes = ([x1, y1, x2, y2, x3, y3]) => [boxAround(x1, y1, x2, y2, 1), boxAround(x2, y2, x3, y3, 1)];
-const pointBoxes = ({ px, py, yInterval }, y) =>
-  [boxAround(px, py, px, py, 6), ...(yInterval ? [boxAround(px, y.at(yInterval[0]), px, y.at(yInterval[1]), 1)] : [])];
+function pointBoxes({ px, py, yInterval }, y) {
+  const marker = boxAround(px, py, px, py, 6);
+  return yInterval ? [marker, boxAround(px, y.at(yInterval[0]), px, y.at(yInterval[1]), 1)] : [marker];
+}
 
 function drawPoint(point, x, y, xField, yField, tip, open) {
   const { row, px, py } = point;
@@ -114,7 +119,8 @@ function drawPoint(point, x, y, xField, yField, tip, open) {
   const showTip = () => {
     tip.replaceChildren(h("strong", {}, row.method), ...facts.map((fact) => h("div", {}, fact)));
     tip.hidden = false;
-    tip.style.left = `${Math.max(0, Math.min(px - tip.offsetWidth / 2, tip.parentElement.clientWidth - tip.offsetWidth))}px`;
+    const rightmost = tip.parentElement.clientWidth - tip.offsetWidth;
+    tip.style.left = `${Math.max(0, Math.min(px - tip.offsetWidth / 2, rightmost))}px`;
     tip.style.top = `${py > tip.offsetHeight + 14 ? py - tip.offsetHeight - 12 : py + 14}px`;
   };
   const hideTip = () => (tip.hidden = true);
@@ -149,10 +155,10 @@ function placeLabels(points, box, obstacles) {
     const spot = [9, 20, 34].flatMap((gap) => SIDES.map((side) => labelSpot(point, side, gap))).find(free);
     if (!spot) return null;
     taken.push(spot);
-    const { px, py, row, front } = point;
-    return svg("g", { class: front ? "label on-front" : "label" },
-      spot.gap > 9 ? line(px + spot.dx * 7, py + spot.dy * 7, px + spot.dx * spot.gap, py + spot.dy * spot.gap, "leader") : null,
-      label(spot.left, spot.bottom - 4, row.method));
+    const towards = (length) => [point.px + spot.dx * length, point.py + spot.dy * length];
+    return svg("g", { class: point.front ? "label on-front" : "label" },
+      spot.gap > 9 ? line(...towards(7), ...towards(spot.gap), "leader") : null,
+      label(spot.left, spot.bottom - 4, point.row.method));
   });
 }
 
@@ -163,7 +169,7 @@ function labelSpot({ px, py, row }, [dx, dy], gap) {
   return { left, right: left + width, top, bottom: top + 16, gap, dx, dy };
 }
 
-/** Draw one line per entry of `lines`: name, family, dash and points as [step, loss]; names stand at the lines' ends. */
+/** Draw a line per entry of `lines` (name, family, dash, points as [step, loss]) with its name at its end. */
 function drawCurves(container, lines, least) {
   const drawn = lines.filter(({ points }) => points.length);
   if (!drawn.length) return redraw(container, h("p", { class: "note" }, "No training loss was logged."));
@@ -178,9 +184,10 @@ function drawCurves(container, lines, least) {
   redraw(container, chart(width, height, { role: "img", "aria-label": `Training loss at the last step: ${finals}` },
     drawAxes(x, y, box, "step", "loss"),
     drawn.map(({ name, family, dash, points }, i) => {
-      const [lastX, lastY] = [x.at(points.at(-1)[0]), y.at(points.at(-1)[1])];
+      const corners = points.map(([step, loss]) => [x.at(step), y.at(loss)]);
+      const [lastX, lastY] = corners.at(-1);
       return svg("g", { class: `curve family-${family % SHAPES.length}` },
-        svg("polyline", { points: points.map(([step, loss]) => `${x.at(step)},${y.at(loss)}`).join(" "), "stroke-dasharray": dash }),
+        svg("polyline", { points: corners.join(" "), "stroke-dasharray": dash }),
         line(lastX + 2, lastY, box.right + 12, ends[i], "leader"),
         label(box.right + 15, ends[i] + 4, name));
     })));

@@ -78,25 +78,7 @@ const swatch = (family) =>
 const hidden = (text) => h("span", { class: "visually-hidden" }, text);
 const star = () => h("span", { class: "star" }, h("span", { "aria-hidden": "true" }, "\u2605"), hidden("best "));
 
-/** The words of a text, those marked that a longest common subsequence shares with the reference. */
-function markShared(text, reference) {
-  const words = text.split(/(\s+)/);
-  const others = reference.split(/\s+/);
-  const length = words.map(() => new Uint16Array(others.length + 1));
-  length.push(new Uint16Array(others.length + 1));
-  const equal = (i, j) => words[i] && words[i] === others[j];
-  for (let i = words.length - 1; i >= 0; i--) {
-    for (let j = others.length - 1; j >= 0; j--) {
-      length[i][j] = equal(i, j) ? length[i + 1][j + 1] + 1 : Math.max(length[i + 1][j], length[i][j + 1]);
-    }
-  }
-  const shared = new Set();
-  for (let i = 0, j = 0; i < words.length && j < others.length; ) {
-    if (equal(i, j)) {
-      shared.add(i++);
-      j++;
-    } else if (length[i + 1][j] >= length[i][j + 1]) i++;
-    else j++;
-  }
-  return words.map((word, i) => (shared.has(i) ? h("mark", {}, word) : word));
-}
+const plural = (name, items) => (items.length === 1 ? name : `${name}s`);
+/** Terms with their descriptions, for a dl. */
+const descriptions = (entries) => entries.map(([term, description, title]) =>
+  h("div", { title }, h("dt", {}, term), h("dd", {}, description)));

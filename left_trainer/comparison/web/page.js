@@ -1,56 +1,56 @@
-// The page: what is shown, the tables, a run's panel. The view is kept in the address after the #.
+// The page: what is shown, its tables and charts. The view is kept in the address after the #.
 
 const summary = JSON.parse(byId("data").textContent);
 const families = Object.keys(summary.families).filter((family) => family !== "base");
 const familyIndex = (family) => families.indexOf(family);
-const familyTitle = (family) => (family === "base" ? "reference" : summary.families[family] ?? family);
+const familyTitle = (family) => (family === "base" ? "reference" : summary.families[family]);
 const isBase = (row) => row.method === "base";
-const rowOf = (task, method) => summary.rows.find((row) => row.task === task && row.method === method);
+const rowsOf = (task) => summary.rows.filter((row) => row.task === task);
+const rowOf = (task, method) => rowsOf(task).find((row) => row.method === method);
+const contestants = (task) => rowsOf(task).filter((row) => !isBase(row));
 const failuresOf = (task, method) => summary.failures.filter((fail) => fail.task === task && fail.method === method);
 const methods = [...new Set([...summary.rows, ...summary.failures].map((entry) => entry.method))]
   .sort((a, b) => (b === "base") - (a === "base"));
 const familyOf = (method) => summary.rows.find((row) => row.method === method)?.family;
+const methodLabel = (method) => h("span", { class: "method" }, swatch(familyIndex(familyOf(method))), method);
 
-// Fields: whatever can be a column of the table or an axis, by key, for one task.
+// Fields: whatever can be a column of the table or an axis, by task and key.
 
-function metricField(key, title, name, task) {
+function metricField(key, name, task) {
   const value = (row) => row.metrics[name]?.mean ?? null;
   const interval = (row) => {
     const { low, high } = row.metrics[name] ?? {};
     return isNumber(low) && isNumber(high) ? [low, high] : null;
   };
-  return {
-    key, title, name, value, interval, format: "score",
-    better: task.lower_is_better?.includes(name) ? "lower" : "higher",
-  };
-}
-
-function columnField(column) {
-  return { ...column, value: (row) => row.values[column.key] ?? null, interval: () => null };
+  const better = task.lower_is_better?.includes(name) ? "lower" : "higher";
+  return { key, title: name, format: "score", better, value, interval };
 }
 
 function changeField(main) {
   const value = (row) => {
-    const before = row.metrics[main.name]?.before;
+    const before = row.metrics[main.title]?.before;
     return !isBase(row) && isNumber(main.value(row)) && isNumber(before) ? main.value(row) - before : null;
   };
-  return { key: "change", title: "Change", help: "Main metric against the untrained base model.", format: "change", better: null, value, interval: () => null };
+  const help = "Main metric, change against the untrained base model.";
+  return { key: "change", title: "Change", help, format: "change", better: null, value, interval: () => null };
 }
 
-function fieldText(field, row) {
-  const interval = field.interval(row);
-  return show(field.value(row), field.format) + (interval ? ` \u00b1 ${oneDecimal((interval[1] - interval[0]) / 2)}` : "");
-}
+const columnFields = summary.columns.map((column) =>
+  ({ ...column, value: (row) => row.values[column.key] ?? null, interval: () => null }));
 
 const fields = new Map(summary.tasks.map((task) => {
-  const main = metricField("main", task.main_metric, task.main_metric, task);
-  const metrics = task.metrics.map((name) => metricField(`metric:${name}`, name, name, task));
-  const all = [main, changeField(main), ...summary.columns.map(columnField), ...metrics];
+  const main = metricField("main", task.main_metric, task);
+  const metrics = task.metrics.map((name) => metricField(`metric:${name}`, name, task));
+  const all = [main, changeField(main), ...columnFields, ...metrics];
   return [task.name, new Map(all.map((field) => [field.key, field]))];
 }));
 
-const rowsOf = (task) => summary.rows.filter((row) => row.task === task);
-const contestants = (task) => rowsOf(task).filter((row) => !isBase(row));
+function halfWidth(field, row) {
+  const interval = field.interval(row);
+  return interval ? ` \u00b1 ${oneDecimal((interval[1] - interval[0]) / 2)}` : "";
+}
+
+const fieldText = (field, row) => show(field.value(row), field.format) + halfWidth(field, row);
 
 function isBest(field, row) {
   if (!field.better || isBase(row) || !isNumber(field.value(row))) return false;
@@ -62,7 +62,7 @@ function isBest(field, row) {
 // State.
 
 const TEXTS = ["task", "x", "y", "sort", "order", "method"];
-const state = { hidden: new Set() };
+const state = {};
 
 function readState() {
   const stored = new URLSearchParams(location.hash.slice(1));
@@ -81,89 +81,79 @@ function update(changes) {
 const shownTasks = () => summary.tasks.filter((task) => !state.hidden.has(`task:${task.name}`));
 const isShown = (method) =>
   method === "base" || (!state.hidden.has(`family:${familyOf(method)}`) && method.includes(state.method.trim()));
-const chartTask = () => shownTasks().find((task) => task.name === state.task) ?? shownTasks()[0] ?? summary.tasks[0];
 
-// Head and filters.
+// Head, filters, failures: drawn once.
 
 function drawHead() {
-  byId("title").textContent = summary.title;
-  const facts = [
-    ["Model", summary.model],
-    [summary.machines.length > 1 ? "Machines" : "Machine", summary.machines.join("\n")],
-    [summary.seeds.length > 1 ? "Seeds" : "Seed", summary.seeds.join(", ")],
-    ["Command", summary.command && h("code", { title: "One click selects all of it" }, summary.command)],
-  ];
-  byId("facts").append(...facts.filter(([, fact]) => fact).map(([name, fact]) => h("div", {}, h("dt", {}, name), h("dd", {}, fact))));
-  const several = summary.rows.some((row) => row.seeds.length > 1);
-  byId("reading").textContent =
-    `Each cell is the task's main metric after training${several ? ", mean over seeds \u00b1 half the width of its 95 % interval," : ""} `
-    + "with the change against the untrained base model; \u2605 is the best of its task, the bar the share of the way from base to best. Choose a cell for the run's figures and samples.";
-  const meaning = (column) => [column.help, column.better && `${column.better} is better`].filter(Boolean).join("; ");
-  byId("meanings").append(...summary.columns.map((column) => h("div", {}, h("dt", {}, column.title), h("dd", {}, meaning(column)))));
+  const { title, model, machines, seeds, command } = summary;
+  byId("title").textContent = title;
+  byId("facts").append(...descriptions([
+    ["Model", model], [plural("Machine", machines), machines.join("\n")], [plural("Seed", seeds), seeds.join(", ")],
+    ...(command ? [["Command", h("code", { title: "One click selects all of it" }, command)]] : []),
+  ]));
+  byId("over-seeds").hidden = !summary.rows.some((row) => row.seeds.length > 1);
+  byId("meanings").append(...descriptions(summary.columns.map((column) =>
+    [column.title, [column.help, column.better && `${column.better} is better`].filter(Boolean).join(" ")])));
+  byId("failures").hidden = !summary.failures.length;
+  byId("failed").append(...descriptions(summary.failures.map(({ method, task, seed, reason }) =>
+    [[methodLabel(method), ` on ${task}, seed ${seed}`], reason])));
 }
 
 function drawFilters() {
-  const toggle = (event) => {
-    const { key } = event.target.dataset;
-    if (event.target.checked) state.hidden.delete(key);
-    else state.hidden.add(key);
+  const toggle = ({ target }) => {
+    state.hidden[target.checked ? "delete" : "add"](target.dataset.key);
     update({});
   };
-  const chip = (key, ...content) => h("label", { class: "chip" }, h("input", { type: "checkbox", "data-key": key, onchange: toggle }), content);
-  const group = (name, chips) => h("fieldset", {}, h("legend", {}, name), chips);
+  const chip = (key, ...content) =>
+    h("label", { class: "chip" }, h("input", { type: "checkbox", "data-key": key, onchange: toggle }), content);
+  byId("families").append(...families.map((family) =>
+    chip(`family:${family}`, swatch(familyIndex(family)), familyTitle(family))));
+  byId("tasks").append(...summary.tasks.map(({ name }) => chip(`task:${name}`, name)));
+  for (const [id, event] of [["task", "change"], ["x", "change"], ["y", "change"], ["method", "input"]]) {
+    byId(id).addEventListener(event, ({ target }) => update({ [id]: target.value }));
+  }
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  byId("filters").append(
-    group("Families", families.map((family) => chip(`family:${family}`, swatch(familyIndex(family)), familyTitle(family)))),
-    group("Tasks", summary.tasks.map((task) => chip(`task:${task.name}`, task.name))),
-    h("label", { class: "search" }, "Method", h("input", { type: "search", id: "method", placeholder: "all", autocomplete: "off", oninput: (event) => update({ method: event.target.value }) })));
-  const select = (id, name) => h("label", {}, name, h("select", { id, onchange: (event) => update({ [id]: event.target.value }) }));
-  byId("axes").append(select("task", "Task"), select("x", "Horizontal"), select("y", "Vertical"));
 }
 
-function syncControls() {
-  document.querySelectorAll("#filters [data-key]").forEach((input) => (input.checked = !state.hidden.has(input.dataset.key)));
+function syncFilters() {
+  for (const input of document.querySelectorAll(".chip input")) input.checked = !state.hidden.has(input.dataset.key);
   byId("method").value = state.method;
 }
 
-function setOptions(select, options, chosen) {
-  select.replaceChildren(...options.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
-}
-
-// Tables.
-
-const methodLabel = (method) => h("span", { class: "method" }, swatch(familyIndex(familyOf(method))), method);
-const hint = (field) => (field.better ? h("small", {}, `${field.better} is better`) : null);
+// Methods and tasks.
 
 function drawMatrix() {
   const tasks = shownTasks();
-  const head = h("tr", {}, h("th", { scope: "col" }, "Method"), tasks.map((task) =>
-    h("th", { scope: "col", title: task.summary }, task.name,
-      h("small", {}, `${task.main_metric}, ${fields.get(task.name).get("main").better} is better`))));
-  const body = methods.filter(isShown).map((method) => h("tr", { class: method === "base" ? "base" : null },
-    h("th", { scope: "row" }, methodLabel(method)), tasks.map((task) => h("td", {}, matrixCell(task, method)))));
-  redraw(byId("matrix"), h("thead", {}, head), h("tbody", {}, body));
+  const titles = tasks.map(({ name, summary: title, main_metric: metric }) => h("th", { scope: "col", title },
+    name, h("small", {}, `${metric}, ${fields.get(name).get("main").better} is better`)));
+  const rows = methods.filter(isShown).map((method) => h("tr", { class: method === "base" && "base" },
+    h("th", { scope: "row" }, methodLabel(method)),
+    tasks.map((task) => h("td", {}, matrixCell(task.name, method)))));
+  redraw(byId("matrix"),
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Method"), titles)), h("tbody", {}, rows));
 }
 
 function matrixCell(task, method) {
-  const row = rowOf(task.name, method);
-  const failed = failuresOf(task.name, method).length > 0;
-  if (!row && failed) return h("button", { class: "cell failed", onclick: () => byId("failures-title").focus() }, "failed");
+  const row = rowOf(task, method);
+  const failed = failuresOf(task, method).length > 0;
+  const toFailures = () => byId("failures-title").focus();
+  if (!row && failed) return h("button", { class: "cell failed", onclick: toFailures }, "failed");
   if (!row) return h("span", { class: "cell missing" }, "not run");
-  const main = fields.get(task.name).get("main");
-  const change = fields.get(task.name).get("change");
-  const best = isBest(main, row);
-  const worse = change.value(row) * (main.better === "lower" ? -1 : 1) <= -0.05;
-  return h("button", { class: best ? "cell best" : "cell", "data-key": row.id, onclick: () => openRun(row) },
-    h("span", { class: "value" }, best ? star() : null, figure(main, row)),
-    h("small", { class: worse && "worse" }, isBase(row) ? "untrained" : show(change.value(row), "change")),
+  const main = fields.get(task).get("main");
+  const change = fields.get(task).get("change").value(row);
+  const worse = change * (main.better === "lower" ? -1 : 1) <= -0.05;
+  return h("button", { class: "cell", "data-key": row.id, onclick: () => openRun(row) },
+    figure(main, row),
+    h("small", { class: worse && "worse" }, isBase(row) ? "untrained" : show(change, "change")),
     failed ? h("small", { class: "worse" }, "some seeds failed") : null,
     bar(main, row));
 }
 
-/** A figure with its interval in small type. */
+/** A figure, starred where it is the best, its interval in small type. */
 function figure(field, row) {
-  const [value, half] = fieldText(field, row).split(/(?= \u00b1)/);
-  return [value, half ? h("small", {}, half) : null];
+  const best = isBest(field, row);
+  return h("span", { class: best ? "figure best" : "figure" }, best ? star() : null,
+    show(field.value(row), field.format), h("small", {}, halfWidth(field, row)));
 }
 
 /** How far a run came from the base model towards the best run of its task. */
@@ -176,22 +166,23 @@ function bar(main, row) {
   return h("span", { class: "bar", "aria-hidden": "true" }, fill);
 }
 
-function tableKeys(tasks) {
+// All figures.
+
+function tableColumns(tasks) {
   const secondary = tasks.flatMap((task) => task.metrics.filter((name) => name !== task.main_metric));
-  return ["main", "change", ...summary.columns.map(({ key }) => key), ...new Set(secondary.map((name) => `metric:${name}`))];
+  const keys = ["main", "change", ...columnFields.map(({ key }) => key), ...secondary.map((name) => `metric:${name}`)];
+  const find = (key) => tasks.map((task) => fields.get(task.name).get(key)).find(Boolean);
+  return tasks.length ? [...new Set(keys)].map(find) : [];
 }
 
 function sortedRows(task) {
+  const base = rowsOf(task.name).filter(isBase);
   const rows = contestants(task.name).filter((row) => isShown(row.method));
-  const field = fields.get(task.name).get(state.sort);
-  const base = summary.rows.filter((row) => row.task === task.name && isBase(row));
-  if (!field && state.sort !== "method") return [...base, ...rows];
-  const value = (row) => (field ? field.value(row) : row.method);
-  const sign = state.order === "descending" ? -1 : 1;
-  const compare = (a, b) => (isNumber(a) && isNumber(b) ? a - b : String(a).localeCompare(String(b), "en"));
-  const isMissing = (row) => value(row) === null;
-  rows.sort((a, b) => isMissing(a) - isMissing(b) || (isMissing(a) ? 0 : sign * compare(value(a), value(b))));
-  return [...base, ...rows];
+  const value = state.sort === "method" ? (row) => row.method : fields.get(task.name).get(state.sort)?.value;
+  if (!value) return [...base, ...rows];
+  const compare = (a, b) => (isNumber(a) ? a - b : a.localeCompare(b, "en")) * (state.order === "descending" ? -1 : 1);
+  const [missing, present] = [true, false].map((wanted) => rows.filter((row) => (value(row) === null) === wanted));
+  return [...base, ...present.sort((a, b) => compare(value(a), value(b))), ...missing];
 }
 
 function sortBy(key, first) {
@@ -201,154 +192,107 @@ function sortBy(key, first) {
   else update({ sort: "", order: "" });
 }
 
-function headerCell(key, field, title) {
-  const sorted = state.sort === key ? state.order : null;
-  const first = field?.better === "higher" ? "descending" : "ascending";
-  return h("th", { scope: "col", "aria-sort": sorted ?? "none", title: field?.help },
-    h("button", { "data-key": key, onclick: () => sortBy(key, first) }, title,
-      h("span", { class: "arrow", "aria-hidden": "true" }, sorted ? (sorted === "ascending" ? " \u25b2" : " \u25bc") : ""), field ? hint(field) : null));
+function headerCell({ key, title, help, better }) {
+  const sorted = state.sort === key ? state.order : "none";
+  const arrow = { none: "", ascending: " \u25b2", descending: " \u25bc" }[sorted];
+  const onclick = () => sortBy(key, better === "higher" ? "descending" : "ascending");
+  return h("th", { scope: "col", "aria-sort": sorted, title: help }, h("button", { "data-key": key, onclick },
+    key === "main" ? "Main metric" : title, h("span", { class: "arrow", "aria-hidden": "true" }, arrow),
+    better ? h("small", {}, `${better} is better`) : null));
 }
 
 function drawFigures() {
   const tasks = shownTasks();
-  const keys = tableKeys(tasks);
-  const anyField = (key) => tasks.map((task) => fields.get(task.name).get(key)).find(Boolean);
-  const title = (key, field) => (key === "main" ? "Main metric" : field.title);
+  const columns = tableColumns(tasks);
   redraw(byId("figures"),
-    h("thead", {}, h("tr", {}, headerCell("method", null, "Method"), keys.map((key) => [key, anyField(key)]).filter(([, field]) => field)
-      .map(([key, field]) => headerCell(key, field, title(key, field))))),
+    h("thead", {}, h("tr", {}, [{ key: "method", title: "Method" }, ...columns].map(headerCell))),
     tasks.map((task) => h("tbody", { "data-task": task.name },
-      h("tr", { class: "group" }, h("th", { scope: "rowgroup", colspan: keys.length + 1 },
+      h("tr", { class: "group" }, h("th", { scope: "rowgroup", colspan: columns.length + 1 },
         h("span", {}, task.name, h("small", {}, `${task.summary}; main metric ${task.main_metric}`)))),
-      sortedRows(task).map((row) => figuresRow(row, keys)))));
+      sortedRows(task).map((row) => figuresRow(row, columns)))));
 }
 
-function figuresRow(row, keys) {
-  return h("tr", { class: isBase(row) ? "base" : null, "data-row": row.id },
-    h("th", { scope: "row" }, h("button", { class: "link", "data-key": row.id, onclick: () => openRun(row) }, methodLabel(row.method))),
-    keys.map((key) => {
+function figuresRow(row, columns) {
+  const open = h("button", { class: "link", "data-key": row.id, onclick: () => openRun(row) }, methodLabel(row.method));
+  return h("tr", { class: isBase(row) && "base", "data-row": row.id }, h("th", { scope: "row" }, open),
+    columns.map(({ key, format }) => {
       const field = fields.get(row.task).get(key);
-      if (!field) return h("td");
-      const best = isBest(field, row);
-      return h("td", { "data-field": key, class: [best && "best", field.format === "text" && "text"].filter(Boolean).join(" ") || null }, best ? star() : null, figure(field, row));
+      return h("td", { "data-field": key, class: format === "text" && "text" }, field ? figure(field, row) : null);
     }));
-}
-
-function drawFailures() {
-  byId("failures").hidden = !summary.failures.length;
-  byId("failed").append(...summary.failures.map((fail) => h("div", {},
-    h("dt", {}, methodLabel(fail.method), ` on ${fail.task}, seed ${fail.seed}`), h("dd", {}, fail.reason))));
 }
 
 // Charts.
 
 function drawCharts() {
-  const task = chartTask();
+  const task = shownTasks().find(({ name }) => name === state.task) ?? shownTasks()[0] ?? summary.tasks[0];
   const rows = contestants(task.name).filter((row) => isShown(row.method));
-  const ofTask = fields.get(task.name);
-  const axes = [...ofTask.values()].filter((field) => field.key !== `metric:${task.main_metric}` && rows.some((row) => isNumber(field.value(row))));
-  const axis = (...keys) => keys.map((key) => axes.find((field) => field.key === key)).find(Boolean) ?? ofTask.get("main");
-  const xField = axis(state.x, "peak_memory_train_bytes", summary.columns.find(({ better }) => better === "lower")?.key);
-  const yField = axis(state.y, "main");
-  const options = axes.map((field) => [field.key, field.key === "main" ? `${field.title} (main metric)` : field.title]);
-  setOptions(byId("task"), shownTasks().map(({ name }) => [name, name]), task.name);
-  setOptions(byId("x"), options, xField.key);
-  setOptions(byId("y"), options, yField.key);
+  const [xField, yField] = chooseAxes(task, rows);
   const hasBoth = (row) => isNumber(xField.value(row)) && isNumber(yField.value(row));
   const points = rows.filter(hasBoth).map((row) => ({
     row, x: xField.value(row), y: yField.value(row), xInterval: xField.interval(row), yInterval: yField.interval(row),
   }));
-  const base = rowOf(task.name, "base");
+  const base = rowsOf(task.name).find(isBase);
   byId("scatter-title").textContent = `${task.name}: ${yField.title} against ${xField.title}`;
-  byId("curves-title").textContent = `${task.name}: training loss`;
   byId("scatter-note").textContent = scatterNote(xField, yField, rows.filter((row) => !hasBoth(row)));
-  drawScatter(byId("scatter"), points, xField, yField, (base && yField.value(base)) ?? null, openRun);
+  drawScatter(byId("scatter"), points, xField, yField, base ? yField.value(base) : null, openRun);
+  byId("curves-title").textContent = `${task.name}: training loss`;
+  byId("curves-note").hidden = !rows.some((row) => row.curves.length > 1);
   drawCurves(byId("curves"), rows.map((row) => ({
     name: row.method, family: familyIndex(row.family), dash: dashOf(row.method), points: meanCurve(row.curves),
   })), 400);
-  byId("curves-note").textContent = rows.some((row) => row.curves.length > 1) ? "Mean over seeds." : "";
 }
 
-function scatterNote(xField, yField, missing) {
-  const front = xField.better && yField.better
-    ? `The line is the Pareto front of ${xField.better} \u201c${xField.title}\u201d and ${yField.better} \u201c${yField.title}\u201d; methods off it are fainter.`
+/** The fields of the two axes; fills the selects with what the runs have values for. */
+function chooseAxes(task, rows) {
+  const all = fields.get(task.name);
+  const choices = [...all.values()].filter((field) =>
+    field.key !== `metric:${task.main_metric}` && rows.some((row) => isNumber(field.value(row))));
+  const first = (...keys) => keys.map((key) => choices.find((field) => field.key === key)).find(Boolean);
+  const cost = columnFields.find(({ better }) => better === "lower")?.key;
+  const axes = [first(state.x, "peak_memory_train_bytes", cost), first(state.y)].map((field) => field ?? all.get("main"));
+  const options = choices.map(({ key, title }) => [key, key === "main" ? `${title} (main metric)` : title]);
+  setOptions(byId("task"), shownTasks().map(({ name }) => [name, name]), task.name);
+  setOptions(byId("x"), options, axes[0].key);
+  setOptions(byId("y"), options, axes[1].key);
+  return axes;
+}
+
+function setOptions(select, options, chosen) {
+  select.replaceChildren(...options.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
+}
+
+function scatterNote(x, y, missing) {
+  const front = x.better && y.better
+    ? `The line is the Pareto front of ${x.better} \u201c${x.title}\u201d and ${y.better} \u201c${y.title}\u201d; `
+      + "methods off it are fainter."
     : "No Pareto front: for one of the axes neither lower nor higher is better.";
   return front + (missing.length ? ` Without a value: ${missing.map((row) => row.method).join(", ")}.` : "");
 }
 
 const DASHES = [null, "7 4", "2 3", "9 3 2 3", "4 2"];
-const dashOf = (method) => DASHES[methods.filter((other) => familyOf(other) === familyOf(method)).indexOf(method) % DASHES.length];
+const dashOf = (method) =>
+  DASHES[methods.filter((other) => familyOf(other) === familyOf(method)).indexOf(method) % DASHES.length];
 
 function meanCurve(curves) {
-  const byStep = new Map();
-  for (const [step, loss] of curves.flat()) {
-    if (isNumber(loss)) byStep.set(step, [...(byStep.get(step) ?? []), loss]);
+  const bySteps = new Map();
+  for (const [step, loss] of curves.flat().filter(([, loss]) => isNumber(loss))) {
+    bySteps.set(step, [...(bySteps.get(step) ?? []), loss]);
   }
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  return [...byStep].sort(([a], [b]) => a - b).map(([step, losses]) => [step, mean(losses)]);
-}
-
-// A run's panel.
-
-function openRun(row) {
-  const dialog = byId("run");
-  const curve = h("div", { class: "chart" });
-  redraw(dialog,
-    h("header", {}, h("h2", { id: "run-title" }, methodLabel(row.method), ` on ${row.task}`),
-      h("button", { class: "close", onclick: () => dialog.close() }, "Close")),
-    h("p", { class: "note" }, `${familyTitle(row.family)}${row.seeds.length ? `; seeds ${row.seeds.join(", ")}` : ""}`),
-    row.notes ? h("p", {}, row.notes) : [],
-    failuresOf(row.task, row.method).map((fail) => h("p", { class: "worse" }, `Seed ${fail.seed} failed: ${fail.reason}`)),
-    h("div", { class: "scroll" }, runMetrics(row)),
-    h("dl", { class: "values" }, summary.columns.map(columnField).filter((field) => field.value(row) !== null)
-      .map((field) => h("div", { title: field.help }, h("dt", {}, field.title), h("dd", {}, fieldText(field, row))))),
-    row.curves.length ? [h("h3", {}, "Training loss"), curve] : [],
-    row.samples.length ? h("h3", {}, "Samples") : [],
-    row.samples.map((sample) => drawSample(row, sample)));
-  dialog.showModal();
-  dialog.scrollTop = 0;
-  if (row.curves.length) {
-    drawCurves(curve, row.curves.map((points, i) => ({
-      name: `seed ${row.seeds[i]}`, family: familyIndex(row.family), dash: DASHES[i % DASHES.length], points: points.filter(([, loss]) => isNumber(loss)),
-    })), 260);
-  }
-}
-
-function runMetrics(row) {
-  const task = summary.tasks.find(({ name }) => name === row.task);
-  const names = isBase(row) ? ["Metric", "Untrained"] : ["Metric", "Before", "After", "95 % interval"];
-  return h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))),
-    h("tbody", {}, task.metrics.filter((name) => row.metrics[name]).map((name) => {
-      const { before, mean, low, high } = row.metrics[name];
-      const interval = isNumber(low) && isNumber(high) ? `${oneDecimal(low)} to ${oneDecimal(high)}` : show(null);
-      const cells = [show(before, "score"), show(mean, "score"), interval].slice(0, names.length - 1);
-      return h("tr", {}, h("th", { scope: "row" }, name), cells.map((text) => h("td", {}, text)));
-    })));
-}
-
-function drawSample(row, sample) {
-  const block = (name, text, content) =>
-    isNumber(text?.length) ? h("div", {}, h("h4", {}, name), h("p", { dir: "auto" }, text ? content ?? text : "(empty)")) : null;
-  const marked = (text) => markShared(text ?? "", sample.reference ?? "");
-  return h("article", { class: "sample" },
-    block("Source", sample.source),
-    block("Reference", sample.reference),
-    block(isBase(row) ? "Prediction" : "Prediction before", sample.before, marked(sample.before)),
-    isBase(row) ? null : block("Prediction after", sample.after, marked(sample.after)));
+  return [...bySteps].sort(([a], [b]) => a - b).map(([step, losses]) => [step, mean(losses)]);
 }
 
 function render() {
-  syncControls();
+  syncFilters();
   drawMatrix();
   drawCharts();
   drawFigures();
 }
 
-readState();
 drawHead();
 drawFilters();
-drawFailures();
+readState();
 render();
-byId("run").addEventListener("click", (event) => event.target === event.currentTarget && event.currentTarget.close());
 window.addEventListener("hashchange", () => (readState(), render()));
 window.addEventListener("resize", drawCharts);
+byId("run").addEventListener("click", ({ target }) => target === byId("run") && target.close());

@@ -1,0 +1,61 @@
+// The panel of one run: its figures, its curve, its samples.
+
+function openRun(row) {
+  const curve = h("div", { class: "chart" });
+  const failures = failuresOf(row.task, row.method);
+  const values = columnFields.filter((field) => field.value(row) !== null);
+  redraw(byId("run"),
+    h("header", {}, h("h2", { id: "run-title" }, methodLabel(row.method), ` on ${row.task}`),
+      h("button", { class: "close", onclick: () => byId("run").close() }, "Close")),
+    h("p", { class: "note" }, [familyTitle(row.family), ...row.seeds.map((seed) => `seed ${seed}`)].join(", ")),
+    h("p", {}, row.notes),
+    failures.map(({ seed, reason }) => h("p", { class: "worse" }, `Seed ${seed} failed: ${reason}`)),
+    h("div", { class: "scroll" }, runMetrics(row)),
+    h("dl", { class: "values" }, descriptions(values.map((field) => [field.title, fieldText(field, row), field.help]))),
+    row.curves.length ? [h("h3", {}, "Training loss"), curve] : [],
+    row.samples.length ? h("h3", {}, "Samples") : [],
+    row.samples.map((sample) => drawSample(row, sample)));
+  byId("run").showModal();
+  byId("run").scrollTop = 0;
+  // Only what is on the page has a width to draw to.
+  if (row.curves.length) drawCurves(curve, row.curves.map((points, i) => seedCurve(row, points, i)), 260);
+}
+
+function seedCurve(row, points, i) {
+  return {
+    name: `seed ${row.seeds[i]}`,
+    family: familyIndex(row.family),
+    dash: DASHES[i % DASHES.length],
+    points: points.filter(([, loss]) => isNumber(loss)),
+  };
+}
+
+function runMetrics(row) {
+  const { metrics } = summary.tasks.find(({ name }) => name === row.task);
+  const titles = isBase(row) ? ["Metric", "Untrained"] : ["Metric", "Before", "After", "95 % interval"];
+  const cells = ({ before, mean, low, high }) => {
+    const interval = isNumber(low) && isNumber(high) ? `${oneDecimal(low)} to ${oneDecimal(high)}` : null;
+    return [show(before, "score"), show(mean, "score"), show(interval)].slice(0, titles.length - 1);
+  };
+  const rows = metrics.filter((name) => row.metrics[name]).map((name) => h("tr", {}, h("th", { scope: "row" }, name),
+    cells(row.metrics[name]).map((text) => h("td", {}, text))));
+  return h("table", {},
+    h("thead", {}, h("tr", {}, titles.map((title) => h("th", { scope: "col" }, title)))),
+    h("tbody", {}, rows));
+}
+
+function drawSample(row, { source, reference, before, after }) {
+  const block = (title, text, content) =>
+    h("div", {}, h("h4", {}, title), h("p", { dir: "auto" }, text ? content : "(empty)"));
+  const prediction = (title, text) => block(title, text, markShared(text ?? "", reference ?? ""));
+  return h("article", { class: "sample" },
+    block("Source", source, source), block("Reference", reference, reference),
+    prediction(isBase(row) ? "Prediction" : "Prediction before", before),
+    isBase(row) ? null : prediction("Prediction after", after));
+}
+
+/** The words of a prediction, those marked that its reference has too. */
+function markShared(text, reference) {
+  const shared = new Set(reference.split(/\s+/).filter(Boolean));
+  return text.split(/(\s+)/).map((word) => (shared.has(word) ? h("mark", {}, word) : word));
+}
