@@ -93,8 +93,6 @@ def test_embedded_data_are_repeatable_and_splits_differ(task):
         assert {task.source_column, task.target_column} <= set(first[split].column_names)
     seen = set(first["train"][task.source_column])
     assert not seen & set(first["test"][task.source_column])
-    targets = first["test"][task.target_column]
-    assert len(set(targets) - set(first["train"][task.target_column])) > 0.9 * len(targets)
 
 
 @pytest.mark.parametrize("family", ["encoder_decoder", "decoder_only"])

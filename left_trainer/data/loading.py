@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,6 +25,7 @@ HELD_OUT_FRACTION = 0.05
 SPLIT_SEED = 0
 SPECIAL_TOKENS = 4  # room for what a tokenizer adds around prompt and completion
 MIN_SOURCE_TOKENS = 8
+MAX_DRAWS_PER_ROW = 10
 
 
 def load_task_data(task: Task, data: DataArguments, token: str | None = None) -> DatasetDict:
@@ -97,12 +99,27 @@ def virtual_tokens(args: LeftTrainingArguments) -> int:
 
 
 def embedded_data(task: Task) -> DatasetDict:
-    """The task's generated rows; the same on every machine."""
-    splits = {}
-    for split, size in task.embedded_splits.items():
+    """The task's generated rows; the same on every machine, and no source is in two splits.
+
+    Raises:
+        ValueError: The task's `generate_row` has too few different sources to fill the splits.
+    """
+    splits: dict[str, Dataset] = {}
+    taken: set[str] = set()
+    for split in reversed(SPLITS):  # so that a small supply of sources is short in training, not in the test
         rng = Random(f"{task.name}/{split}")
-        splits[split] = Dataset.from_list([task.generate_row(rng) for _ in range(size)])
-    return DatasetDict(splits)
+        drawn = (task.generate_row(rng) for _ in range(MAX_DRAWS_PER_ROW * task.embedded_splits[split]))
+        new = (row for row in drawn if row[task.source_column] not in taken)
+        rows = list(islice(new, task.embedded_splits[split]))
+        if len(rows) < task.embedded_splits[split]:
+            raise ValueError(
+                f"generate_row of the task {task.name!r} has too few different sources: after "
+                f"{MAX_DRAWS_PER_ROW} draws a row, {split} has {len(rows)} of {task.embedded_splits[split]} rows that "
+                "are in no other split. Lower embedded_splits, or vary the sources more."
+            )
+        splits[split] = Dataset.from_list(rows)
+        taken.update(splits[split][task.source_column])
+    return DatasetDict({split: splits[split] for split in SPLITS})
 
 
 def _checked_file(split: str, path: str) -> Path:
