@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, flags = parser.parse_known_args(argv)
 
+    from datasets import disable_progress_bars
     from filelock import FileLock, Timeout
     from transformers.utils.logging import disable_progress_bar
 
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> int:
     from left_trainer.comparison.results import check_comparable, read_cells
 
     disable_progress_bar()
+    disable_progress_bars()
     with user_errors():
         _read_config(options)
         grid_options = _grid_options(options, flags)
