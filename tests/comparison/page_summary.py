@@ -9,6 +9,7 @@ SCRIPT = "</script><script>window.injected = true</script><img src=x onerror='wi
 ARABIC = "ولد ناقل الإيدز الليبي في بنغازي"
 LONG_REASON = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n" + "and so on, " * 30
 SEEDS = [42, 43, 44]
+BASE_SPEED = 96.5
 FAMILIES = {"soft_prompt": "soft prompts", "additive": "additive", "reparameterization": "reparameterization"}
 # Family, trainable parameters, peak memory in MiB, steps per second, quality between 0 and 1.
 METHODS: dict[str, tuple[str, int, float, float, float]] = {
@@ -80,7 +81,7 @@ def _base_row(task: str, before: dict[str, float]) -> dict[str, Any]:
         "method": "base",
         "family": "base",
         "seeds": [],
-        "values": values | {"batch_size": 8, "total_parameters": 1_443_840, "generate_samples_per_second": 91.2},
+        "values": values | {"batch_size": 8, "total_parameters": 1_443_840, "generate_samples_per_second": BASE_SPEED},
         "metrics": {
             name: {"before": value, "mean": value, "low": None, "high": None} for name, value in before.items()
         },
@@ -114,8 +115,9 @@ def _row(rng: Random, task: str, method: str, before: dict[str, float]) -> dict[
             "peak_memory_generate_bytes": int(memory_bytes * 0.62),
             "train_steps_per_second": steps_per_second * rng.uniform(0.95, 1.05),
             "target_tokens_per_second": steps_per_second * rng.uniform(80, 110),
-            "generate_samples_per_second": rng.uniform(60, 95),
-            "learning_rate": {"soft_prompt": 1e-2, "additive": 5e-3}.get(family, 2e-4),
+            # Merged, it is as fast as the base model, which even so is never the best.
+            "generate_samples_per_second": BASE_SPEED if method == "ia3" else rng.uniform(60, 95),
+            "learning_rate": {"soft_prompt": 1e-2, "additive": 0.1 * 0.05}.get(family, 0.1 + 0.2 - 0.2998),
             "learning_rate_source": "tuned" if method == "lora" else "default",
             "general_loss_before": 3.412,
             "general_loss_after": 3.412 + rng.uniform(-0.05, 0.9),

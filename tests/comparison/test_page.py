@@ -457,7 +457,9 @@ def test_text_stands_out(show, scheme):
     page = show()
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    page.run("document.querySelector('details').open = true; document.querySelector('.point').focus()")
+    page.run("document.querySelector('details').open = true")
+    page.tab_to(".point")
+    assert page.one(".tip").is_displayed()
     assert page.run("return matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
     seen, low = page.run(LOW_CONTRAST)
     assert (seen > 600, low) == (True, [])

@@ -26,7 +26,7 @@ function makeScale(values, format, start, end) {
 
 function linearTicks(low, high, format) {
   const unit = format === "bytes" ? 1024 ** byteUnit(high) : 1;
-  const rough = (high - low) / unit / 4;
+  const rough = (high - low) / unit / 5;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = unit * power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough);
   const count = Math.floor(high / step) - Math.ceil(low / step) + 1;
@@ -42,6 +42,9 @@ function logTicks(low, high, format) {
   return ticks;
 }
 
+const ruler = document.createElement("canvas").getContext("2d");
+ruler.font = `600 12px ${getComputedStyle(document.body).fontFamily}`;
+const textWidth = (text) => ruler.measureText(text).width;
 const line = (x1, y1, x2, y2, name) => svg("line", { x1, y1, x2, y2, class: name });
 const label = (x, y, text, name, anchor = "start") => svg("text", { x, y, class: name, "text-anchor": anchor }, text);
 
@@ -163,7 +166,7 @@ function placeLabels(points, box, obstacles) {
 }
 
 function labelSpot({ px, py, row }, [dx, dy], gap) {
-  const width = row.method.length * 6.7 + 2;
+  const width = textWidth(row.method);
   const left = dx ? (dx > 0 ? px + gap : px - gap - width) : px - width / 2;
   const top = py + dy * (gap + (dx ? 0 : 5)) - 8;
   return { left, right: left + width, top, bottom: top + 16, gap, dx, dy };
@@ -175,7 +178,7 @@ function drawCurves(container, lines, least) {
   if (!drawn.length) return redraw(container, h("p", { class: "note" }, "No training loss was logged."));
   const width = container.clientWidth;
   const height = Math.max(least, drawn.length * 15 + 80);
-  const box = chartBox(width, height, Math.max(...drawn.map(({ name }) => name.length)) * 6.7 + 22);
+  const box = chartBox(width, height, Math.max(...drawn.map(({ name }) => textWidth(name))) + 18);
   const all = drawn.flatMap(({ points }) => points);
   const x = makeScale(all.map(([step]) => step), "integer", box.left, box.right);
   const y = makeScale(all.map(([, loss]) => loss), "loss", box.bottom, box.top);

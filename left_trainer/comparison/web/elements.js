@@ -33,7 +33,7 @@ const oneDecimal = number({ minimumFractionDigits: 1, maximumFractionDigits: 1 }
 const threeDigits = number({ minimumSignificantDigits: 3, maximumSignificantDigits: 3 });
 const compact = number({ notation: "compact", maximumSignificantDigits: 4 });
 const significant = (value) => (Math.abs(value) >= 100 ? integer(value) : threeDigits(value));
-const exponent = (value) => value.toExponential().replace("e+0", "").replace("e+", "e");
+const exponent = (value) => Number(value.toPrecision(4)).toExponential().replace("e+0", "").replace("e+", "e");
 
 const BYTE_UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 const byteUnit = (value) => Math.min(Math.floor(Math.log2(Math.max(Math.abs(value), 1)) / 10), BYTE_UNITS.length - 1);
@@ -48,7 +48,7 @@ const FORMATS = {
   percent: (value) => `${significant(value)} %`,
   rate: significant,
   score: oneDecimal,
-  change: (value) => (value >= 0.05 ? "+" : "") + oneDecimal(value),
+  change: number({ minimumFractionDigits: 1, maximumFractionDigits: 1, signDisplay: "exceptZero" }),
   loss: number({ minimumFractionDigits: 3, maximumFractionDigits: 3 }),
   learning_rate: exponent,
 };
