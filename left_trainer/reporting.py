@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -166,8 +167,17 @@ def write_report(trainer: LeftTrainer, report: Mapping[str, Any]) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that a kill leaves as it was or as it shall be, never in between."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """`value` with `None` for every number that is not finite, because JSON has neither NaN nor infinity."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def results_section(report: Mapping[str, Any]) -> str:

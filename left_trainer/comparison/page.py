@@ -6,12 +6,13 @@ import base64
 import hashlib
 import html
 import json
-import math
 import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from left_trainer.reporting import finite
 
 SCRIPTS = ("elements.js", "charts.js", "run.js", "page.js")
 
@@ -52,12 +53,4 @@ def _hash(text: str) -> str:
 
 def _embed(summary: Mapping[str, Any]) -> str:
     """JSON that can stand inside of a script element: without `<` nothing in it ends or opens one."""
-    return json.dumps(_finite(summary), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(summary), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

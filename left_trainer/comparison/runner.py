@@ -120,7 +120,7 @@ def tuned_runs(plan: Plan, output_dir: Path) -> list[Cell]:
         scores = report["metrics"]["after"]
         return scores[metric], -scores["loss"]
 
-    usable = [report for report in reports if quality(report) == quality(report)]  # a diverged run scores NaN
+    usable = [report for report in reports if report["metrics"]["after"]["loss"] is not None]  # did not diverge
     if not usable:
         return list(plan.runs)
     best = max(usable, key=quality)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from left_trainer.comparison.results import Result
 from left_trainer.methods.registry import METHODS
-from left_trainer.reporting import BOOKKEEPING
+from left_trainer.reporting import BOOKKEEPING, finite
 from left_trainer.tasks.registry import TASKS
 
 Format = Literal["integer", "bytes", "percent", "rate", "loss", "learning_rate", "text"]
@@ -51,41 +51,41 @@ class Column:
 
 
 COLUMNS = (
-    Column("batch_size", "batch size", "integer", None, "Rows of one optimizer step."),
-    Column("train_steps", "steps", "integer", None, "Optimizer steps."),
-    Column("total_parameters", "parameters", "integer", None, "All parameters, the method's own included."),
-    Column("trainable_parameters", "trainable", "integer", "lower", "Parameters that receive gradients."),
-    Column("trainable_percent", "trainable %", "percent", "lower", "The same as percent of all."),
-    Column("adapter_size_bytes", "adapter size", "bytes", "lower", "What was saved, on disk."),
+    Column("batch_size", "Batch size", "integer", None, "Rows of one optimizer step."),
+    Column("train_steps", "Steps", "integer", None, "Optimizer steps."),
+    Column("total_parameters", "Parameters", "integer", None, "All parameters, the method's own included."),
+    Column("trainable_parameters", "Trainable", "integer", "lower", "Parameters that receive gradients."),
+    Column("trainable_percent", "Trainable %", "percent", "lower", "The same as percent of all."),
+    Column("adapter_size_bytes", "Adapter size", "bytes", "lower", "What was saved, on disk."),
     Column(
         "peak_memory_train_bytes",
-        "memory, training",
+        "Memory, training",
         "bytes",
         "lower",
         "Most in use during training, weights included, above what the process had before the model was loaded.",
     ),
     Column(
         "peak_memory_generation_bytes",
-        "memory, generation",
+        "Memory, generation",
         "bytes",
         "lower",
         "The same during generation, after gradients and optimizer were let go.",
     ),
-    Column("train_steps_per_second", "steps/s", "rate", "higher", "Optimizer steps alone, without the first two."),
-    Column("target_tokens_per_second", "target tokens/s", "rate", "higher", "Tokens of targets trained on, likewise."),
+    Column("train_steps_per_second", "Steps/s", "rate", "higher", "Optimizer steps alone, without the first two."),
+    Column("target_tokens_per_second", "Target tokens/s", "rate", "higher", "Tokens of targets trained on, likewise."),
     Column(
         "generation_samples_per_second",
-        "generated rows/s",
+        "Generated rows/s",
         "rate",
         "higher",
         "Rows generated, without the first batch where there are others; no metrics, no loss.",
     ),
-    Column("test_loss_before", "test loss before", "loss", None, "Nats per target token of the test split, untrained."),
-    Column("test_loss_after", "test loss after", "loss", "lower", "The same after training."),
-    Column("general_loss_before", "general loss before", "loss", None, "Nats per token of general text, untrained."),
-    Column("general_loss_after", "general loss after", "loss", "lower", "The same after training: what was forgotten."),
-    Column("learning_rate", "learning rate", "learning_rate", None, "Peak learning rate."),
-    Column("learning_rate_source", "rate from", "text", None, "Where the learning rate comes from."),
+    Column("test_loss_before", "Test loss before", "loss", None, "Nats per target token of the test split, untrained."),
+    Column("test_loss_after", "Test loss after", "loss", "lower", "The same after training."),
+    Column("general_loss_before", "General loss before", "loss", None, "Nats per token of general text, untrained."),
+    Column("general_loss_after", "General loss after", "loss", "lower", "The same after training: what was forgotten."),
+    Column("learning_rate", "Learning rate", "learning_rate", None, "Peak learning rate."),
+    Column("learning_rate_source", "Rate from", "text", None, "Where the learning rate comes from."),
 )
 
 
@@ -131,15 +131,17 @@ def summarize(results: Sequence[Result], title: str = "", command: str = "") -> 
             if result.report is None
         ],
     }
-    return _without_nan(summary)
+    return finite(summary)
 
 
 def _count(items: Sequence[Any], noun: str) -> str:
     return f"{len(items)} {noun}" if len(items) == 1 else f"{len(items)} {noun}s"
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean and 95 % interval of Student's t distribution over seeds; no interval for one value."""
+def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Mean and 95 % interval of Student's t distribution over seeds; no interval for one value, no mean for none."""
+    if not values:
+        return None, None, None
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None, None
@@ -185,7 +187,7 @@ def _row(key: tuple[Any, ...], group: Sequence[Result], base: Mapping[str, Any] 
             name: dict(
                 zip(
                     ("before", "mean", "low", "high"),
-                    (base_scores.get(name), *interval([score[name] for score in scores])),
+                    (base_scores.get(name), *interval([score[name] for score in scores if score[name] is not None])),
                     strict=True,
                 )
             )
@@ -294,12 +296,3 @@ def _environment(report: Mapping[str, Any]) -> str:
     versions = report["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft", "trl"))
     return f"{report['machine']}; Python {versions['python']}, {packages}"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
