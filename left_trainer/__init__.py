@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from left_trainer.data.loading import load_task_data, prepare_task_data
     from left_trainer.evaluation.text_metrics import decode, text_metrics
     from left_trainer.methods import PeftMethod, apply_method, get_method, list_methods, register_method
-    from left_trainer.tasks import Task, get_task, list_tasks, register_task
+    from left_trainer.tasks import HubDataset, Task, get_task, list_tasks, register_task
     from left_trainer.trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
     from left_trainer.training_args import LeftTrainingArguments
 
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdapterSaverCallback": "left_trainer.callbacks",
     "DataArguments": "left_trainer.data.arguments",
+    "HubDataset": "left_trainer.tasks",
     "LeftSFTTrainer": "left_trainer.trainer",
     "LeftSeq2SeqTrainer": "left_trainer.trainer",
     "LeftTrainer": "left_trainer.trainer",
@@ -53,6 +54,7 @@ _HOMES = {
 __all__ = [
     "AdapterSaverCallback",
     "DataArguments",
+    "HubDataset",
     "LeftSFTTrainer",
     "LeftSeq2SeqTrainer",
     "LeftTrainer",

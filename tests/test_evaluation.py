@@ -15,7 +15,7 @@ from left_trainer.evaluation.text_metrics import decode
 from left_trainer.task_ids import task_inputs
 
 
-@pytest.mark.parametrize("name", sorted(METRICS))
+@pytest.mark.parametrize("name", sorted(set(METRICS) - {"distinct"}))
 def test_a_perfect_prediction_scores_100_and_a_wrong_one_little(name):
     texts = ["the cat sat on the mat today", "a dog barked at the moon all night"]
     perfect = load_metric(name).compute(predictions=texts, references=texts)

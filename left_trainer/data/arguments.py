@@ -59,8 +59,9 @@ class DataArguments:
         train_file: JSONL, CSV or Parquet file.
         validation_file: The same; without one, 5 percent of the training rows are held out.
         test_file: The same; scored before and after training. Without one, the validation rows are.
-        source_column: Column that the model reads; by default the task's.
-        target_column: Column that it learns to write; by default the task's.
+        source_column: Column that the model reads; by default the task's, or that of the task's hub data set. A dot
+            goes into a nested column, `translation.en`.
+        target_column: Column that it learns to write; the same.
         prompt: Template with `{source}`; by default the task's.
         max_train_samples: Use only the first rows.
         max_eval_samples: Use only the first rows of validation and test.

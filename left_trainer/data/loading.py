@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,11 +11,11 @@ from datasets import Dataset, DatasetDict, load_dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from left_trainer.data.arguments import DataArguments
+from left_trainer.data.columns import text_columns
 from left_trainer.methods import get_method
 from left_trainer.methods.options import parse_peft_kwargs
 from left_trainer.models import load_config, model_family
-from left_trainer.registry import did_you_mean
-from left_trainer.tasks import Task
+from left_trainer.tasks import HubDataset, Task
 from left_trainer.tasks.task import check_prompt
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
@@ -24,6 +25,7 @@ HELD_OUT_FRACTION = 0.05
 SPLIT_SEED = 0
 SPECIAL_TOKENS = 4  # room for what a tokenizer adds around prompt and completion
 MIN_SOURCE_TOKENS = 8
+MAX_DRAWS_PER_ROW = 10
 
 
 def load_task_data(task: Task, data: DataArguments, token: str | None = None) -> DatasetDict:
@@ -31,7 +33,7 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
 
     Args:
         task: Names the columns, and generates the data when `data` names none.
-        data: What the user asked for.
+        data: What the user asked for. The task's own `hub_dataset` brings its configuration and columns.
         token: Hub token for private data.
 
     Raises:
@@ -46,8 +48,9 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
         raise ValueError(
             f"dataset_name={data.dataset_name!r} and {next(iter(given))}_file are both given. Pass one of them."
         )
+    known = _known_columns(task, data)
     if data.dataset_name is not None:
-        rows = load_dataset(data.dataset_name, data.dataset_config_name, token=token)
+        rows = load_dataset(data.dataset_name, data.dataset_config_name or known.config_name, token=token)
     elif given:
         if "train" not in given:
             raise ValueError(f"{next(iter(given))}_file is given without train_file. Pass --train_file.")
@@ -55,8 +58,14 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
     else:
         rows = embedded_data(task)
     splits = _complete_splits(rows, data.dataset_name or "the data")
+    columns = {
+        "source": data.source_column or known.source_column,
+        "target": data.target_column or known.target_column,
+    }
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
-    return DatasetDict({split: _select(task, data, splits[split], split, limits[split]) for split in SPLITS})
+    return DatasetDict(
+        {split: text_columns(_first(splits[split], limits[split], split), columns, split) for split in SPLITS}
+    )
 
 
 def prepare_task_data(
@@ -97,12 +106,34 @@ def virtual_tokens(args: LeftTrainingArguments) -> int:
 
 
 def embedded_data(task: Task) -> DatasetDict:
-    """The task's generated rows; the same on every machine."""
-    splits = {}
-    for split, size in task.embedded_splits.items():
+    """The task's generated rows; the same on every machine, and no source is in two splits.
+
+    Raises:
+        ValueError: The task's `generate_row` has too few different sources to fill the splits.
+    """
+    splits: dict[str, Dataset] = {}
+    taken: set[str] = set()
+    for split in reversed(SPLITS):  # so that a small supply of sources is short in training, not in the test
         rng = Random(f"{task.name}/{split}")
-        splits[split] = Dataset.from_list([task.generate_row(rng) for _ in range(size)])
-    return DatasetDict(splits)
+        drawn = (task.generate_row(rng) for _ in range(MAX_DRAWS_PER_ROW * task.embedded_splits[split]))
+        new = (row for row in drawn if row[task.source_column] not in taken)
+        rows = list(islice(new, task.embedded_splits[split]))
+        if len(rows) < task.embedded_splits[split]:
+            raise ValueError(
+                f"generate_row of the task {task.name!r} has too few different sources: after "
+                f"{MAX_DRAWS_PER_ROW} draws a row, {split} has {len(rows)} of {task.embedded_splits[split]} rows that "
+                "are in no other split. Lower embedded_splits, or vary the sources more."
+            )
+        splits[split] = Dataset.from_list(rows)
+        taken.update(splits[split][task.source_column])
+    return DatasetDict({split: splits[split] for split in SPLITS})
+
+
+def _known_columns(task: Task, data: DataArguments) -> HubDataset:
+    """Configuration and columns of the task's hub data set where the user named that one, else the task's columns."""
+    if task.hub_dataset is not None and task.hub_dataset.name == data.dataset_name:
+        return task.hub_dataset
+    return HubDataset(data.dataset_name or "", task.source_column, task.target_column)
 
 
 def _checked_file(split: str, path: str) -> Path:
@@ -138,33 +169,11 @@ def _complete_splits(rows: DatasetDict, name: str) -> DatasetDict:
     return rows
 
 
-def _select(task: Task, data: DataArguments, rows: Dataset, split: str, limit: int | None) -> Dataset:
-    """The first `limit` rows, with the two text columns under their common names."""
-    columns = {}
-    for role, named, default in (
-        ("source", data.source_column, task.source_column),
-        ("target", data.target_column, task.target_column),
-    ):
-        column = named or default
-        if column not in rows.column_names:
-            hint = did_you_mean(column, rows.column_names)
-            raise ValueError(
-                f"The {split} rows have no column {column!r} to take the {role} from.{hint} "
-                f"Present: {', '.join(rows.column_names)}. Name it with --{role}_column."
-            )
-        columns[column] = role
+def _first(rows: Dataset, limit: int | None, split: str) -> Dataset:
+    """The first `limit` rows, or all."""
     if len(rows) == 0:
         raise ValueError(f"The {split} rows are empty. Pass data with at least one row.")
-    selected = rows.select(range(min(len(rows), limit or len(rows)))).select_columns(list(columns))
-    selected = selected.rename_columns(columns)
-    for index, row in enumerate(selected):
-        for role in ("source", "target"):
-            if not isinstance(row[role], str) or not row[role].strip():
-                raise ValueError(
-                    f"Row {index} of the {split} rows has {row[role]!r} as its {role}; a non-empty text is needed. "
-                    "Remove such rows."
-                )
-    return selected
+    return rows.select(range(min(len(rows), limit or len(rows))))
 
 
 def to_prompts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -74,11 +75,67 @@ class ExactMatch(TextMetric):
         return {"exact_match": 100 * float(np.mean(matches))}
 
 
+class Distinct(TextMetric):
+    """Distinct-1 and distinct-2 of the predictions, in percent: different n-grams over all n-grams of the corpus.
+
+    Words are what white space separates. The references are not looked at: the score says whether a model has more
+    to say than one answer to everything. It falls as a corpus grows, so compare equal numbers of rows only.
+    """
+
+    description = "distinct-1, distinct-2 in percent, over all predictions together"
+    citation = "Li et al., 2016, arXiv 1510.03055"
+
+    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
+        words = [prediction.split() for prediction in predictions]
+        scores = {}
+        for size in (1, 2):
+            ngrams = [tuple(row[i : i + size]) for row in words for i in range(len(row) - size + 1)]
+            scores[f"distinct{size}"] = 100 * len(set(ngrams)) / max(1, len(ngrams))
+        return scores
+
+
+def _labels(texts: list[str]) -> list[str]:
+    """Texts as labels. Case and white space around do not matter: a model has chosen the label all the same."""
+    return [text.strip().casefold() for text in texts]
+
+
+class Accuracy(TextMetric):
+    """Percent of predictions that are the label of the reference; any other text is wrong."""
+
+    description = "accuracy in percent, case ignored"
+
+    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
+        matches = [
+            prediction == reference
+            for prediction, reference in zip(_labels(predictions), _labels(references), strict=True)
+        ]
+        return {"accuracy": 100 * float(np.mean(matches))}
+
+
+class MacroF1(TextMetric):
+    """F1 of each label that occurs in the references, 2 TP / (2 TP + FP + FN), and their mean in percent.
+
+    A prediction that is no label is a false negative of its reference's label and a false positive of none.
+    """
+
+    description = "macro-averaged F1 in percent over the labels of the references, case ignored"
+
+    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
+        predicted, expected = _labels(predictions), _labels(references)
+        matches = Counter(label for label, other in zip(expected, predicted, strict=True) if label == other)
+        n_expected, n_predicted = Counter(expected), Counter(predicted)
+        scores = [2 * matches[label] / (n_expected[label] + n_predicted[label]) for label in n_expected]
+        return {"macro_f1": 100 * float(np.mean(scores))}
+
+
 METRICS: dict[str, Callable[[], evaluate.Metric]] = {
     "rouge": Rouge,
     "bleu": Bleu,
     "chrf": Chrf,
     "exact_match": ExactMatch,
+    "distinct": Distinct,
+    "accuracy": Accuracy,
+    "macro_f1": MacroF1,
 }
 
 

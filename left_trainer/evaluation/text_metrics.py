@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from left_trainer.evaluation.metrics import METRICS, load_metric
+from left_trainer.evaluation.metrics import load_metric
+
+DEFAULT_METRICS = ("rouge", "bleu", "chrf", "exact_match")
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray) -> list[str]:
@@ -21,13 +23,14 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray) -> list[st
 
 
 def text_metrics(
-    tokenizer: PreTrainedTokenizerBase, names: Sequence[str] = tuple(METRICS)
+    tokenizer: PreTrainedTokenizerBase, names: Sequence[str] = DEFAULT_METRICS
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """A `compute_metrics` for `predict_with_generate`.
 
     Args:
         tokenizer: Decodes predictions and labels.
-        names: Metrics: `rouge`, `bleu`, `chrf`, `exact_match`, or any name `evaluate.load` knows.
+        names: Metrics: `rouge`, `bleu`, `chrf`, `exact_match`, `distinct`, `accuracy`, `macro_f1`, or any name that
+            `evaluate.load` knows.
 
     Returns:
         A function from predictions to scores in percent, with `generated_length`, the mean number of tokens.

@@ -1,7 +1,17 @@
 """Tasks: what for."""
 
-from left_trainer.tasks import summarization
+from left_trainer.tasks import classification, dialogue, summarization, translation
 from left_trainer.tasks.registry import get_task, list_tasks, register_task
-from left_trainer.tasks.task import Task
+from left_trainer.tasks.task import HubDataset, Task
 
-__all__ = ["Task", "get_task", "list_tasks", "register_task", "summarization"]
+__all__ = [
+    "HubDataset",
+    "Task",
+    "classification",
+    "dialogue",
+    "get_task",
+    "list_tasks",
+    "register_task",
+    "summarization",
+    "translation",
+]

@@ -9,6 +9,23 @@ from string import Formatter
 
 
 @dataclass(frozen=True)
+class HubDataset:
+    """A data set of the hub that suits a task, and what to read from it.
+
+    Args:
+        name: What a user writes in `--dataset_name`.
+        source_column: Column that a model reads; a dot goes into a nested one, `translation.en`.
+        target_column: Column that a model writes.
+        config_name: Its configuration.
+    """
+
+    name: str
+    source_column: str
+    target_column: str
+    config_name: str | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """What the data look like and how the result is judged. One frozen record per task.
 
@@ -20,9 +37,12 @@ class Task:
         prompt: Template of the prompt, with `{source}` where the text goes. One form for both model families: an
             encoder-decoder model reads it, a decoder-only model continues it.
         metrics: Names of metrics in `evaluation`.
+        main_metric: The score among theirs that stands for quality in tables. Larger is better.
         max_new_tokens: Length limit of what is generated, in tokens.
         generate_row: Makes one row of the embedded data from a seeded generator.
         embedded_splits: Number of rows in each split of the embedded data.
+        num_beams: Beams of the search when generating; 1 is greedy.
+        hub_dataset: A data set of the hub that suits; naming it brings its configuration and columns.
         aliases: Further names.
     """
 
@@ -32,9 +52,12 @@ class Task:
     target_column: str
     prompt: str
     metrics: tuple[str, ...]
+    main_metric: str
     max_new_tokens: int
     generate_row: Callable[[Random], dict[str, str]]
     embedded_splits: Mapping[str, int]
+    num_beams: int = 1
+    hub_dataset: HubDataset | None = None
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
