@@ -1,0 +1,85 @@
+"""See memory and parameters, and save small safe adapters, in a training script that you already have.
+
+    accelerate launch recipes/callbacks_on_your_trainer.py
+
+The lines marked `# *` are what you would add to yours: three callbacks, which only observe, on any `Trainer`,
+`Seq2SeqTrainer` or `SFTTrainer`. The run leaves `memory.png` and, in `adapters/`, one adapter for each save and a link
+to the best; `PeftModel.from_pretrained` loads them. The figures are in `trainer.state.log_history`. On your data:
+
+    accelerate launch recipes/callbacks_on_your_trainer.py --model_name_or_path google/flan-t5-small \
+        --train_file train.jsonl --source_column document --target_column summary
+
+`--peft_method` takes any method that wraps the model and leaves it at that. One that also acts during training, like
+AdaLoRA's schedule or LoRA+'s optimizer, does so in `LeftTrainer` alone and is refused here.
+"""
+
+from dataclasses import dataclass
+
+from datasets import Dataset
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    HfArgumentParser,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
+
+from left_trainer import AdapterSaverCallback, MemoryProfilerCallback, TrainableParametersCallback  # *
+from left_trainer.data.arguments import DataArguments
+from left_trainer.data.loading import load_task_data
+from left_trainer.embedded import MODEL_PATHS
+from left_trainer.methods import apply_method, get_method
+from left_trainer.tasks import get_task
+
+HOOKS = ("quantization", "prepare", "initialize", "optimizer", "callback", "loss", "penalty")
+
+
+@dataclass
+class ScriptArguments(DataArguments):
+    """The files and columns, and what is trained."""
+
+    model_name_or_path: str = str(MODEL_PATHS["encoder_decoder"])
+    peft_method: str = "lora"
+    peft_kwargs: str | None = None
+
+
+def main() -> None:
+    parser = HfArgumentParser((ScriptArguments, Seq2SeqTrainingArguments))
+    parser.set_defaults(output_dir="outputs/callbacks_on_your_trainer", learning_rate=None, num_train_epochs=1)
+    parser.set_defaults(per_device_train_batch_size=16, eval_strategy="steps", eval_steps=0.5, save_steps=0.5)
+    parser.set_defaults(metric_for_best_model="loss", logging_steps=0.1, report_to="none", dataloader_pin_memory=False)
+    script, args = parser.parse_args_into_dataclasses()
+    method = get_method(script.peft_method)
+    if method.config_class is None or any(getattr(method, hook) for hook in HOOKS):
+        parser.error(f"--peft_method {method.name} does more than wrap the model. Use it with LeftTrainer.")
+    args.learning_rate = args.learning_rate or method.learning_rate
+
+    tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
+    data = load_task_data(get_task("summarization"), script)  # any rows with the columns source and target
+
+    def tokenize(rows: Dataset) -> Dataset:
+        prompts = [f"Summarize: {source}" for source in rows["source"]]
+        return Dataset.from_dict(tokenizer(prompts, text_target=list(rows["target"]), truncation=True))
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(script.model_name_or_path)
+    trainer = Seq2SeqTrainer(
+        # The PeftModel that PEFT's get_peft_model gives, with the method's defaults and its target modules checked.
+        apply_method(model, script.peft_method, script.peft_kwargs, seed=args.seed),
+        args,
+        train_dataset=tokenize(data["train"]),
+        eval_dataset=tokenize(data["validation"]),
+        processing_class=tokenizer,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        callbacks=[TrainableParametersCallback(), MemoryProfilerCallback(), AdapterSaverCallback()],  # *
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    metrics = {"eval_loss_before": before, **trainer.evaluate()}
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+
+
+if __name__ == "__main__":
+    main()

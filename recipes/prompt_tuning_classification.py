@@ -1,0 +1,42 @@
+"""Fine-tune a language model to classify texts with prompt tuning: nothing is trained but 20 virtual tokens.
+
+    accelerate launch recipes/prompt_tuning_classification.py
+
+The model itself writes the label as a word, so a new set of labels needs no new head, and one frozen model serves every
+task whose few thousand numbers are put before the input. On your own:
+
+    accelerate launch recipes/prompt_tuning_classification.py --model_name_or_path google/flan-t5-large \
+        --train_file reviews.csv --source_column text --target_column label \
+        --prompt 'Is this review positive or negative? {source} Answer:'
+
+On large models it comes close to full fine-tuning; on small ones `--peft_method p_tuning` or `lora` does better. Where
+rows are few, start the virtual tokens from words in place of random numbers:
+
+    --peft_kwargs '{"num_virtual_tokens": 8, "prompt_tuning_init": "TEXT", "tokenizer_name_or_path":
+        "google/flan-t5-large", "prompt_tuning_init_text": "Say whether the review is positive."}'
+
+`--help` lists every option and `--config FILE` reads them from YAML.
+"""
+
+from left_trainer import get_task
+from left_trainer.fine_tuning import fine_tune, set_up, training_parser
+from left_trainer.reporting import format_report
+
+
+def main() -> None:
+    parser = training_parser(
+        output_dir="outputs/prompt_tuning_classification",
+        # The learning rate is 3e-2, 150 times LoRA's: a few embeddings, started at random, have to move as far as
+        # words lie apart, with nothing else to help.
+        peft_method="prompt_tuning",
+        # More tokens are not always better; 20 to 100 is usual: --peft_kwargs num_virtual_tokens=100
+    )
+    model_args, data_args, args = parser.parse_args_and_config()
+    run = set_up(get_task("classification"), model_args, data_args, args)
+    report = fine_tune(run)
+    if run.trainer.is_world_process_zero():
+        print(format_report(report, args.output_dir))
+
+
+if __name__ == "__main__":
+    main()
