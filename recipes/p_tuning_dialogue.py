@@ -4,7 +4,8 @@
 
 Every prompt is preceded by 20 virtual tokens. In training a small MLP computes them from 20 trained embeddings, which
 ties them together and makes them converge faster than the free embeddings of prompt tuning. Afterwards only its output
-is needed: the adapter is a few kilobytes, and nothing of the base model changes. On your own:
+is needed, an adapter of a few kilobytes; `adapter_training_state.safetensors` beside it only serves to train further.
+On your own:
 
     accelerate launch recipes/p_tuning_dialogue.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct \
         --train_file train.jsonl --source_column dialogue --target_column response
