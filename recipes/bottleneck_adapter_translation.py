@@ -30,7 +30,7 @@ def main() -> None:
         # The adapters start close to the identity, so that the first step sees the pretrained model; the learning rate
         # is 5 times LoRA's.
         peft_method="houlsby_adapter",
-        # Translations are judged from beam search, the usual way; 1 is greedy and about three times as fast.
+        # Translations are usually judged from beam search; 1 is greedy, and several times as fast.
         generation_num_beams=4,
     )
     model_args, data_args, args = parser.parse_args_and_config()

@@ -25,7 +25,7 @@ def main() -> None:
         output_dir="outputs/prefix_tuning_translation",
         # The learning rate is 50 times LoRA's, as prefixes start at random and have far to go.
         peft_method="prefix_tuning",
-        # Translations are judged from beam search, the usual way; 1 is greedy and about three times as fast.
+        # Translations are usually judged from beam search; 1 is greedy, and several times as fast.
         generation_num_beams=4,
     )
     model_args, data_args, args = parser.parse_args_and_config()
