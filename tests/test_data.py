@@ -152,6 +152,12 @@ def test_one_column_may_be_source_and_target(tmp_path):
     assert data["train"][0]["source"] == data["train"][0]["target"]
 
 
+def test_a_task_without_data_asks_for_them():
+    task = dataclasses.replace(TASK, generate_row=None, embedded_splits={})
+    with pytest.raises(ValueError, match=r"task 'summarization' comes without data. Pass --train_file"):
+        load_task_data(task, DataArguments())
+
+
 def test_too_few_different_rows_are_reported():
     task = dataclasses.replace(TASK, generate_row=lambda rng: {"document": "same", "summary": "same"})
     with pytest.raises(ValueError, match=r"generate_row of the task 'summarization' has too few.*validation has 0 of"):

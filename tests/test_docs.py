@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import html
 import importlib.util
+import json
 import re
 
 import pytest
 from conftest import REPOSITORY, losses, tiny_model
 
-from left_trainer import LeftTrainer, get_task, list_methods, list_tasks
+from left_trainer import DataArguments, LeftTrainer, ModelArguments, get_task, list_methods, list_tasks
+from left_trainer.fine_tuning import fine_tune, set_up
 from left_trainer.methods.options import known_options
 from left_trainer.methods.registry import METHODS
+from left_trainer.tasks.registry import TASKS
 
 
 @pytest.fixture
@@ -20,6 +23,13 @@ def registry():
     before = dict(METHODS._records)
     yield
     METHODS._records = before
+
+
+@pytest.fixture
+def task_registry():
+    before = dict(TASKS._records)
+    yield
+    TASKS._records = before
 
 
 def python_blocks(name: str) -> list[str]:
@@ -34,6 +44,20 @@ def test_a_users_own_method_trains(registry, rows, make_args, tokenizers):
         trainer.train()
         assert trainer.method.name == "lora_everywhere"
         assert losses(trainer)[-1] < losses(trainer)[0]
+
+
+@pytest.mark.parametrize("family", ["encoder_decoder", "decoder_only"])
+def test_a_users_own_task_trains_and_is_scored(family, task_registry, make_args, saved_models, tmp_path):
+    exec(python_blocks("tasks.md")[0], {})
+    task = get_task("headline")
+    assert task in list_tasks()
+    rows = tmp_path / "articles.jsonl"
+    rows.write_text("\n".join(json.dumps({"article": f"It rained {i} mm.", "headline": "Rain"}) for i in range(8)))
+    args = make_args(predict_with_generate=True, per_device_eval_batch_size=8)
+    model = ModelArguments(model_name_or_path=str(saved_models[family]))
+    report = fine_tune(set_up(task, model, DataArguments(train_file=str(rows)), args))
+    assert report["task"] == "headline"
+    assert task.main_metric in report["metrics"]["after"]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +118,14 @@ def test_the_table_of_tasks_lists_what_is_registered():
     for task in list_tasks():
         assert f"| `{task.name}` | `{task.source_column}`, `{task.target_column}` |" in tasks
         assert get_task(task.name) is task
+        prompt = task.prompt.replace("\n", "\\n")
+        assert re.search(
+            rf"^\| `{task.name}` \|.*\| `{re.escape(prompt)}` \|.*\| `{task.main_metric}` \|$", tasks, re.MULTILINE
+        )
+        hub = task.hub_dataset
+        columns = f"`{hub.source_column}`, `{hub.target_column}`"
+        configuration = f"`{hub.config_name}`" if hub.config_name else "-"
+        assert f"| `{task.name}` | `{hub.name}` | {configuration} | {columns} |" in tasks
 
 
 def test_every_page_is_in_the_navigation():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from method_settings import apply_or_skip
+from sklearn.metrics import accuracy_score, f1_score
 from transformers import EvalPrediction
 
 from left_trainer import list_methods, text_metrics
@@ -36,6 +37,33 @@ def test_rouge_against_a_value_worked_out_by_hand():
 def test_exact_match_ignores_white_space_around():
     scores = load_metric("exact_match").compute(predictions=[" a ", "b"], references=["a", "c"])
     assert scores == {"exact_match": 50.0}
+
+
+def test_distinct_counts_ngrams_over_all_predictions():
+    # 6 words of which 4 differ, 3 pairs of which 2 differ; the last row has no pair.
+    texts = ["I do not", "I do", "know"]
+    scores = load_metric("distinct").compute(predictions=texts, references=["x", "y", "z"])
+    assert scores == {"distinct1": pytest.approx(100 * 4 / 6), "distinct2": pytest.approx(100 * 2 / 3)}
+    assert load_metric("distinct").compute(predictions=[""], references=["x"]) == {"distinct1": 0, "distinct2": 0}
+
+
+def test_classification_scores_equal_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    references = rng.choice(["good", "bad", "mixed"], 200, p=[0.6, 0.3, 0.1]).tolist()
+    written = ["good", "bad", "mixed", "never a reference", ""]
+    predictions = [ref if rng.random() < 0.5 else rng.choice(written) for ref in references]
+    expected = f1_score(references, predictions, labels=sorted(set(references)), average="macro")
+    assert load_metric("macro_f1").compute(predictions=predictions, references=references) == {
+        "macro_f1": pytest.approx(100 * expected)
+    }
+    assert load_metric("accuracy").compute(predictions=predictions, references=references) == {
+        "accuracy": pytest.approx(100 * accuracy_score(references, predictions))
+    }
+
+
+def test_labels_ignore_case_and_white_space_around_and_nothing_else():
+    pairs = {"predictions": [" Good ", "BAD", "goodness"], "references": ["good", "bad", "good"]}
+    assert load_metric("accuracy").compute(**pairs)["accuracy"] == pytest.approx(200 / 3)
 
 
 def test_padding_ids_are_decoded_safely(tokenizers):

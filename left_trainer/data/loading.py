@@ -109,13 +109,16 @@ def embedded_data(task: Task) -> DatasetDict:
     """The task's generated rows; the same on every machine, and no source is in two splits.
 
     Raises:
-        ValueError: The task's `generate_row` has too few different sources to fill the splits.
+        ValueError: The task generates no rows, or too few different sources to fill the splits.
     """
+    generate_row = task.generate_row
+    if generate_row is None:
+        raise ValueError(f"The task {task.name!r} comes without data. Pass --train_file or --dataset_name.")
     splits: dict[str, Dataset] = {}
     taken: set[str] = set()
     for split in reversed(SPLITS):  # so that a small supply of sources is short in training, not in the test
         rng = Random(f"{task.name}/{split}")
-        drawn = (task.generate_row(rng) for _ in range(MAX_DRAWS_PER_ROW * task.embedded_splits[split]))
+        drawn = (generate_row(rng) for _ in range(MAX_DRAWS_PER_ROW * task.embedded_splits[split]))
         new = (row for row in drawn if row[task.source_column] not in taken)
         rows = list(islice(new, task.embedded_splits[split]))
         if len(rows) < task.embedded_splits[split]:

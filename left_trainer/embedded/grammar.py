@@ -183,3 +183,18 @@ def review(rng: Random) -> tuple[str, str]:
         f"The way to {town} was {opposite}, but the {noun} was {quality}. I would call it {second}.",
     )
     return rng.choice(bodies), label
+
+
+def long_review(rng: Random) -> tuple[str, str]:
+    """A review of a visit to several places and its feeling; in about half of them one place was the exception."""
+    label = rng.choice(("positive", "negative"))
+    other = "negative" if label == "positive" else "positive"
+    first, second, third, exception = rng.sample(words.TOPICS["culture"]["nouns"], 4)
+    quality = rng.sample(words.QUALITIES[label], 5)
+    sentences = [
+        f"The {first} was {quality[0]} and {quality[1]}.",
+        f"The {second} was {quality[2]}, and the {third} was {quality[3]}.",
+    ]
+    if rng.random() < 0.5:
+        sentences.insert(rng.randrange(3), f"Only the {exception} was {rng.choice(words.QUALITIES[other])}.")
+    return f"We went to {place(rng)}. {' '.join(sentences)} What {article(quality[4])} day!", label

@@ -11,7 +11,7 @@ from left_trainer.tasks.task import HubDataset, Task
 
 def review_row(rng: Random) -> dict[str, str]:
     """A generated review and its feeling."""
-    text, label = grammar.review(rng)
+    text, label = grammar.long_review(rng)
     return {"text": text, "label": label}
 
 
@@ -21,12 +21,12 @@ register_task(
         summary="a text to the word of its label",
         source_column="text",
         target_column="label",
-        prompt="Classify: {source}\nLabel:",
+        prompt="Classify: {source}\n",
         metrics=("accuracy", "macro_f1"),
         main_metric="accuracy",
         max_new_tokens=8,
         generate_row=review_row,
-        embedded_splits={"train": 4000, "validation": 100, "test": 100},
+        embedded_splits={"train": 2400, "validation": 100, "test": 100},
         hub_dataset=HubDataset("cornell-movie-review-data/rotten_tomatoes", "text", "label"),
     )
 )

@@ -30,7 +30,7 @@ register_task(
         main_metric="rougeL",
         max_new_tokens=64,
         generate_row=response_row,
-        embedded_splits={"train": 4000, "validation": 100, "test": 100},
+        embedded_splits={"train": 2000, "validation": 100, "test": 100},
         hub_dataset=HubDataset("allenai/prosocial-dialog", "context", "response"),
     )
 )

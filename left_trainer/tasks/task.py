@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from string import Formatter
 
@@ -39,9 +39,9 @@ class Task:
         metrics: Names of metrics in `evaluation`.
         main_metric: The score among theirs that stands for quality in tables. Larger is better.
         max_new_tokens: Length limit of what is generated, in tokens.
-        generate_row: Makes one row of the embedded data from a seeded generator.
-        embedded_splits: Number of rows in each split of the embedded data.
         num_beams: Beams of the search when generating; 1 is greedy.
+        generate_row: Makes one row of the embedded data from a seeded generator; `None` for a task without them.
+        embedded_splits: Number of rows in each split of the embedded data: `train`, `validation` and `test`.
         hub_dataset: A data set of the hub that suits; naming it brings its configuration and columns.
         aliases: Further names.
     """
@@ -54,9 +54,9 @@ class Task:
     metrics: tuple[str, ...]
     main_metric: str
     max_new_tokens: int
-    generate_row: Callable[[Random], dict[str, str]]
-    embedded_splits: Mapping[str, int]
     num_beams: int = 1
+    generate_row: Callable[[Random], dict[str, str]] | None = None
+    embedded_splits: Mapping[str, int] = field(default_factory=dict)
     hub_dataset: HubDataset | None = None
     aliases: tuple[str, ...] = ()
 

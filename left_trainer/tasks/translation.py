@@ -26,7 +26,7 @@ register_task(
         main_metric="chrf",
         max_new_tokens=64,
         generate_row=pair_row,
-        embedded_splits={"train": 4000, "validation": 100, "test": 100},
+        embedded_splits={"train": 2000, "validation": 100, "test": 100},
         hub_dataset=HubDataset("Helsinki-NLP/opus_books", "translation.en", "translation.fr", config_name="en-fr"),
     )
 )
