@@ -172,7 +172,7 @@ def _hyperparameters(args: LeftTrainingArguments) -> dict[str, Any]:
     duration = {"max_steps": args.max_steps} if args.max_steps > 0 else {"num_train_epochs": args.num_train_epochs}
     return {
         "peft_kwargs": args.peft_kwargs or {},
-        "learning_rate": args.learning_rate,
+        "learning_rate": f"{args.learning_rate:g}",
         "rows in a step": batch_size,
         **duration,
         "lr_scheduler_type": args.lr_scheduler_type.value,

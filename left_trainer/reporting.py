@@ -214,7 +214,8 @@ def format_report(report: Mapping[str, Any], folder: str) -> str:
     table = format_table(f"Test scores, {report['task']} with {report['method']}", ("metric", "before", "after"), rows)
     speed = report["train_steps_per_second"]
     pace = f"Trained {report['train_steps']} steps at {speed:.2f} steps/s. " if speed else ""
-    return "\n".join(["", *blocks, table, "", f"{pace}Adapter, report, model card and plots are in {folder}"])
+    what = "Model" if report["method"] == "full" else "Adapter"
+    return "\n".join(["", *blocks, table, "", f"{pace}{what}, report, model card and plots are in {folder}"])
 
 
 def _score_rows(report: Mapping[str, Any]) -> list[tuple[str, float, float]]:

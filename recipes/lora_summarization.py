@@ -29,7 +29,7 @@ from left_trainer import (
     text_metrics,
 )
 from left_trainer.evaluation.generation import GenerationSpeed
-from left_trainer.fine_tuning import training_parser
+from left_trainer.fine_tuning import apply_task_settings, training_parser
 from left_trainer.reporting import build_report, collect_samples, format_report, write_report
 
 
@@ -39,9 +39,9 @@ def main() -> None:
     parser = training_parser(output_dir="outputs/lora_summarization", peft_method="lora")
     model_args, data_args, args = parser.parse_args_and_config()
 
-    # What for: the task turns rows into prompts, and says which metrics judge the result.
+    # What for: the task turns rows into prompts, says how to generate, and which metrics judge the result.
     task = get_task("summarization")
-    args.generation_max_length = args.generation_max_length or task.max_new_tokens
+    apply_task_settings(task, args)
     model = model_args.resolve(args)
     tokenizer = load_tokenizer(model, args)
     data = prepare_task_data(task, data_args, model, tokenizer, args)

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from left_trainer.evaluation.metrics import load_metric
+from left_trainer.loss import IGNORE_INDEX
 
 DEFAULT_METRICS = ("rouge", "bleu", "chrf", "exact_match")
 
@@ -33,9 +34,11 @@ def text_metrics(
             `evaluate.load` knows.
 
     Returns:
-        A function from predictions to scores in percent, with `generated_length`, the mean number of tokens.
+        A function from predictions to scores in percent, with `generated_length`, the mean number of tokens that are
+        not special.
     """
     metrics = [load_metric(name) for name in names]
+    special = tokenizer.all_special_ids
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         token_ids = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
@@ -44,8 +47,8 @@ def text_metrics(
         scores: dict[str, float] = {}
         for metric in metrics:
             scores |= metric.compute(predictions=predictions, references=references) or {}
-        special = [tokenizer.pad_token_id, -100]
-        scores["generated_length"] = float(np.isin(token_ids, special, invert=True).sum(axis=1).mean())
+        # Beam search fills shorter rows with the end of sequence where the padding token's id is 0 (transformers 5.23).
+        scores["generated_length"] = float(np.isin(token_ids, [*special, IGNORE_INDEX], invert=True).sum(axis=1).mean())
         return scores
 
     return compute
