@@ -59,6 +59,13 @@ def test_a_local_folder_as_a_data_set(tmp_path):
     assert len(data["train"]) == 40
 
 
+def test_files_of_a_folder_whose_columns_differ(tmp_path):
+    write(tmp_path / "train.jsonl")
+    write(tmp_path / "test.jsonl", [{"document": "a", "references": ["b"]}])
+    with pytest.raises(ValueError, match=r"dataset_name=.* cannot be read: .*columns.* pass them with --train_file"):
+        load_task_data(TASK, DataArguments(dataset_name=str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from random import Random
 
 import pytest
@@ -100,3 +101,8 @@ def test_a_name_is_taken_once():
 def test_a_prompt_is_checked_when_a_task_is_made():
     with pytest.raises(ValueError, match=r"it needs \{source\} once"):
         Task("title", "text to title", "text", "title", "Title:", ("rouge",), "rougeL", 16)
+
+
+def test_generated_rows_need_the_sizes_of_their_splits():
+    with pytest.raises(ValueError, match=r"embedded_splits={'train': 5} of the task 'dialogue' needs"):
+        dataclasses.replace(get_task("dialogue"), embedded_splits={"train": 5})

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from left_trainer.data.arguments import DataArguments
@@ -16,11 +17,10 @@ from left_trainer.methods import get_method
 from left_trainer.methods.options import parse_peft_kwargs
 from left_trainer.models import load_config, model_family
 from left_trainer.tasks import HubDataset, Task
-from left_trainer.tasks.task import check_prompt
+from left_trainer.tasks.task import SPLITS, check_prompt
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-SPLITS = ("train", "validation", "test")
 HELD_OUT_FRACTION = 0.05
 SPLIT_SEED = 0
 SPECIAL_TOKENS = 4  # room for what a tokenizer adds around prompt and completion
@@ -50,7 +50,7 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
         )
     known = _known_columns(task, data)
     if data.dataset_name is not None:
-        rows = load_dataset(data.dataset_name, data.dataset_config_name or known.config_name, token=token)
+        rows = _load(data.dataset_name, data.dataset_config_name or known.config_name, token)
     elif given:
         if "train" not in given:
             raise ValueError(f"{next(iter(given))}_file is given without train_file. Pass --train_file.")
@@ -146,6 +146,18 @@ def _checked_file(split: str, path: str) -> Path:
     if file.suffix not in FILE_FORMATS:
         raise ValueError(f"{split}_file={path!r} ends in {file.suffix!r}. Allowed: {', '.join(FILE_FORMATS)}.")
     return file
+
+
+def _load(name: str, config_name: str | None, token: str | None) -> DatasetDict:
+    try:
+        return load_dataset(name, config_name, token=token)
+    except DatasetGenerationError as error:
+        lines = str(error.__cause__ or error).strip().splitlines()
+        cause = " ... ".join(dict.fromkeys((lines[0], lines[-1])))
+        raise ValueError(
+            f"dataset_name={name!r} cannot be read: {cause}. Files whose columns differ are no one data set: pass them "
+            "with --train_file, --validation_file and --test_file."
+        ) from error
 
 
 def _read(file: Path) -> Dataset:

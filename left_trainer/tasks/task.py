@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from random import Random
 from string import Formatter
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True)
 class HubDataset:
@@ -62,6 +64,11 @@ class Task:
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
+        if self.generate_row is not None and set(self.embedded_splits) != set(SPLITS):
+            raise ValueError(
+                f"embedded_splits={dict(self.embedded_splits)!r} of the task {self.name!r} needs a number of rows for "
+                f"each of {', '.join(SPLITS)}, for example {dict.fromkeys(SPLITS, 100)!r}."
+            )
 
     def render(self, source: str, target: str, prompt: str | None = None) -> dict[str, str]:
         """One prompt/completion row. The space between them belongs to the completion, as in BPE tokens."""

@@ -25,6 +25,7 @@ register_task(
         metrics=("bleu", "chrf"),
         main_metric="chrf",
         max_new_tokens=64,
+        num_beams=4,
         generate_row=pair_row,
         embedded_splits={"train": 2000, "validation": 100, "test": 100},
         hub_dataset=HubDataset("Helsinki-NLP/opus_books", "translation.en", "translation.fr", config_name="en-fr"),
