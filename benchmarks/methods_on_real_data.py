@@ -12,9 +12,7 @@ docs/results.md.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,7 +21,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from cells import (
     ADAPTER_STEPS,
     N_ADAPTERS,
@@ -42,6 +39,7 @@ from cells import (
 from left_trainer import get_method, list_methods
 from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.models import FAMILIES
+from left_trainer.reporting import machine_name
 
 DOCS = Path(__file__).parents[1] / "docs" / "results.md"
 BEGIN, END = "<!-- methods_on_real_data.py: begin -->", "<!-- methods_on_real_data.py: end -->"
@@ -102,12 +100,8 @@ def train_and_score(setting: str, method: str, learning_rate: float, shared: Pat
 
 def environment() -> str:
     """Machine and versions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    machine = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {device}"
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    return f"{machine}; Python {platform.python_version()}, {versions}"
+    return f"{machine_name()}; Python {platform.python_version()}, {versions}"
 
 
 def markdown(cells: Sequence[Cell], records: Sequence[Cell], command: str) -> str:

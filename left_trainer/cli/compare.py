@@ -141,7 +141,8 @@ def _read_config(options: argparse.Namespace) -> None:
 
 
 def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOptions:
-    from left_trainer.comparison.grid import DECIDED, GridOptions, flags_of, parse_flags
+    from left_trainer.comparison.flags import DECIDED, flags_of, parse_flags
+    from left_trainer.comparison.grid import GridOptions
 
     options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
     options.jobs = options.jobs or 1

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,12 @@ from datasets import DatasetDict
 
 from left_trainer import checks
 from left_trainer.comparison.cell import Cell, Kind
+from left_trainer.comparison.flags import DECIDED, flags_of, parse_flags
 from left_trainer.comparison.general_text import general_rows
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.loading import load_task_data
 from left_trainer.embedded import MODEL_NAMES
-from left_trainer.fine_tuning import apply_task_settings, training_parser
+from left_trainer.fine_tuning import apply_task_settings
 from left_trainer.methods import get_method, list_methods
 from left_trainer.methods.apply import build_config, check_patterns
 from left_trainer.models import build_skeleton, load_config, model_family
@@ -30,17 +29,9 @@ from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 DEFAULT_METHODS = ("lora", "ia3", "prefix_tuning", "prompt_tuning", "p_tuning", "full")
 DEFAULT_TASKS = ("summarization", "translation", "dialogue", "classification")
+DEFAULTS_OF = {"methods": ",".join(DEFAULT_METHODS), "tasks": ",".join(DEFAULT_TASKS)}
 ALL = "all"
 TUNABLE = ("learning_rate",)
-# What a comparison decides itself, each with what to say instead.
-DECIDED = {
-    "output_dir": "--output_dir of the comparison",
-    "seed": "--seeds",
-    "peft_method": "--methods",
-    "peft_kwargs": "a YAML file, --config FILE with methods: [{peft_method: NAME, peft_kwargs: {...}}]",
-    "task": "--tasks",
-    "do_train": "--methods",
-}
 DATA_FIELDS = tuple(field.name for field in dataclasses.fields(DataArguments) if not field.name.startswith("max_"))
 
 
@@ -98,42 +89,6 @@ class Grid:
         return (*self.bases, *(cell for plan in self.plans for cell in (*plan.trials, *plan.runs)))
 
 
-def parse_flags(flags: Sequence[str], decided: Sequence[str] = ()) -> dict[str, Any]:
-    """The arguments of `left-trainer train` that `flags` give, and none that are at their defaults.
-
-    Args:
-        flags: As on a command line.
-        decided: Names that may not be given here.
-
-    Raises:
-        ValueError: One of them is given. A flag that there is not exits with code 2, as `argparse` does.
-    """
-    parser = training_parser()
-    parser.prog = "left-trainer compare"
-    parser.usage = "left-trainer compare [options], where --help lists those of a comparison and\n"
-    parser.usage += "       left-trainer train --help those of a run"
-    parser._defaults.clear()
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    given = vars(parser.parse_args(list(flags)))
-    for name in decided:
-        if name in given:
-            raise ValueError(f"--{name} is not for a comparison as a whole. Use {DECIDED[name]}.")
-    return given
-
-
-def flags_of(arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments from YAML as flags, so that both are read in the same way (YAML takes 1e-3 for a text)."""
-    flags: list[str] = []
-    for name, value in arguments.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        texts = [json.dumps(item) if isinstance(item, (dict, bool)) else str(item) for item in values]
-        flags += [f"--{name}", *texts] if isinstance(value, list) else [f"--{name}={texts[0]}"]
-    return flags
-
-
 def make_grid(options: GridOptions, output_dir: Path) -> Grid:
     """Lay out the cells, and check what can be checked before weights are loaded.
 
@@ -149,15 +104,10 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
     _check_names(options, tasks, methods)
     left_out: dict[str, str] = {}
     if ALL in options.methods:
-        named = {name for name, _ in methods}
-        for name in (record.name for record in list_methods()):
-            if name in named:
-                continue
-            reason = _unusable(options, name, output_dir)
-            if reason is None:
-                methods.append((name, {}))
-            else:
-                left_out[name] = reason
+        others = [record.name for record in list_methods() if record.name not in {name for name, _ in methods}]
+        reasons = {name: _unusable(options, name, output_dir) for name in others}
+        left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+        methods += [(name, {}) for name in others if name not in left_out]
     seeds = range(LeftTrainingArguments.seed, LeftTrainingArguments.seed + options.seeds)
     bases, plans = [], []
     for task, for_task in tasks:
@@ -169,7 +119,7 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
             rates = _rates(runs[0], options, output_dir) if options.tune else []
             trials = (make("trial", {**arguments, "learning_rate": rate, "seed": seeds[0]}) for rate in rates)
             plans.append(Plan(tuple(trials), runs))
-    for plan in plans:
+    for plan in plans[: len(methods)]:  # on the first task; the model is the same on the others
         check_cell(plan.runs[0], output_dir)
     _check_distinct([task for task, _ in tasks], plans)
     return Grid(tuple(bases), tuple(plans), left_out)
@@ -180,10 +130,10 @@ def check_cell(cell: Cell, output_dir: Path) -> None:
     model_args, _, args = cell.parse(output_dir)
     model = model_args.resolve(args)
     config, method = load_config(model, **loading_options(args)), get_method(args.peft_method)
-    checks.check_devices(args)
+    family = model_family(model, **loading_options(args))
     checks.check_precision(args, config)
-    checks.check_method(args, method, model_family(model, **loading_options(args)), is_quantized(config))
-    args.check_family(model_family(model, **loading_options(args)))
+    checks.check_method(args, method, family, is_quantized(config))
+    args.check_family(family)
     if method.derive_from_data is None:
         skeleton = build_skeleton(config, args.trust_remote_code)
         planned = build_config(skeleton, method, args.peft_kwargs)
@@ -240,9 +190,6 @@ def _check(options: GridOptions) -> None:
     for what, entries in (("methods", options.methods), ("tasks", options.tasks)):
         if not entries:
             raise ValueError(f"{what} is empty. Name at least one, for example --{what} {DEFAULTS_OF[what]}.")
-
-
-DEFAULTS_OF = {"methods": ",".join(DEFAULT_METHODS), "tasks": ",".join(DEFAULT_TASKS)}
 
 
 def _entry(entry: str | Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:

@@ -18,8 +18,9 @@ from conftest import tiny_rows
 from left_trainer import get_method, list_methods
 from left_trainer.cli.main import main
 from left_trainer.comparison.cell import Cell
+from left_trainer.comparison.flags import flags_of, parse_flags
 from left_trainer.comparison.general_text import MAX_WORDS, N_PASSAGES, general_rows
-from left_trainer.comparison.grid import DEFAULT_METHODS, DEFAULT_TASKS, GridOptions, flags_of, make_grid, parse_flags
+from left_trainer.comparison.grid import DEFAULT_METHODS, DEFAULT_TASKS, GridOptions, make_grid
 from left_trainer.comparison.results import read_cells, read_results
 from left_trainer.embedded import LEARNING_RATE_FACTOR
 
