@@ -20,7 +20,8 @@ COLORS = {
     "selective": "#8a5a9e",
 }
 LINES = ("-", "--", ":", "-.")
-PANEL = (4.6, 3.6)  # inches
+PANEL = (5.2, 3.6)  # inches
+LABEL_GAP = 0.065  # of the height of the axes
 N_COLUMNS = 2
 
 
@@ -35,9 +36,10 @@ def draw_plots(summary: Mapping[str, Any], folder: Path) -> None:
     ):
         figure, panels = _panels(summary)
         for task, axes in panels:
-            _scatter(axes, [row for row in trained if row["task"] == task["name"]], task, key, scale, logarithmic)
             axes.set(xlabel=title, ylabel=task["main_metric"], title=task["name"])
+            axes.margins(x=0.1, y=0.1)
             _base_line(axes, summary, task)
+            _scatter(axes, [row for row in trained if row["task"] == task["name"]], task, key, scale, logarithmic)
         _save(figure, folder / f"{name}.png")
     figure, panels = _panels(summary)
     for task, axes in panels:
@@ -92,7 +94,7 @@ def _scatter(
         return
     points = [(x, score["mean"]) for _, x, score in known]
     front = pareto_front(points)
-    axes.step(*zip(*(points[index] for index in front), strict=True), where="post", color="#999999", linewidth=1)
+    axes.step(*zip(*(points[index] for index in front), strict=True), where="post", color="#555555", linewidth=1.2)
     for index, (row, x, score) in enumerate(known):
         color, alpha = COLORS.get(row["family"], "#333333"), 1.0 if index in front else 0.55
         if score["low"] is not None:
@@ -100,29 +102,32 @@ def _scatter(
                 x, score["mean"], [[score["mean"] - score["low"]], [score["high"] - score["mean"]]], color=color
             )
         axes.scatter(x, score["mean"], color=color, alpha=alpha, zorder=3)
-    _place_labels(axes, [row["method"] for row, _, _ in known], points)
     if logarithmic:
         axes.set_xscale("log")
-    axes.margins(x=0.2, y=0.15)
+    _place_labels(axes, [row["method"] for row, _, _ in known], points)
 
 
 def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
-    """Names beside points; of points near each other in height, every second name goes below."""
-    spread = max(y for _, y in points) - min(y for _, y in points) or 1.0
+    """Names in a column beside the axes, in the order of the points' heights, each with a line to its point."""
     order = sorted(range(len(points)), key=lambda index: points[index][::-1])
-    above, last = True, -float("inf")
-    for index in order:
-        above = not above if points[index][1] - last < 0.08 * spread else True
-        last = points[index][1]
-        offset = (0, 6) if above else (0, -6)
+    lowest, highest = axes.get_ylim()
+    heights = [(points[index][1] - lowest) / (highest - lowest) for index in order]
+    spread = min(LABEL_GAP, 1 / max(len(order), 1))
+    for place in range(1, len(heights)):  # upwards, then what was pushed beyond the top comes down again
+        heights[place] = max(heights[place], heights[place - 1] + spread)
+    limit = 1.0
+    for place in reversed(range(len(heights))):
+        heights[place] = limit = min(heights[place], limit)
+        limit -= spread
+    for index, height in zip(order, heights, strict=True):
         axes.annotate(
             names[index],
             points[index],
-            offset,
-            textcoords="offset points",
+            (1.03, height),
+            textcoords="axes fraction",
             fontsize=8,
-            ha="center",
-            va="bottom" if above else "top",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#cccccc", "linewidth": 0.6, "shrinkB": 3},
         )
 
 
