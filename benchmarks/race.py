@@ -29,6 +29,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 RESULTS = Path(__file__).parent / "results" / "races.json"
 # A peak is measured once, and what the allocator keeps for reuse is in it.
 MEMORY_NOISE = 0.02
+SECONDS_TO_END = 10
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Side:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.connection.close()
+        self.connection.close()  # which a side that waits takes as the end
+        self.process.join(SECONDS_TO_END)
         self.process.terminate()
         self.process.join()
 
@@ -131,7 +133,11 @@ def run_race(race: Race, device: str, pairs: int, shared: Path, control: bool = 
 
 
 def compare(race: Race, rival: Sequence[Turn], ours: Sequence[Turn]) -> dict[str, float]:
-    """The largest relative differences over all turns. Raises `RaceRefusedError` where the dtype does not explain them."""
+    """The largest relative differences over all turns.
+
+    Raises:
+        RaceRefusedError: One is larger than what the dtype's rounding explains.
+    """
     tolerance = TOLERANCES[race.dtype]
     allowed = {"losses": race.loss_tolerance or tolerance.loss, "scores": tolerance.score}
     if race.rival != "frozen":  # which has no gradients of its own
@@ -141,14 +147,13 @@ def compare(race: Race, rival: Sequence[Turn], ours: Sequence[Turn]) -> dict[str
         found[kind] = 0.0
         for number, (theirs, mine) in enumerate(zip(rival, ours, strict=True)):
             expected, got = values(theirs, kind), values(mine, kind)
-            is_alike = len(expected) == len(got)
-            largest = max(map(relative_difference, expected, got), default=0.0)
-            if not (is_alike and largest <= limit):  # also refuses NaN
+            differences = list(map(relative_difference, expected, got))
+            if len(expected) != len(got) or not all(difference <= limit for difference in differences):  # NaN as well
                 raise RaceRefusedError(
-                    f"{kind} of turn {number} differ by {largest:.2g} of their size, and {limit:g} is allowed:\n"
+                    f"{kind} of turn {number} differ by more than {limit:g} of their size:\n"
                     f"  {race.rival}: {expected}\n  LeftTrainer: {got}"
                 )
-            found[kind] = max(found[kind], largest)
+            found[kind] = max(found[kind], *differences, 0.0)
     return found
 
 

@@ -143,7 +143,12 @@ def random_model(shape: Shape, dtype: torch.dtype, device: str) -> PreTrainedMod
     config = AutoConfig.for_model(shape.model_type, **shape.config)
     set_seed(SEED)
     with torch.device(device):
-        return auto_class(model_family(config)).from_config(config, dtype=dtype)
+        model = auto_class(model_family(config)).from_config(config, dtype=dtype)
+    if shape.has_own_head:
+        # A deviation that gives logits of a deviation near 1, and a loss as a trained model's, not one of hundreds.
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(torch.empty_like(head.weight).normal_(std=head.in_features**-0.5))
+    return model
 
 
 def random_rows(race: Race, model: PreTrainedModel) -> Dataset:
@@ -305,7 +310,7 @@ def evaluation(trainer: Trainer, timer: StepTimerCallback) -> Turn:
 
 def generation(trainer: Trainer, timer: StepTimerCallback) -> Turn:
     """A batch of `evaluate()` with `predict_with_generate`, on average."""
-    seconds, metrics = timed(lambda: trainer.evaluate(max_new_tokens=GENERATED_TOKENS))
+    seconds, metrics = timed(lambda: trainer.evaluate(max_length=GENERATED_TOKENS))
     return Turn(
         seconds=seconds / trainer.args.max_steps,
         losses=[metrics["eval_loss"]],
