@@ -235,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--races", nargs="+", default=list(RACES), choices=list(RACES), metavar="NAME")
     parser.add_argument("--list", action="store_true", help="list the races, run nothing")
-    parser.add_argument("--pairs", type=int, default=5, help="turns of each side that count")
+    parser.add_argument("--pairs", type=int, default=7, help="turns of each side that count")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the one that the race is meant for")
     parser.add_argument("--tiny", action="store_true", help="a toy size: shows that the sides agree, not how fast")
     parser.add_argument("--control", action="store_true", help="the rival against itself: shows the noise")

@@ -14,7 +14,7 @@ RIVALS: dict[Rival, str] = {
     "frozen": "LeftTrainer with the adapter switched off: forward and backward of the frozen model",
 }
 MEASURES: dict[Measure, str] = {
-    "training_step": "a training step",
+    "training_step": "the fastest training step of a turn",
     "training_run": "train(), from its call to its end",
     "evaluation": "a batch of evaluate()",
     "generation": "a batch of evaluate() that generates",
@@ -91,7 +91,7 @@ class Race:
     source_length: int = 128
     target_length: int = 32
     data: Literal["embedded", "tatoeba_en_fr"] | None = None
-    steps: int = 6
+    steps: int = 4
     rival: Rival = "plain"
     measure: Measure = "training_step"
     device: Literal["cpu", "cuda"] = "cpu"
