@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: help demo test test-all quality style bench docs clean
+.PHONY: help demo test test-all quality style bench sweep docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -38,7 +38,10 @@ style: $(INSTALLED) ## Mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## Measure learning rates of every method on the embedded models
+bench: $(INSTALLED) ## Race against the plain stack, all races that this machine can run
+	$(BIN)/python benchmarks/race.py
+
+sweep: $(INSTALLED) ## Measure learning rates of every method on the embedded models
 	$(BIN)/python benchmarks/learning_rates.py
 
 docs: $(INSTALLED) ## Build the documentation into site/

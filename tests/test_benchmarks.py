@@ -1,0 +1,115 @@
+"""Every race runs at a toy size, its sides agree, and a race whose sides do not is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, SHARED
+
+from left_trainer import get_method
+
+BENCHMARKS = REPOSITORY / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import race as racing  # noqa: E402
+from races import MEASURES, RACES, Race, Turn, tiny  # noqa: E402
+
+# One of each: family, rival, what is measured, where the data come from. The others take the same paths.
+ONE_OF_EACH_KIND = ("mt5_small_lora", "llama_lora", "llama_lora_limit", "generation", "tatoeba_lora")
+
+
+def run(name: str, results: Path, *flags: str) -> tuple[subprocess.CompletedProcess, dict]:
+    command = [sys.executable, str(BENCHMARKS / "race.py"), "--tiny", "--races", name, "--results", str(results)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(
+        [*command, "--pairs", "1", *flags], capture_output=True, text=True, env=environment, check=False
+    )
+    assert results.exists(), result.stderr[-3000:]
+    return result, json.loads(results.read_text())[0]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ONE_OF_EACH_KIND else pytest.param(name, marks=pytest.mark.long) for name in RACES]
+)
+def test_a_race_runs_and_its_report_is_well_formed(name, tmp_path):
+    race = RACES[name]
+    if race.data == "tatoeba_en_fr" and not SHARED.exists():
+        pytest.skip("real data are not here")
+    result, record = run(name, tmp_path / "races.json", "--device", "cpu")
+    assert result.returncode == 0, record.get("reason")
+    assert (record["status"], record["name"], record["rival"]) == ("run", name, race.rival)
+    assert record["speed"]["min"] <= record["speed"]["median"] <= record["speed"]["max"]
+    assert record["versions"]["torch"]
+    assert set(record["reached"]) <= {"speed", "memory"}
+    assert bool(record["reached"]) == (race.target is not None)
+    for side in record["sides"].values():
+        assert len(side["seconds"]) == 1
+        assert side["seconds"][0] > 0
+        assert side["peak_bytes"] > side["weights_bytes"] > 0
+        assert len(side["losses"]) == (tiny(race).steps if race.measure == "training_step" else 1)
+        assert all(0 < loss < 20 for loss in side["losses"])
+        assert bool(side["scores"]) == (race.measure == "generation")
+    if race.measure == "training_step" and race.learning_rate != 0:
+        assert len(set(record["sides"]["ours"]["losses"])) > 1
+    assert f"| {name} | {race.rival} |" in result.stdout
+
+
+def test_a_race_that_needs_a_gpu_is_not_run_without_one(tmp_path):
+    result, record = run("h200_mt0_large_lora", tmp_path / "races.json")
+    if record["status"] == "run":
+        pytest.skip("a GPU is here")
+    assert result.returncode == 0
+    assert record["reason"] == "needs a GPU"
+    assert "not run: needs a GPU" in result.stdout
+
+
+def turn(**figures) -> Turn:
+    return dataclasses.replace(Turn(seconds=1.0, losses=[2.0, 1.0], gradient_norms=[1.0, 1.0]), **figures)
+
+
+@pytest.mark.parametrize(
+    ("figures", "kind"),
+    [
+        ({"losses": [2.0, 1.0001]}, "losses"),
+        ({"losses": [2.0, float("nan")]}, "losses"),
+        ({"losses": [2.0]}, "losses"),
+        ({"gradient_norms": [1.0, 1.001]}, "gradient_norms"),
+        ({"scores": {"chrf": 50.0}}, "scores"),
+    ],
+)
+def test_sides_that_disagree_are_refused(figures, kind):
+    race = Race("a race", "lora")
+    assert racing.compare(race, [turn()], [turn()]) == {"losses": 0.0, "scores": 0.0, "gradient_norms": 0.0}
+    with pytest.raises(racing.RaceRefusedError, match=kind):
+        racing.compare(race, [turn(), turn()], [turn(), turn(**figures)])
+
+
+def test_bfloat16_rounds_more_than_float32():
+    ours = turn(losses=[2.0, 1.001])
+    racing.compare(Race("a race", "lora", dtype="bfloat16"), [turn()], [ours])
+    with pytest.raises(racing.RaceRefusedError):
+        racing.compare(Race("a race", "lora"), [turn()], [ours])
+
+
+def test_the_warm_up_has_the_memory_and_not_the_speed():
+    race = RACES["mt5_small_lora"]
+    rival = [turn(seconds=99.0, weights_bytes=100, peak_bytes=300), turn(seconds=4.0), turn(seconds=6.0)]
+    ours = [turn(seconds=1.0, weights_bytes=100, peak_bytes=200), turn(seconds=2.0), turn(seconds=2.0)]
+    record = racing.summarize(race, rival, ours)
+    assert record["speed"] == {"median": 2.5, "min": 2.0, "max": 3.0}
+    assert record["memory"] == 0.5
+    assert record["reached"] == {"speed": True, "memory": True}
+
+
+def test_races_name_what_exists():
+    for name, race in RACES.items():
+        assert race.name == name
+        assert race.measure in MEASURES
+        assert get_method(race.method).name == race.method
+        assert (race.shape is None) == (race.data is not None)
