@@ -20,8 +20,8 @@ sys.path.insert(0, str(BENCHMARKS))
 import race as racing  # noqa: E402
 from races import MEASURES, RACES, Race, Turn, tiny  # noqa: E402
 
-# One of each: family, rival, what is measured, where the data come from. The others take the same paths.
-ONE_OF_EACH_KIND = ("mt5_small_lora", "llama_lora", "llama_lora_limit", "generation", "tatoeba_lora")
+# One of each family and of what is measured; each takes some twelve seconds, and the others take the same paths.
+ONE_OF_EACH_KIND = ("mt5_small_lora", "llama_lora", "generation")
 
 
 def run(name: str, results: Path, *flags: str) -> tuple[subprocess.CompletedProcess, dict]:
