@@ -8,12 +8,14 @@ from random import Random
 
 from datasets import Dataset
 
+from left_trainer.data.loading import SPECIAL_TOKENS, cut_to_tokens, length_limit
 from left_trainer.embedded import grammar
 from left_trainer.trainer import LeftTrainer
 
 N_PASSAGES = 100
 MAX_WORDS = 120
 MIN_WORDS = 8
+RESERVED_POSITIONS = 64  # for the virtual tokens of any method, so that all see the same text
 PARAGRAPH_END = re.compile(r"\n\s*\n|<\|endoftext\|>")
 
 
@@ -33,7 +35,13 @@ def general_rows(file: str | None) -> Dataset:
 
 
 def general_loss(trainer: LeftTrainer, rows: Dataset) -> float:
-    """Mean loss of the completions in nats per token. The trainer generates nothing afterwards."""
+    """Mean loss of the completions in nats per token. The trainer generates nothing afterwards.
+
+    Prompt and completion are cut to half of the model's positions each.
+    """
+    tokenizer, config = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model).config
+    limit = max(length_limit(config, tokenizer, None, RESERVED_POSITIONS) // 2 - SPECIAL_TOKENS, MIN_WORDS)
+    rows = rows.map(lambda row: {name: cut_to_tokens(text, tokenizer, limit) for name, text in row.items()})
     trainer.args.predict_with_generate, trainer.compute_metrics = False, None
     return float(trainer.evaluate(rows, metric_key_prefix="general")["general_loss"])
 

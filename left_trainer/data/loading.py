@@ -231,7 +231,7 @@ def to_prompts(
                 f"Prompt and target take {used} tokens and max_length is {limit}, which leaves no room for the source. "
                 "Raise max_length, or remove rows with such long targets."
             )
-        return task.render(_cut(row["source"], tokenizer, limit - used), row["target"], template)
+        return task.render(cut_to_tokens(row["source"], tokenizer, limit - used), row["target"], template)
 
     return rows.map(render, desc="Prompts")
 
@@ -245,7 +245,7 @@ def length_limit(
     return min(bound for bound in (max_length, available, tokenizer.model_max_length) if bound)
 
 
-def _cut(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
+def cut_to_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
     """The longest start of `text` of at most `max_tokens` tokens."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return text if len(ids) <= max_tokens else tokenizer.decode(ids[:max_tokens], skip_special_tokens=True)

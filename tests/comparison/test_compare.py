@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import tiny_rows
+from conftest import tiny_model, tiny_rows
 
-from left_trainer import get_method, list_methods
+from left_trainer import LeftTrainer, get_method, list_methods
 from left_trainer.cli.main import main
 from left_trainer.comparison.cell import Cell
 from left_trainer.comparison.flags import flags_of, parse_flags
-from left_trainer.comparison.general_text import MAX_WORDS, N_PASSAGES, general_rows
+from left_trainer.comparison.general_text import MAX_WORDS, N_PASSAGES, general_loss, general_rows
 from left_trainer.comparison.grid import DEFAULT_METHODS, DEFAULT_TASKS, GridOptions, make_grid
 from left_trainer.comparison.results import read_cells, read_results
 from left_trainer.embedded import LEARNING_RATE_FACTOR
@@ -186,6 +186,16 @@ def test_general_text(tmp_path):
     file.write_text("too short")
     with pytest.raises(ValueError, match="no paragraph of at least 8 words"):
         general_rows(str(file))
+
+
+@pytest.mark.parametrize("model_type", ["bart", "gpt2"])
+def test_general_text_fits_models_with_few_positions(model_type, rows, make_args, tokenizers):
+    """A prefix takes positions too, and a passage of the generated text has more tokens than these models positions."""
+    model = tiny_model(model_type)
+    family = "encoder_decoder" if model.config.is_encoder_decoder else "decoder_only"
+    args = make_args(peft_method="prefix_tuning", peft_kwargs={"num_virtual_tokens": 20})
+    trainer = LeftTrainer(model, args, train_dataset=rows, processing_class=tokenizers[family])
+    assert 0 < general_loss(trainer, general_rows(None)) < 20
 
 
 def finished(folder: Path) -> dict[str, object]:
