@@ -386,6 +386,7 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         labels = inputs.get("labels")
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         if self.method and self.method.loss:
+            self.note_full_logits(f"peft_method={self.method.name!r} computes the loss")
             loss, outputs = self.method.loss(model, inputs, num_items_in_batch, ranks)
         else:  # outputs that nobody asked for would cost TRL a second forward pass
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -30,6 +30,10 @@ class HeadLossMixin(Trainer):
         """What ran and what fell back, by name; `training_report.json` shows it."""
         return {LINEAR_CROSS_ENTROPY: FastPath()}
 
+    def note_full_logits(self, reason: str) -> None:
+        """Count a loss that is taken elsewhere, for the report."""
+        self.fast_paths[LINEAR_CROSS_ENTROPY].record(reason)
+
     def evaluation_loop(
         self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
@@ -87,7 +91,7 @@ class HeadLossMixin(Trainer):
             with loss_from_head(base, self.args.label_smoothing_factor, workspace_bytes) as head:
                 outputs = model(**inputs)
             tokens = head.tokens
-            reason = None if tokens else f"{type(model).__name__} computes the loss itself"
+            reason = None if tokens else f"{type(model).__name__} computes the loss"
         self.fast_paths[LINEAR_CROSS_ENTROPY].record(reason)
         return (outputs, tokens) if tokens else None
 

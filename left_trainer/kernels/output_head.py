@@ -62,7 +62,7 @@ def unsupported(model: PreTrainedModel) -> str | None:
     if getattr(model.config.get_text_config(decoder=True), "output_router_logits", False):
         return "the model adds the loss of its routers"
     if type(head) is not nn.Linear:
-        return f"the output head is a {type(head).__name__}, not a Linear"
+        return f"the output head is a {type(head).__name__}, not torch's Linear"
     if isinstance(head.weight, DTensor) or head.weight.is_meta:
         return "the output head is sharded or offloaded"
     if "forward" in vars(head) or any(getattr(head, hooks) for hooks in HOOKS):

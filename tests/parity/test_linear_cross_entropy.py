@@ -68,11 +68,13 @@ def train(model_type, rows, make_args, tokenizers, fast, overrides=None, **argum
     return trainer
 
 
-def assert_same(model_type, rows, make_args, tokenizers, tolerance=1e-5, **arguments):
+def assert_same(
+    model_type, rows, make_args, tokenizers, tolerance=1e-5, compared=(losses, gradient_norms), **arguments
+):
     """Losses and gradient norms of ten steps, the loss of an evaluation, and that each side took its own path."""
     plain = train(model_type, rows, make_args, tokenizers, False, **arguments)
     ours = train(model_type, rows, make_args, tokenizers, True, **arguments)
-    for values in (losses, gradient_norms):
+    for values in compared:
         assert values(ours) == pytest.approx(values(plain), rel=tolerance)
     assert losses(ours)[0] != losses(ours)[-1]
     assert ours.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=tolerance)
@@ -87,3 +89,78 @@ def assert_same(model_type, rows, make_args, tokenizers, tolerance=1e-5, **argum
 @pytest.mark.parametrize("model_type", sorted(ENCODER_DECODER_TYPES | DECODER_ONLY_TYPES))
 def test_ten_steps_of_every_model_type(model_type, rows, make_args, tokenizers):
     assert_same(model_type, rows, make_args, tokenizers, peft_kwargs={"target_modules": "all-linear"})
+
+
+METHODS = {
+    "full": {},
+    "prompt_tuning": {"num_virtual_tokens": 3},
+    "p_tuning": {"num_virtual_tokens": 3},
+    "prefix_tuning": {"num_virtual_tokens": 3},
+    "ia3": {},
+    "houlsby_adapter": {},
+    "bitfit": {},
+}
+
+
+@pytest.mark.parametrize("model_type", ["mt5", "bart", "llama"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_methods(method, model_type, rows, make_args, tokenizers):
+    """Soft prompts lengthen labels and inputs inside of PEFT; full fine-tuning trains the head too."""
+    assert_same(model_type, rows, make_args, tokenizers, peft_method=method, peft_kwargs=METHODS[method])
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart", "gemma2"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 2},
+        {"gradient_checkpointing": True},
+        {"linear_cross_entropy_workspace_bytes": 20_000},
+        {"linear_cross_entropy_workspace_bytes": 20_000, "peft_method": "full"},
+    ],
+    ids=str,
+)
+def test_settings_of_the_run(model_type, arguments, rows, make_args, tokenizers):
+    assert_same(model_type, rows, make_args, tokenizers, **arguments)
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_label_smoothing(method, model_type, rows, make_args, tokenizers):
+    assert_same(model_type, rows, make_args, tokenizers, peft_method=method, label_smoothing_factor=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated")
+def test_label_smoothing_of_a_decoder_only_model(rows, make_args, tokenizers):
+    assert_same("llama", rows, make_args, tokenizers, label_smoothing_factor=0.1)
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart", "llama", "gemma2"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_bf16(method, model_type, rows, make_args, tokenizers):
+    """Losses of ten steps, and gradients at the weights where each step starts: later ones amplify the rounding."""
+    arguments = {"tolerance": 1e-2, "peft_method": method, "bf16": True}
+    assert_same(model_type, rows, make_args, tokenizers, compared=[losses], **arguments)
+    assert_same(model_type, rows, make_args, tokenizers, learning_rate=0.0, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"packing": True, "max_length": 64}, {"completion_only_loss": False}], ids=str)
+def test_data_of_decoder_only_models(arguments, rows, make_args, tokenizers):
+    ours, plain = assert_same("llama", rows, make_args, tokenizers, **arguments)
+    for ours_entry, entry in zip(ours.state.log_history, plain.state.log_history, strict=True):
+        for name in entry.keys() & {"mean_token_accuracy", "eval_mean_token_accuracy", "num_tokens", "eval_num_tokens"}:
+            assert ours_entry[name] == pytest.approx(entry[name]), name
+
+
+def test_gradients_are_the_same(rows, make_args, tokenizers):
+    """Entry by entry, of everything that full fine-tuning trains: the tied head gets both of its parts."""
+    gradients = []
+    for fast in (True, False):
+        trainer = train("t5", rows, make_args, tokenizers, fast, peft_method="full", max_steps=1, learning_rate=0.0)
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        trainer.model.zero_grad()
+        trainer.model.train()
+        trainer.compute_loss(trainer.model, batch).backward()
+        gradients.append({name: parameter.grad for name, parameter in trainer.model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-5, atol=1e-6, msg=name)
