@@ -15,8 +15,9 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LabelSmoother
 
-from left_trainer import LeftTrainer
+from left_trainer import LeftTrainer, get_task
 from left_trainer.models import model_family
+from left_trainer.reporting import build_report
 
 
 def run(model, rows, make_args, tokenizers, fast, trainer_options=None, **arguments):
@@ -190,3 +191,13 @@ def test_a_call_without_labels_or_outside_of_the_loss_is_left_alone(rows, make_a
     assert "forward" not in vars(base.lm_head)
     ids = torch.tensor([[5, 6, 1]])
     assert trainer.model(input_ids=ids, decoder_input_ids=ids).logits.shape == (1, 3, VOCABULARY_SIZE)
+
+
+def test_the_report_names_what_ran_and_what_did_not(rows, make_args, tokenizers):
+    trainer = run(tiny_model("t5"), rows, make_args, tokenizers, True)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    report = build_report(trainer, get_task("summarization"), None, None)
+    assert report["fast_paths"] == {
+        "linear_cross_entropy": {"ran": 3, "fell_back": {"the logits are asked for": 1}},
+    }
