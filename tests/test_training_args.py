@@ -199,5 +199,5 @@ def test_every_method_is_accepted(tmp_path):
 
 
 def test_no_memory_for_logits_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="linear_cross_entropy_workspace_bytes=0 .* use_linear_cross_entropy=False"):
+    with pytest.raises(ValueError, match=r"linear_cross_entropy_workspace_bytes=0 .* use_linear_cross_entropy=False"):
         LeftTrainingArguments(output_dir=str(tmp_path), linear_cross_entropy_workspace_bytes=0)
