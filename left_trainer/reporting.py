@@ -113,6 +113,7 @@ def build_report(
             "train": summary.train_peak_bytes if summary else None,
             "eval": summary.eval_peak_bytes if summary else None,
         },
+        "fast_paths": {name: path.report() for name, path in trainer.fast_paths.items()},
         "adapter_size_bytes": saved_bytes(Path(args.output_dir)),
         "loss_history": [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry],
         "samples": [dict(sample) for sample in samples],

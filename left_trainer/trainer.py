@@ -37,6 +37,7 @@ from left_trainer.evaluation.generation import (
     split_prompts,
 )
 from left_trainer.evaluation.text_metrics import text_metrics
+from left_trainer.kernels.head_loss import HeadLossMixin
 from left_trainer.loss import accumulated_token_loss, share_of_tokens
 from left_trainer.methods import get_method
 from left_trainer.methods.hooks import MethodHooks
@@ -57,7 +58,7 @@ from left_trainer.training_args import LeftTrainingArguments, loading_options
 EvalDatasets: TypeAlias = AnyDataset | dict[str, AnyDataset]
 
 
-class LeftTrainer(ModelCardMixin, TaskIdsMixin):
+class LeftTrainer(ModelCardMixin, TaskIdsMixin, HeadLossMixin):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
@@ -353,8 +354,7 @@ class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
         if self.compute_loss_func is not None or "labels" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
-        outputs = model(**inputs)
-        batch_mean = outputs["loss"] if self.label_smoother is None else self.label_smoother(outputs, labels)
+        outputs, batch_mean = self.outputs_and_token_mean(model, inputs, return_outputs)
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         loss = accumulated_token_loss(batch_mean, labels, num_items_in_batch, ranks)
         if model.training:
@@ -386,6 +386,7 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         labels = inputs.get("labels")
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         if self.method and self.method.loss:
+            self.note_full_logits(f"peft_method={self.method.name!r} computes the loss")
             loss, outputs = self.method.loss(model, inputs, num_items_in_batch, ranks)
         else:  # outputs that nobody asked for would cost TRL a second forward pass
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -49,6 +49,9 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             and target each.
         generation_max_length: In tokens of the generated text, for both families.
         overwrite_output_dir: Allow training into an `output_dir` that holds the result of an earlier run.
+        use_linear_cross_entropy: Take the loss without storing the logits, where that is exact; see
+            `left_trainer.kernels.linear_cross_entropy`. `training_report.json` says where it was not.
+        linear_cross_entropy_workspace_bytes: Bound on the memory for logits that it works in.
 
     Raises:
         ValueError: Unknown method, or an option that the method does not have or whose type is wrong.
@@ -79,8 +82,19 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Allow writing into an output_dir that holds the result of an earlier run."}
     )
+    use_linear_cross_entropy: bool = field(
+        default=True, metadata={"help": "Take the loss without storing the logits, where that is exact."}
+    )
+    linear_cross_entropy_workspace_bytes: int = field(
+        default=128 * 2**20, metadata={"help": "Bound on the memory for logits of use_linear_cross_entropy."}
+    )
 
     def __post_init__(self) -> None:
+        if self.linear_cross_entropy_workspace_bytes < 1:
+            raise ValueError(
+                f"linear_cross_entropy_workspace_bytes={self.linear_cross_entropy_workspace_bytes} is no amount of "
+                "memory. Pass a positive number of bytes, or use_linear_cross_entropy=False for full logits."
+            )
         self.peft_kwargs = check_peft_kwargs(get_method(self.peft_method), self.peft_kwargs)
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Hugging Face's check refuses bf16 without an accelerator unless the CPU is asked for

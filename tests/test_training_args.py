@@ -196,3 +196,8 @@ def test_every_method_is_accepted(tmp_path):
     for method in list_methods():
         for name in (method.name, *method.aliases):
             assert LeftTrainingArguments(output_dir=str(tmp_path), peft_method=name).peft_kwargs == {}
+
+
+def test_no_memory_for_logits_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"linear_cross_entropy_workspace_bytes=0 .* use_linear_cross_entropy=False"):
+        LeftTrainingArguments(output_dir=str(tmp_path), linear_cross_entropy_workspace_bytes=0)

@@ -1,0 +1,31 @@
+"""What a run says about its fast paths."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class FastPath:
+    """How often a fast path was taken, and how often it was not, by reason.
+
+    Args:
+        ran: Number of calls that took it.
+        fell_back: Number of calls that took the plain path instead, by reason.
+    """
+
+    ran: int = 0
+    fell_back: Counter[str] = field(default_factory=Counter)
+
+    def record(self, reason: str | None) -> None:
+        """Count a call that fell back for `reason`, or one that took the fast path."""
+        if reason is None:
+            self.ran += 1
+        else:
+            self.fell_back[reason] += 1
+
+    def report(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"ran": self.ran, "fell_back": dict(self.fell_back)}

@@ -1,0 +1,270 @@
+"""Cross-entropy of a linear output head without stored logits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from left_trainer.loss import IGNORE_INDEX
+
+DEFAULT_WORKSPACE_BYTES = 128 * 2**20
+# On a CPU larger tiles leave the cache between their two products: in bfloat16 64 MiB took 1.6 times as long as 16 MiB.
+MAX_CPU_TILE_BYTES = 16 * 2**20
+# A tile narrower than this leaves the matrix product too little to do for each row that it reads.
+MIN_TILE_WORDS = 1024
+# exp(-60) times a vocabulary is less than float32 resolves beside 1. Below exp(-87) begin the denormal numbers, which
+# slow a CPU's matrix product down tenfold.
+SMALLEST_EXPONENT = {torch.float32: -60.0, torch.float64: -600.0}
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+class TokenLoss(NamedTuple):
+    """What an output head says about the target tokens of a batch; every field is a scalar tensor.
+
+    Args:
+        loss_sum: Negative log-likelihood in nats, summed over the target tokens; float32, or float64 for such inputs.
+        n_tokens: Number of target tokens.
+        n_correct: Number of target tokens that have the largest logit.
+    """
+
+    loss_sum: torch.Tensor
+    n_tokens: torch.Tensor
+    n_correct: torch.Tensor
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Loss per target token; zero where there is none."""
+        return self.loss_sum / self.n_tokens.clamp(min=1)
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+) -> TokenLoss:
+    r"""Sum of the cross-entropy of $z = h W^\top + b$ over the rows that have a label, with its gradient.
+
+    With a frozen head, the softmax is normalised online over tiles of the vocabulary (as attention is in
+    FlashAttention, https://arxiv.org/abs/2205.14135), and the gradient
+
+    $$\frac{\partial \ell}{\partial h} = \sum_{j \ne y} p_j W_j - (1 - p_y) W_y$$
+
+    is accumulated in the same pass: each tile of logits is used twice while it is in the cache and then overwritten.
+    A trained head, or label smoothing, needs the normalised probabilities themselves: there a tile is as wide as the
+    vocabulary and holds as many rows as fit, 128 at 250,000 words and the default bound.
+
+    Under autocast the products are in autocast's dtype. Softmax and sums are in float32 for bfloat16 and float16.
+
+    Args:
+        hidden: Input of the head, `(..., hidden)`.
+        weight: `(vocabulary, hidden)`.
+        labels: `(...)`, with -100 where nothing is predicted; such rows are never multiplied.
+        bias: `(vocabulary,)`.
+        softcap: $c$ of $c \tanh(z / c)$, which then replaces $z$.
+        label_smoothing: Part of the target distribution that is spread evenly over the vocabulary.
+        workspace_bytes: Bound on the memory for logits. It is allocated once a call and used for all tiles. One row of
+            logits is always allowed where a tile is as wide as the vocabulary.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    valid = labels.ne(IGNORE_INDEX)
+    loss_sum, n_correct = _LinearCrossEntropy.apply(
+        hidden[valid], weight, bias, labels[valid], softcap, label_smoothing, workspace_bytes, torch.is_grad_enabled()
+    )
+    return TokenLoss(loss_sum, valid.sum(), n_correct)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Computes the gradients in the forward pass; the backward pass scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        softcap: float | None,
+        label_smoothing: float,
+        workspace_bytes: int,
+        with_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        tiles = _Tiles(hidden.dtype, softcap, workspace_bytes, hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            if wanted[1] or wanted[2] or label_smoothing:
+                loss_sum, n_correct, *gradients = _whole_rows(
+                    hidden, weight, bias, labels, label_smoothing, tiles, wanted
+                )
+            else:
+                loss_sum, n_correct, gradient = _online(hidden, weight, bias, labels, tiles, wanted[0])
+                gradients = [gradient, None, None]
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(n_correct)
+        return loss_sum, n_correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+        # In place, because the weight's gradient is as large as the weight. autograd refuses a second pass by itself.
+        scaled = (None if saved is None else saved.mul_(gradient.to(saved.dtype)) for saved in ctx.saved_tensors)
+        return (*scaled, *[None] * 6)[:8]
+
+
+class _Tiles:
+    """One workspace for all tiles of logits of a call."""
+
+    def __init__(self, dtype: torch.dtype, softcap: float | None, workspace_bytes: int, device: torch.device) -> None:
+        self.dtype, self.softcap, self.device = dtype, softcap, device
+        self.sum_dtype = torch.float32 if dtype in LOW_PRECISION else dtype
+        self.item_bytes = self.sum_dtype.itemsize * (2 if softcap else 1)
+        self.item_bytes += dtype.itemsize if dtype in LOW_PRECISION else 0
+        self.workspace_items = max(1, workspace_bytes // self.item_bytes)
+
+    def allocate(self, rows: int, words: int) -> None:
+        """Make room for tiles of up to `(rows, words)`."""
+        self._logits = torch.empty(rows * words, dtype=self.sum_dtype, device=self.device)
+        self._slopes = torch.empty_like(self._logits) if self.softcap else None
+        self._rounded = None if self.dtype == self.sum_dtype else torch.empty_like(self._logits, dtype=self.dtype)
+
+    def logits(
+        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""Logits `(rows, words)`, overwritten by the next call, and with soft-capping their slopes $1 - \tanh^2$."""
+        shape = (len(hidden), len(weight))
+        logits = self._view(self._logits, shape)
+        if self._rounded is None:
+            torch.mm(hidden, weight.T, out=logits)
+        else:
+            logits.copy_(torch.mm(hidden, weight.T, out=self._view(self._rounded, shape)))
+        if bias is not None:
+            logits.add_(bias)
+        if self._slopes is None or not self.softcap:
+            return logits, None
+        slopes = self._view(self._slopes, shape)
+        logits.div_(self.softcap).tanh_()
+        torch.mul(logits, logits, out=slopes).neg_().add_(1)
+        return logits.mul_(self.softcap), slopes
+
+    def exponential(self, tile: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        r"""$e^{z - \max}$ in the place of $z$, without denormal numbers."""
+        return tile.sub_(largest).clamp_(min=SMALLEST_EXPONENT[self.sum_dtype]).exp_()
+
+    def rounded(self, tile: torch.Tensor) -> torch.Tensor:
+        """`tile` in the dtype of the matrix products."""
+        return tile if self._rounded is None else self._view(self._rounded, tuple(tile.shape)).copy_(tile)
+
+    @staticmethod
+    def _view(buffer: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        return buffer[: shape[0] * shape[1]].view(shape)
+
+
+def _online(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    tiles: _Tiles,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Loss sum, number of correct rows and the gradient of `hidden`, over tiles of rows and words."""
+    n_rows, n_words = len(hidden), len(weight)
+    items = tiles.workspace_items
+    if hidden.device.type == "cpu":
+        items = min(items, MAX_CPU_TILE_BYTES // tiles.item_bytes)
+    rows = max(1, min(n_rows, items // min(n_words, MIN_TILE_WORDS)))
+    words = min(n_words, max(1, items // rows))
+    tiles.allocate(rows, words)
+    loss_sum = hidden.new_zeros((), dtype=tiles.sum_dtype)
+    n_correct = labels.new_zeros(())
+    gradient = torch.empty_like(hidden) if with_gradient else None
+    for first in range(0, n_rows, rows):
+        some, targets = hidden[first : first + rows], labels[first : first + rows]
+        column = some.new_zeros(len(some), 1, dtype=tiles.sum_dtype)
+        largest, others, target_logits = column - torch.inf, column.clone(), column.clone()
+        product = torch.empty_like(some)
+        weighted = torch.zeros_like(some, dtype=tiles.sum_dtype)
+        for start in range(0, n_words, words):
+            stop = min(start + words, n_words)
+            tile_weight = weight[start:stop].to(tiles.dtype)
+            tile, slopes = tiles.logits(some, tile_weight, None if bias is None else bias[start:stop])
+            inside = ((targets >= start) & (targets < stop)).unsqueeze(1)
+            at = (targets - start).clamp(0, stop - start - 1).unsqueeze(1)
+            target_logits = torch.where(inside, tile.gather(1, at), target_logits)
+            before, largest = largest, torch.maximum(largest, tile.amax(1, keepdim=True))
+            tiles.exponential(tile, largest)
+            # Without the target's own term, 1 - p_y is a sum and not a difference of nearly equal numbers.
+            tile.scatter_(1, at, tile.gather(1, at).masked_fill(inside, 0))
+            decay = (before - largest).exp()
+            others = others * decay + tile.sum(1, keepdim=True)
+            if with_gradient:
+                if slopes is not None:
+                    tile.mul_(slopes)
+                weighted.mul_(decay).add_(torch.mm(tiles.rounded(tile), tile_weight, out=product))
+        total = others + (target_logits - largest).exp()
+        loss_sum += (total.log() + largest - target_logits).sum()
+        n_correct += (target_logits >= largest).sum()
+        if gradient is not None:
+            missing = others / total
+            if tiles.softcap:
+                missing = missing * (1 - (target_logits / tiles.softcap) ** 2)
+            weighted.div_(total).addcmul_(missing, weight[targets].to(tiles.sum_dtype), value=-1)
+            gradient[first : first + rows] = weighted
+    return loss_sum, n_correct, gradient
+
+
+def _whole_rows(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    label_smoothing: float,
+    tiles: _Tiles,
+    wanted: list[bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Loss sum, number of correct rows and the wanted gradients of `hidden`, `weight` and `bias`, a few rows a time."""
+    n_rows, n_words = len(hidden), len(weight)
+    rows = max(1, min(n_rows, tiles.workspace_items // n_words))
+    tiles.allocate(rows, n_words)
+    loss_sum = hidden.new_zeros((), dtype=tiles.sum_dtype)
+    n_correct = labels.new_zeros(())
+    product_weight = weight.to(tiles.dtype)
+    hidden_gradient = torch.empty_like(hidden) if wanted[0] else None
+    weight_gradient = torch.zeros_like(product_weight) if wanted[1] else None
+    bias_gradient = torch.zeros_like(bias, dtype=tiles.sum_dtype) if bias is not None and wanted[2] else None
+    for first in range(0, n_rows, rows):
+        some, at = hidden[first : first + rows], labels[first : first + rows].unsqueeze(1)
+        tile, slopes = tiles.logits(some, product_weight, bias)
+        target_logits, largest = tile.gather(1, at), tile.amax(1, keepdim=True)
+        expected = (1 - label_smoothing) * target_logits
+        if label_smoothing:
+            expected = expected + label_smoothing * tile.mean(1, keepdim=True)
+        total = tiles.exponential(tile, largest).sum(1, keepdim=True)
+        loss_sum += (total.log() + largest - expected).sum()
+        n_correct += (target_logits >= largest).sum()
+        if not any(wanted):
+            continue
+        tile.div_(total).sub_(label_smoothing / n_words)
+        tile.scatter_add_(1, at, torch.full_like(target_logits, label_smoothing - 1))
+        if slopes is not None:
+            tile.mul_(slopes)
+        if bias_gradient is not None:
+            bias_gradient += tile.sum(0)
+        factor = tiles.rounded(tile)
+        if hidden_gradient is not None:
+            torch.mm(factor, product_weight, out=hidden_gradient[first : first + rows])
+        if weight_gradient is not None:
+            weight_gradient.addmm_(factor.T, some)
+    if weight_gradient is not None:
+        weight_gradient = weight_gradient.to(weight.dtype)
+    if bias is not None and bias_gradient is not None:
+        bias_gradient = bias_gradient.to(bias.dtype)
+    return loss_sum, n_correct, hidden_gradient, weight_gradient, bias_gradient

@@ -1,0 +1,160 @@
+"""Put `linear_cross_entropy` in the place of a model's output head for one forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from left_trainer.kernels.linear_cross_entropy import TokenLoss, linear_cross_entropy
+
+# Model types whose logits are those of `get_output_embeddings()`, plus `final_logits_bias` and soft-capped where the
+# config says so, and whose loss is their cross-entropy. tests/parity/test_loss_without_logits.py trains each of them.
+ENCODER_DECODER_TYPES = frozenset(
+    (
+        "bart",
+        "bigbird_pegasus",
+        "blenderbot",
+        "blenderbot-small",
+        "led",
+        "longt5",
+        "m2m_100",
+        "marian",
+        "mbart",
+        "mt5",
+        "mvp",
+        "nllb-moe",
+        "pegasus",
+        "pegasus_x",
+        "plbart",
+        "switch_transformers",
+        "t5",
+        "t5gemma",
+        "umt5",
+    )
+)
+DECODER_ONLY_TYPES = frozenset(
+    ("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3")
+)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class HeadLoss:
+    """What the head computed in the last forward pass; `tokens` is `None` where the model was called without labels."""
+
+    tokens: TokenLoss | None = None
+
+
+def unsupported(model: PreTrainedModel) -> str | None:
+    """Why the loss of `model` may not be taken from the input of its output head; `None` where it may."""
+    model_type, head = model.config.model_type, model.get_output_embeddings()
+    if model_type not in ENCODER_DECODER_TYPES | DECODER_ONLY_TYPES:
+        return f"the head of model type {model_type!r} is not known"
+    if not type(model).__module__.startswith("transformers.models."):
+        return f"{type(model).__name__} is not a class of transformers"
+    if getattr(model.config.get_text_config(decoder=True), "output_router_logits", False):
+        return "the model adds the loss of its routers"
+    if type(head) is not nn.Linear:
+        return f"the output head is a {type(head).__name__}, not torch's Linear"
+    if isinstance(head.weight, DTensor) or head.weight.is_meta:
+        return "the output head is sharded or offloaded"
+    if "forward" in vars(head) or any(getattr(head, hooks) for hooks in HOOKS):
+        return "the output head has hooks"
+    if any(module._compiled_call_impl is not None for module in (model, head)):
+        return "the model is compiled"
+    return None
+
+
+@contextlib.contextmanager
+def loss_from_head(model: PreTrainedModel, label_smoothing: float, workspace_bytes: int) -> Iterator[HeadLoss]:
+    """Inside, a call of `model` with labels returns the token mean as its loss, and logits for no row.
+
+    The loss is computed inside of the model's forward pass, so that it is where a wrapper such as
+    `DistributedDataParallel` or an autocast region expects it.
+
+    Args:
+        model: The innermost model, one for which `unsupported` is `None`.
+        label_smoothing: As in `linear_cross_entropy`.
+        workspace_bytes: The same.
+    """
+    found, head = HeadLoss(), model.get_output_embeddings()
+    labels_of_call: list[torch.Tensor] = []
+    model_forward, head_forward = model.forward, head.forward
+
+    @functools.wraps(model_forward)
+    def forward(*args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if labels is None:
+            return model_forward(*args, **kwargs)
+        kwargs["use_cache"] = False
+        if model.config.is_encoder_decoder and not _has_decoder_inputs(kwargs):
+            kwargs["decoder_input_ids"] = _decoder_input_ids(model, labels)
+        labels_of_call.append(labels)
+        try:
+            outputs = model_forward(*args, **kwargs)
+        finally:
+            labels_of_call.clear()
+        if found.tokens is None:
+            raise RuntimeError(f"{type(model).__name__} did not call its output head.")
+        outputs["loss"] = found.tokens.mean
+        return outputs
+
+    def loss_of(hidden: torch.Tensor) -> torch.Tensor:
+        if not labels_of_call:
+            return head_forward(hidden)
+        labels = labels_of_call[0].to(hidden.device)
+        shifted = (hidden, labels) if model.config.is_encoder_decoder else (hidden[:, :-1], labels[:, 1:])
+        found.tokens = linear_cross_entropy(
+            shifted[0],
+            head.weight,
+            shifted[1],
+            _bias(model, head),
+            softcap=getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None),
+            label_smoothing=label_smoothing,
+            workspace_bytes=workspace_bytes,
+        )
+        return hidden.new_empty(0, *hidden.shape[1:-1], head.out_features)
+
+    with _replaced(model, forward), _replaced(head, loss_of):
+        yield found
+
+
+def _has_decoder_inputs(kwargs: dict[str, Any]) -> bool:
+    return any(kwargs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
+
+
+def _decoder_input_ids(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor:
+    """What the model feeds its decoder when it gets labels only, `(batch, target)`."""
+    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if prepare is not None:
+        return prepare(labels)
+    shift = sys.modules[type(model).__module__].shift_tokens_right
+    return shift(labels, model.config.pad_token_id, model.config.decoder_start_token_id)
+
+
+def _bias(model: PreTrainedModel, head: nn.Linear) -> torch.Tensor | None:
+    """What is added to the logits, `(vocabulary,)`."""
+    final: torch.Tensor | None = getattr(model, "final_logits_bias", None)
+    if final is None or head.bias is None:
+        return head.bias if final is None else final.flatten()
+    return head.bias + final.flatten()
+
+
+@contextlib.contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `module` runs `forward`. A forward that was put on the instance before is put back."""
+    before = vars(module).get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before  # type: ignore[method-assign]
