@@ -88,9 +88,8 @@ def fine_tune(run: Run) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     after = predict(run)
     trainer.save_model()
-    samples = collect_samples(
-        run.data["test"], trainer.processing_class, before.predictions, after.predictions, N_SAMPLES
-    )
+    texts = {"before": before.predictions, "after": after.predictions}
+    samples = collect_samples(run.data["test"], trainer.processing_class, texts, N_SAMPLES)
     report = build_report(trainer, run.task, before.metrics, after.metrics, run.prompt, samples)
     if trainer.is_world_process_zero():
         write_report(trainer, report)

@@ -43,21 +43,21 @@ REPORT_FILE = "training_report.json"
 
 
 def collect_samples(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, before: np.ndarray, after: np.ndarray, number: int
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, predictions: Mapping[str, np.ndarray], number: int
 ) -> list[dict[str, str]]:
-    """The first `number` rows with what the model wrote before and after training.
+    """The first `number` rows with what the model wrote.
 
     Args:
         rows: With the columns `source` and `target`.
         tokenizer: Decodes the predictions.
-        before: Token ids `(rows, sequence)` of the untrained model.
-        after: Token ids `(rows, sequence)` of the trained model.
+        predictions: Token ids `(rows, sequence)`, by the key that their text gets: `before`, `after`.
         number: How many.
     """
-    texts = zip(decode(tokenizer, before[:number]), decode(tokenizer, after[:number]), strict=True)
+    first = rows.select(range(min(number, len(rows))))
+    texts = {name: decode(tokenizer, token_ids[: len(first)]) for name, token_ids in predictions.items()}
     return [
-        {"source": row["source"], "reference": row["target"], "before": text_before, "after": text_after}
-        for row, (text_before, text_after) in zip(rows.select(range(min(number, len(rows)))), texts, strict=True)
+        {"source": row["source"], "reference": row["target"], **{name: texts[name][index] for name in texts}}
+        for index, row in enumerate(first)
     ]
 
 
@@ -166,9 +166,14 @@ def write_report(trainer: LeftTrainer, report: Mapping[str, Any]) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that a kill leaves as it was or as it shall be, never in between."""
+    """Write a JSON file, whole."""
+    write_whole(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that a kill leaves as it was or as it shall be, never in between."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 

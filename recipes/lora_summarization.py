@@ -64,7 +64,8 @@ def main() -> None:
 
     # What it gave: adapter, tokenizer, model card, report and plots in args.output_dir.
     trainer.save_model()
-    samples = collect_samples(data["test"], tokenizer, before.predictions, after.predictions, number=3)
+    texts = {"before": before.predictions, "after": after.predictions}
+    samples = collect_samples(data["test"], tokenizer, texts, number=3)
     report = build_report(trainer, task, before.metrics, after.metrics, data_args.prompt, samples)
     if trainer.is_world_process_zero():
         write_report(trainer, report)

@@ -21,16 +21,14 @@ from typing import Any, Literal
 
 from datasets import disable_progress_bars
 from transformers import HfArgumentParser
-from transformers.trainer_utils import PredictionOutput
 from transformers.utils.logging import disable_progress_bar
 
 from left_trainer.callbacks.memory_counters import memory_counter
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.comparison.general_text import general_loss, general_rows
 from left_trainer.data.arguments import DataArguments, ModelArguments
-from left_trainer.evaluation.text_metrics import decode
-from left_trainer.fine_tuning import TASK_DEFAULTS, Run, predict, set_up
-from left_trainer.reporting import REPORT_FILE, build_report, write_json
+from left_trainer.fine_tuning import TASK_DEFAULTS, predict, set_up
+from left_trainer.reporting import REPORT_FILE, build_report, collect_samples, write_json
 from left_trainer.tasks import get_task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.training_args import LeftTrainingArguments
@@ -118,7 +116,9 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     split = "validation" if cell.kind == "trial" else "test"
     predictions = predict(run, split)
     before, after = (predictions.metrics, None) if cell.kind == "base" else (None, predictions.metrics)
-    report = build_report(trainer, run.task, before, after, run.prompt, samples_of(run, split, predictions))
+    texts = {"prediction": predictions.predictions}
+    samples = collect_samples(run.data[split], trainer.processing_class, texts, N_SAMPLES)
+    report = build_report(trainer, run.task, before, after, run.prompt, samples)
     if cell.kind == "base":
         report |= {"method": "base", "trainable_parameters": None, "trainable_percent": None, "learning_rate": None}
     if cell.learning_rate_source:
@@ -129,16 +129,6 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     if cell.kind != "trial":
         extra["general_loss"] = general_loss(trainer, general_rows(cell.general_text_file))
     return report | extra
-
-
-def samples_of(run: Run, split: str, predictions: PredictionOutput) -> list[dict[str, str]]:
-    """The first rows of the split with what the model wrote."""
-    rows = run.data[split].select(range(min(N_SAMPLES, len(run.data[split]))))
-    texts = decode(run.trainer.processing_class, predictions.predictions[: len(rows)])
-    return [
-        {"source": row["source"], "reference": row["target"], "prediction": text}
-        for row, text in zip(rows, texts, strict=True)
-    ]
 
 
 def release_training_memory(trainer: LeftTrainer) -> None:

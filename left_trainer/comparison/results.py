@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from left_trainer.comparison.cell import CELL_FILE, FAILURE_FILE, Cell
-from left_trainer.reporting import REPORT_FILE
+from left_trainer.reporting import REPORT_FILE, write_whole
 
 RESULTS_FILE = "results.jsonl"
 CELLS = "cells"
@@ -48,9 +48,7 @@ def read_cells(output_dir: Path) -> dict[str, Result]:
 def write_results(results: Iterable[Result], output_dir: Path) -> None:
     """One JSON line per result; the file appears whole or not at all."""
     lines = [json.dumps(asdict(result), ensure_ascii=False) for result in results]
-    part = output_dir / f".{RESULTS_FILE}.part"
-    part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    part.replace(output_dir / RESULTS_FILE)
+    write_whole(output_dir / RESULTS_FILE, "".join(line + "\n" for line in lines))
 
 
 def read_results(folder: Path) -> list[Result]:
