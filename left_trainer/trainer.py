@@ -38,6 +38,7 @@ from left_trainer.evaluation.generation import (
 )
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.kernels.head_loss import HeadLossMixin
+from left_trainer.kernels.lora_layers import LORA_LINEAR, use_lora_linear
 from left_trainer.loss import accumulated_token_loss, share_of_tokens
 from left_trainer.methods import get_method
 from left_trainer.methods.hooks import MethodHooks
@@ -152,6 +153,7 @@ class LeftTrainer(ModelCardMixin, TaskIdsMixin, HeadLossMixin):
         args.peft_kwargs = options_from_data(method, args, tokenizer, train_dataset)
         has_adapter = isinstance(model, PeftModel) or (isinstance(model, str) and is_adapter_directory(model))
         model = prepare_model(model, args, config, peft_config, quantization_config)
+        self.fast_paths[LORA_LINEAR] = use_lora_linear(model, args.use_lora_linear)
         if args.learning_rate is None:
             args.learning_rate = method.learning_rate if method else get_method("lora").learning_rate
         if args.gradient_checkpointing and isinstance(model, PeftModel):

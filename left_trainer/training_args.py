@@ -52,6 +52,8 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         use_linear_cross_entropy: Take the loss without storing the logits, where that is exact; see
             `left_trainer.kernels.linear_cross_entropy`. `training_report.json` says where it was not.
         linear_cross_entropy_workspace_bytes: Bound on the memory for logits that it works in.
+        use_lora_linear: Compute a LoRA layer and its base in one step, where that is exact; see
+            `left_trainer.kernels.lora_linear`.
 
     Raises:
         ValueError: Unknown method, or an option that the method does not have or whose type is wrong.
@@ -87,6 +89,9 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     )
     linear_cross_entropy_workspace_bytes: int = field(
         default=128 * 2**20, metadata={"help": "Bound on the memory for logits of use_linear_cross_entropy."}
+    )
+    use_lora_linear: bool = field(
+        default=True, metadata={"help": "Compute a LoRA layer and its base in one step, where that is exact."}
     )
 
     def __post_init__(self) -> None:

@@ -1,0 +1,142 @@
+"""Give PEFT's LoRA layers the fused forward pass; everything else about them stays PEFT's."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear, LoraLayer
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
+
+from left_trainer.kernels.fast_paths import FastPath
+from left_trainer.kernels.lora_linear import lora_linear
+
+LORA_LINEAR = "lora_linear"
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def use_lora_linear(model: nn.Module, use: bool) -> FastPath:
+    """Put the fused forward pass into the LoRA layers of `model`, or take it out again.
+
+    Only the class of a layer changes: its weights, their names in a state dict, and what PEFT does with it stay.
+
+    Returns:
+        What counts the calls of those layers. A layer that can never be fused is counted once, here.
+    """
+    path = FastPath()
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        plain = type(layer).__mro__[1] if isinstance(getattr(layer, "fast_path", None), FastPath) else type(layer)
+        fused = _fused_class(plain)
+        if not use:
+            path.record("use_lora_linear=False")
+        elif fused is None:
+            path.record(f"{plain.__name__} is another kind of layer")
+        elif "forward" in layer.__dict__:
+            path.record("the forward pass of the layer is replaced, as X-LoRA does")
+        layer.__class__ = fused if use and fused else plain
+        layer.fast_path = path if use and fused else None
+    return path
+
+
+def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """`(..., in)` to `(..., out)`."""
+    plain: Any = type(self).__mro__[1]
+    if self.disable_adapters or self.merged_adapters:
+        return plain.forward(self, x, *args, **kwargs)  # the base layer alone: there is nothing to fuse
+    names = [name for name in self.active_adapters if name in self.lora_A]
+    reason = "adapters chosen by row or position" if args or kwargs else _why_not_fused(self, x, names)
+    if not torch.compiler.is_compiling():
+        self.fast_path.record(reason)
+    if reason:
+        return plain.forward(self, x, *args, **kwargs)
+    base, first = self.base_layer, names[0]
+    dropout, quant_state = self.lora_dropout[first], getattr(base.weight, "quant_state", None)
+    result = lora_linear(
+        x,
+        base.weight.T if isinstance(base, Conv1D) else base.weight,
+        base.bias,
+        self.lora_A[first].weight,
+        self.lora_B[first].weight,
+        self.scaling[first],
+        dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
+        compute_dtype=_compute_dtype(base, x),
+        quant_state=quant_state,
+    )
+    for name in names[1:]:
+        part = self.lora_dropout[name](x.to(self.lora_A[name].weight.dtype))
+        part = self.lora_B[name](self.lora_A[name](part)) * self.scaling[name]
+        result = result + part.to(result.dtype)
+    return result if quant_state is None else result.to(x.dtype)
+
+
+class FusedLinear(Linear):
+    """PEFT's LoRA of a linear layer, or of GPT-2's transposed one."""
+
+    fast_path: FastPath
+    forward = _fused_forward
+
+
+@functools.cache
+def _fused_class(plain: type[nn.Module]) -> type[nn.Module] | None:
+    """The class that takes the place of `plain`, if there is one."""
+    if plain is Linear:
+        return FusedLinear
+    if plain.__module__ == "peft.tuners.lora.bnb" and plain.__name__ == "Linear4bit":  # its import loads bitsandbytes
+        return type("FusedLinear4bit", (plain,), {"forward": _fused_forward, "__doc__": "The same in 4 bits."})
+    return None
+
+
+def _compute_dtype(base: nn.Module, x: torch.Tensor) -> torch.dtype:
+    """Of the base layer's product."""
+    given = getattr(base, "compute_dtype", None)  # bitsandbytes' layers have their own
+    if isinstance(given, torch.dtype):
+        return given
+    device = x.device.type
+    is_cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if is_cast else x.dtype
+
+
+def _why_not_fused(layer: Any, x: torch.Tensor, names: list[str]) -> str | None:
+    """The first reason that speaks against it for adapters `names`; `None` where the fused pass is exact."""
+    if not names:
+        return "no active adapter"
+    for name in names:
+        if name in layer.lora_variant:
+            return f"{type(layer.lora_variant[name]).__name__} computes another update"
+    base, name = layer.base_layer, names[0]
+    lora_a, lora_b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    if layer.lora_bias[name]:
+        return "lora_bias=True"
+    if type(lora_a) is not nn.Linear or not isinstance(dropout, (nn.Dropout, nn.Identity)):
+        return f"the adapter is made of {type(lora_a).__name__} and {type(dropout).__name__}"
+    for module in (base, lora_a, lora_b, dropout):
+        if "forward" in module.__dict__ or any(module.__dict__[hooks] for hooks in HOOKS):
+            return "a part of the layer has hooks, as offloading and sharding put there"
+    return _why_not_this_base(base, x) or _why_not_these_weights(base.weight, lora_a.weight, lora_b.weight)
+
+
+def _why_not_this_base(base: nn.Module, x: torch.Tensor) -> str | None:
+    weight: Any = base.weight
+    if weight.requires_grad:
+        return "the base weight is trained"
+    if not hasattr(weight, "quant_state"):
+        if type(base) not in (nn.Linear, Conv1D):
+            return f"the base layer is a {type(base).__name__}"
+        is_cast = torch.is_autocast_enabled(x.device.type)
+        return None if is_cast or x.dtype == weight.dtype else "the input has another dtype than the base weight"
+    if weight.quant_state is None or not base.compute_type_is_set:
+        return "bitsandbytes has not set up the layer yet"
+    if getattr(weight.quant_state, "packing_format_for_cpu", False):
+        return "bitsandbytes has packed the layer for inference on a CPU"
+    return None if torch.is_grad_enabled() else "bitsandbytes has its own product for inference"
+
+
+def _why_not_these_weights(*weights: torch.Tensor) -> str | None:
+    if any(isinstance(weight, DTensor) or weight.is_meta for weight in weights):
+        return "the weights are sharded or offloaded"
+    return None
