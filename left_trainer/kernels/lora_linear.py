@@ -83,20 +83,24 @@ class _LoraLinear(torch.autograd.Function):
         with _without_autocast(x):
             base = _unpacked(weight, quant_state, rows.dtype)
             a, b = lora_a.to(rows.dtype), lora_b.to(rows.dtype)
-            bias = None if bias is None else bias.to(rows.dtype)
-            low, mask = None, None
-            if not dropout and _merging_is_cheaper(rows, base, lora_a):
-                y = torch.nn.functional.linear(rows, torch.addmm(base, b, a, alpha=scaling), bias)
+            low, mask, dropped = None, None, rows
+            merged = not dropout and _merging_is_cheaper(rows, base)
+            factor = torch.addmm(base, b, a, alpha=scaling) if merged else base
+            # Not a view, because models may change the result in place.
+            y = rows.new_empty(*cast.shape[:-1], len(base))
+            flat = y.view(-1, len(base))
+            if bias is None:
+                torch.mm(rows, factor.T, out=flat)
             else:
-                y = torch.nn.functional.linear(rows, base, bias)
-                dropped = rows
+                torch.addmm(bias.to(rows.dtype), rows, factor.T, out=flat)
+            if not merged:
                 if dropout:
                     dropped, mask = torch.native_dropout(rows, dropout, True)
                 low = dropped @ a.T
-                y.addmm_(low, b.T, alpha=scaling)
+                flat.addmm_(low, b.T, alpha=scaling)
         needs_x = ctx.needs_input_grad[4] or low is None
         ctx.save_for_backward(rows if needs_x else None, mask, low, weight, lora_a, lora_b)
-        return y.view(*cast.shape[:-1], y.shape[-1])
+        return y
 
     @staticmethod
     @once_differentiable
@@ -126,7 +130,7 @@ class _LoraLinear(torch.autograd.Function):
         return None, dx, None, dbias, da, db, None, None, None
 
 
-def _merging_is_cheaper(rows: torch.Tensor, base: torch.Tensor, lora_a: torch.Tensor) -> bool:
+def _merging_is_cheaper(rows: torch.Tensor, base: torch.Tensor) -> bool:
     """Whether a product of the adapter's factors costs less than one of each row with the second of them."""
     return (
         rows.dtype in MERGEABLE

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from left_trainer.kernels.linear_cross_entropy import TokenLoss, linear_cross_entropy
 
 # Model types whose logits are those of `get_output_embeddings()`, plus `final_logits_bias` and soft-capped where the
-# config says so, and whose loss is their cross-entropy. tests/parity/test_loss_without_logits.py trains each of them.
+# config says so, and whose loss is their cross-entropy. tests/parity/test_fast_paths.py trains each of them.
 ENCODER_DECODER_TYPES = frozenset(
     (
         "bart",

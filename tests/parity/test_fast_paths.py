@@ -1,4 +1,4 @@
-"""Training with `use_linear_cross_entropy` on gives what it gives off, on every model type in its tables."""
+"""Training with the fast paths on gives what it gives with them off, on every model type in their tables."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def model_of(model_type: str, **overrides: Any) -> PreTrainedModel:
 def train(model_type, rows, make_args, tokenizers, fast, overrides=None, **arguments):
     model = model_of(model_type, **(overrides or {}))
     options = {"max_steps": STEPS, "learning_rate": 1e-3, "max_grad_norm": 1e9, "overwrite_output_dir": True}
-    args = make_args(use_linear_cross_entropy=fast, **{**options, **arguments})
+    args = make_args(use_linear_cross_entropy=fast, use_lora_linear=fast, **{**options, **arguments})
     trainer = LeftTrainer(
         model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizers[model_family(model)]
     )
@@ -83,6 +83,9 @@ def assert_same(
     assert used.ran > STEPS
     unused = plain.fast_paths["linear_cross_entropy"]
     assert unused.report() == {"ran": 0, "fell_back": {"use_linear_cross_entropy=False": used.ran}}
+    adapted, never_adapted = ours.fast_paths["lora_linear"], plain.fast_paths["lora_linear"]
+    assert not adapted.fell_back
+    assert (adapted.ran > 0) == (never_adapted.report()["fell_back"].get("use_lora_linear=False", 0) > 0)
     return ours, plain
 
 
@@ -93,6 +96,7 @@ def test_ten_steps_of_every_model_type(model_type, rows, make_args, tokenizers):
 
 METHODS = {
     "full": {},
+    "lora": {"lora_dropout": 0.1},
     "prompt_tuning": {"num_virtual_tokens": 3},
     "p_tuning": {"num_virtual_tokens": 3},
     "prefix_tuning": {"num_virtual_tokens": 3},
