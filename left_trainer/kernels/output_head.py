@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -61,6 +62,8 @@ def unsupported(model: PreTrainedModel) -> str | None:
         return f"{type(model).__name__} is not a class of transformers"
     if getattr(model.config.get_text_config(decoder=True), "output_router_logits", False):
         return "the model adds the loss of its routers"
+    if isinstance(head, BaseTunerLayer):
+        return "the output head has an adapter"
     if type(head) is not nn.Linear:
         return f"the output head is a {type(head).__name__}, not torch's Linear"
     if isinstance(head.weight, DTensor) or head.weight.is_meta:

@@ -99,7 +99,7 @@ CASES = {
     ),
     "user's class": (users_t5, "UsersT5 is not a class of transformers", {}),
     "hooks on the head": (hooked_head, "the output head has hooks", {}),
-    "LoRA on the head": (lambda: tiny_model("mt5"), "the output head is a Linear, not torch's Linear", LORA_ON_HEAD),
+    "LoRA on the head": (lambda: tiny_model("mt5"), "the output head has an adapter", LORA_ON_HEAD),
     "saved head": (
         lambda: tiny_model("mt5"),
         "the output head is a ModulesToSaveWrapper, not torch's Linear",
@@ -200,4 +200,5 @@ def test_the_report_names_what_ran_and_what_did_not(rows, make_args, tokenizers)
     report = build_report(trainer, get_task("summarization"), None, None)
     assert report["fast_paths"] == {
         "linear_cross_entropy": {"ran": 3, "fell_back": {"the logits are asked for": 1}},
+        "lora_linear": {"ran": 12 * 4, "fell_back": {}},  # calls: query and value of six attentions in four passes
     }

@@ -35,3 +35,14 @@ def test_two_processes_agree_with_one(model_type, tmp_path):
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
         assert two["gradient_norms"] == pytest.approx(one["gradient_norms"], rel=1e-5)
         assert two["predicted"] == 5  # the row that fills up the last batch is not predicted twice
+
+
+def test_the_fused_lora_pass_under_fsdp2():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    result = subprocess.run(
+        [*launch, str(SCRIPT.with_name("sharded_lora_script.py"))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr

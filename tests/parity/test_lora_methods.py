@@ -1,0 +1,62 @@
+"""Every method that puts LoRA layers into a model trains as it does with PEFT's own forward pass."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import gradient_norms, losses, tiny_rows, tiny_tokenizer
+from datasets import Dataset
+from method_settings import CASES, BaseModels, model_argument, settings
+from peft import AdaLoraConfig, LoraConfig, XLoraConfig
+
+from left_trainer import LeftTrainer, LeftTrainingArguments, get_method
+from left_trainer.models import auto_class
+
+WITH_LORA_LAYERS = (LoraConfig, AdaLoraConfig, XLoraConfig)
+LORA_CASES = [case for case in CASES if issubclass(get_method(case[0]).config_class or object, WITH_LORA_LAYERS)]
+# Methods whose update is not LoRA's, and what the report says of their layers.
+NEVER_FUSED = {
+    "adalora": "SVDLinear is another kind of layer",
+    "dora": "DoraLinearVariant computes another update",
+    "xlora": "the forward pass of the layer is replaced, as X-LoRA does",
+}
+HOOKS = "a part of the layer has hooks, as offloading and sharding put there"
+# Their initialisation watches the layers during its first batches.
+HOOKED_AT_THE_START = ("corda", "lora_ga")
+
+
+@pytest.mark.filterwarnings("ignore:Unmerge result can be inaccurate")
+@pytest.mark.parametrize(("method", "family"), LORA_CASES)
+def test_training(method, family, tmp_path):
+    path, runs = BaseModels(tmp_path)[method, family], []
+    for use in (True, False):
+        args = LeftTrainingArguments(
+            output_dir=str(tmp_path / f"run-{use}"),
+            peft_method=method,
+            max_steps=6,
+            per_device_train_batch_size=4,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_lora_linear=use,
+            **settings(method, family, tmp_path),
+        )
+        trainer = LeftTrainer(
+            model_argument(method, path, auto_class(family).from_pretrained),
+            args,
+            train_dataset=Dataset.from_list(tiny_rows()),
+            processing_class=tiny_tokenizer(family),
+        )
+        trainer.train()
+        runs.append(trainer)
+    ours, plain = runs
+    tolerance = 1e-2 if get_method(method).quantization else 1e-4
+    assert losses(ours) == pytest.approx(losses(plain), rel=tolerance)
+    assert gradient_norms(ours) == pytest.approx(gradient_norms(plain), rel=10 * tolerance)
+    report = ours.fast_paths["lora_linear"].report()
+    if method in NEVER_FUSED:
+        assert report["ran"] == 0
+        assert list(report["fell_back"]) == [NEVER_FUSED[method]]
+    else:
+        assert report["ran"] > 0
+        assert list(report["fell_back"]) == [HOOKS] * (method in HOOKED_AT_THE_START)
