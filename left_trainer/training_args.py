@@ -52,6 +52,10 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         use_linear_cross_entropy: Take the loss without storing the logits, where that is exact; see
             `left_trainer.kernels.linear_cross_entropy`. `training_report.json` says where it was not.
         linear_cross_entropy_workspace_bytes: Bound on the memory for logits that it works in.
+        sort_eval_by_length: With `predict_with_generate`, generate for rows of like length together; results keep the
+            order of the rows.
+        eval_loss_with_generation: With `predict_with_generate`, also compute the evaluation loss, which takes a
+            forward pass.
 
     Raises:
         ValueError: Unknown method, or an option that the method does not have or whose type is wrong.
@@ -87,6 +91,12 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     )
     linear_cross_entropy_workspace_bytes: int = field(
         default=128 * 2**20, metadata={"help": "Bound on the memory for logits of use_linear_cross_entropy."}
+    )
+    sort_eval_by_length: bool = field(
+        default=True, metadata={"help": "With predict_with_generate, generate for rows of like length together."}
+    )
+    eval_loss_with_generation: bool = field(
+        default=True, metadata={"help": "With predict_with_generate, also compute the evaluation loss."}
     )
 
     def __post_init__(self) -> None:

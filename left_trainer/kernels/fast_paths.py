@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+SORTED_GENERATION = "sorted_generation"
+
 
 @dataclass
 class FastPath:
