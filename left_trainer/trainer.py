@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self
 
 import torch
 from datasets import Dataset
@@ -20,22 +19,15 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.integrations.fsdp import is_fsdp_managed_module
-from transformers.trainer_utils import EvalPrediction, PredictionOutput
+from transformers.trainer_utils import EvalPrediction
 from trl import SFTTrainer
 
 from left_trainer import checks
 from left_trainer.adapter_files import complete_adapter_directory, load_training_only_state, without_rank_warnings
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
 from left_trainer.data.features import AnyDataset, dataset_form, named_datasets, tokenize_pairs
-from left_trainer.evaluation.generation import (
-    GenerationSpeed,
-    adapter_disabled,
-    generate_completions,
-    generation_arguments,
-    split_prompts,
-)
+from left_trainer.evaluation.generation import GenerationSpeed, generate_completions, split_prompts
+from left_trainer.evaluation.loop import EvalDatasets, EvaluationMixin
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.kernels.head_loss import HeadLossMixin
 from left_trainer.kernels.lora_layers import LORA_LINEAR, use_lora_linear
@@ -53,13 +45,11 @@ from left_trainer.preparation import (
     prepare_model,
     unrounded_adapter,
 )
-from left_trainer.task_ids import TASK_IDS, TaskIdsMixin
+from left_trainer.task_ids import TaskIdsMixin
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
-EvalDatasets: TypeAlias = AnyDataset | dict[str, AnyDataset]
 
-
-class LeftTrainer(ModelCardMixin, TaskIdsMixin, HeadLossMixin):
+class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, HeadLossMixin):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
@@ -249,75 +239,6 @@ class LeftTrainer(ModelCardMixin, TaskIdsMixin, HeadLossMixin):
         `Trainer` would put P-tuning's computed prompts where its encoder's own input belongs.
         """
         return load_training_only_state(self.accelerator.unwrap_model(self.model), checkpoint)
-
-    def evaluate(
-        self,
-        eval_dataset: EvalDatasets | str | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-        **gen_kwargs: Any,
-    ) -> dict[str, float]:
-        """Evaluate; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
-        self._gen_kwargs = self._generation_arguments(gen_kwargs)
-        features = self._features(eval_dataset, self.processing_class, self.args)
-        return self._evaluating_parent().evaluate(features, ignore_keys, metric_key_prefix)
-
-    def predict(
-        self,
-        test_dataset: AnyDataset,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "test",
-        **gen_kwargs: Any,
-    ) -> PredictionOutput:
-        """Predict; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
-        self._gen_kwargs = self._generation_arguments(gen_kwargs)
-        features = self._features(test_dataset, self.processing_class, self.args)
-        return self._evaluating_parent().predict(features, ignore_keys, metric_key_prefix)
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """With `predict_with_generate`, generate greedily or by beam search.
-
-        Returns:
-            The loss; the generated token ids, `(batch, new tokens)`; the labels, `(batch, target)`.
-        """
-        parent = self._evaluating_parent()
-        if not self.args.predict_with_generate or prediction_loss_only:
-            return parent.prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
-        labels = inputs.get("labels")
-        loss = parent.prediction_step(model, dict(inputs), True, ignore_keys)[0] if labels is not None else None
-        arguments = getattr(self, "_gen_kwargs", None) or self._generation_arguments({})
-        arguments.setdefault("synced_gpus", is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self.model))
-        speed = self.generation_speed.measure(len(inputs["input_ids"]))
-        with torch.no_grad(), self.compute_loss_context_manager(), speed:
-            tokens = self._generate(self.accelerator.unwrap_model(model), inputs, arguments)
-        return loss, tokens.contiguous(), labels
-
-    def _generate(self, model: Any, inputs: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
-        """New token ids, `(batch, new tokens)`, for a batch."""
-        sources = {name: inputs[name] for name in ("input_ids", "attention_mask", TASK_IDS) if name in inputs}
-        return model.generate(**sources, **arguments)
-
-    def _evaluating_parent(self) -> Any:
-        """The class whose `evaluate`, `predict` and `prediction_step` do the work."""
-        return super()
-
-    def without_adapter(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, `evaluate` and `predict` see the base model. Nothing changes where no adapter is (`full`)."""
-        return adapter_disabled(self.accelerator.unwrap_model(self.model))
-
-    def _generation_arguments(self, given: dict[str, Any]) -> dict[str, object]:
-        return generation_arguments(self.args.generation_max_length, self.args.generation_num_beams, given)
-
-    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
-        """`dataset` in the form that the concrete trainer expects."""
-        return dataset
 
     def _default_collator(self, tokenizer: Any, args: LeftTrainingArguments) -> Any:
         return None

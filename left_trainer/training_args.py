@@ -54,6 +54,10 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         linear_cross_entropy_workspace_bytes: Bound on the memory for logits that it works in.
         use_lora_linear: Compute a LoRA layer and its base in one step, where that is exact; see
             `left_trainer.kernels.lora_linear`.
+        sort_eval_by_length: With `predict_with_generate`, generate for rows of like length together; results keep the
+            order of the rows.
+        eval_loss_with_generation: With `predict_with_generate`, also compute the evaluation loss, which takes a
+            forward pass.
 
     Raises:
         ValueError: Unknown method, or an option that the method does not have or whose type is wrong.
@@ -92,6 +96,12 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     )
     use_lora_linear: bool = field(
         default=True, metadata={"help": "Compute a LoRA layer and its base in one step, where that is exact."}
+    )
+    sort_eval_by_length: bool = field(
+        default=True, metadata={"help": "With predict_with_generate, generate for rows of like length together."}
+    )
+    eval_loss_with_generation: bool = field(
+        default=True, metadata={"help": "With predict_with_generate, also compute the evaluation loss."}
     )
 
     def __post_init__(self) -> None:

@@ -6,6 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+LINEAR_CROSS_ENTROPY = "linear_cross_entropy"
+SHARED_ENCODER = "shared_encoder"
+SORTED_GENERATION = "sorted_generation"
+
 
 @dataclass
 class FastPath:

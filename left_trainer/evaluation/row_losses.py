@@ -1,0 +1,81 @@
+"""The loss of each row of an encoder-decoder model's batch, from the encoder's output that generation used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from left_trainer.kernels.linear_cross_entropy import linear_cross_entropy
+from left_trainer.kernels.output_head import _bias, _decoder_input_ids, _replaced, unsupported
+from left_trainer.loss import IGNORE_INDEX
+from left_trainer.task_ids import number_of_tasks
+
+SOURCES = ("input_ids", "attention_mask")
+
+
+def why_encoder_runs_twice(model: PreTrainedModel | PeftModel) -> str | None:
+    """Why generation and loss of `model` cannot share the encoder's output; `None` where they can."""
+    if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            return "the adapter puts a prompt before the source"
+        if number_of_tasks(model.active_peft_config):
+            return "the adapter needs task_ids"
+        model = model.get_base_model()
+    if not model.config.is_encoder_decoder:
+        return "the model has no encoder"
+    return unsupported(model)
+
+
+def encode(model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> Any:
+    """What the encoder makes of `input_ids`, `(batch, source)`, as `generate` computes it."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base.get_encoder()(**{name: inputs[name] for name in SOURCES if name in inputs}, return_dict=True)
+
+
+def row_losses(
+    model: PreTrainedModel | PeftModel,
+    encoder_outputs: Any,
+    inputs: dict[str, torch.Tensor],
+    label_smoothing: float,
+    workspace_bytes: int,
+) -> torch.Tensor:
+    """Loss summed over each row's target tokens, and their number, `(batch, 2)`.
+
+    Args:
+        model: One for which `why_encoder_runs_twice` is `None`.
+        encoder_outputs: From `encode`.
+        inputs: `attention_mask` and `labels`, `(batch, source)` and `(batch, target)`.
+        label_smoothing: As in `linear_cross_entropy`.
+        workspace_bytes: The same.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    head, labels = base.get_output_embeddings(), inputs["labels"]
+    sums: list[torch.Tensor] = []
+
+    def keep_losses(hidden: torch.Tensor) -> torch.Tensor:
+        sums.extend(
+            linear_cross_entropy(
+                row,
+                head.weight,
+                row_labels,
+                _bias(base, head),
+                softcap=getattr(base.config.get_text_config(decoder=True), "final_logit_softcapping", None),
+                label_smoothing=label_smoothing,
+                workspace_bytes=workspace_bytes,
+            ).loss_sum
+            for row, row_labels in zip(hidden, labels, strict=True)
+        )
+        return hidden.new_empty(0, *hidden.shape[1:-1], head.out_features)
+
+    with _replaced(head, keep_losses):
+        base(
+            encoder_outputs=type(encoder_outputs)(**encoder_outputs),
+            attention_mask=inputs.get("attention_mask"),
+            decoder_input_ids=_decoder_input_ids(base, labels),
+            use_cache=False,
+        )
+    counts = labels.ne(IGNORE_INDEX).sum(1)
+    return torch.stack([torch.stack(sums).double(), counts.double()], dim=1)
