@@ -29,8 +29,10 @@ from left_trainer.data.features import AnyDataset, dataset_form, named_datasets,
 from left_trainer.evaluation.generation import GenerationSpeed, generate_completions, split_prompts
 from left_trainer.evaluation.loop import EvalDatasets, EvaluationMixin
 from left_trainer.evaluation.text_metrics import text_metrics
+from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR
+from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.head_loss import HeadLossMixin
-from left_trainer.kernels.lora_layers import LORA_LINEAR, use_lora_linear
+from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.loss import accumulated_token_loss, share_of_tokens
 from left_trainer.methods import get_method
 from left_trainer.methods.hooks import MethodHooks
@@ -144,6 +146,7 @@ class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, HeadLossMixin):
         has_adapter = isinstance(model, PeftModel) or (isinstance(model, str) and is_adapter_directory(model))
         model = prepare_model(model, args, config, peft_config, quantization_config)
         self.fast_paths[LORA_LINEAR] = use_lora_linear(model, args.use_lora_linear)
+        self.fast_paths[GELU] = use_fused_gelu(model, args.use_fused_gelu)
         if args.learning_rate is None:
             args.learning_rate = method.learning_rate if method else get_method("lora").learning_rate
         if args.gradient_checkpointing and isinstance(model, PeftModel):

@@ -54,6 +54,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         linear_cross_entropy_workspace_bytes: Bound on the memory for logits that it works in.
         use_lora_linear: Compute a LoRA layer and its base in one step, where that is exact; see
             `left_trainer.kernels.lora_linear`.
+        use_fused_gelu: Compute the tanh form of GELU, the activation of mT5 and GPT-2, in one operation.
         sort_eval_by_length: With `predict_with_generate`, generate for rows of like length together; results keep the
             order of the rows.
         eval_loss_with_generation: With `predict_with_generate`, also compute the evaluation loss, which takes a
@@ -96,6 +97,9 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     )
     use_lora_linear: bool = field(
         default=True, metadata={"help": "Compute a LoRA layer and its base in one step, where that is exact."}
+    )
+    use_fused_gelu: bool = field(
+        default=True, metadata={"help": "Compute the tanh form of GELU in one operation (T5 v1.1, mT5, GPT-2)."}
     )
     sort_eval_by_length: bool = field(
         default=True, metadata={"help": "With predict_with_generate, generate for rows of like length together."}

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LINEAR_CROSS_ENTROPY = "linear_cross_entropy"
+LORA_LINEAR = "lora_linear"
+GELU = "gelu"
 SHARED_ENCODER = "shared_encoder"
 SORTED_GENERATION = "sorted_generation"
 

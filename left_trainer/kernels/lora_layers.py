@@ -12,40 +12,28 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from left_trainer.kernels.fast_paths import FastPath
+from left_trainer.kernels.fused_modules import plain_class, use_fused_modules
 from left_trainer.kernels.lora_linear import lora_linear
 
-LORA_LINEAR = "lora_linear"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def use_lora_linear(model: nn.Module, use: bool) -> FastPath:
-    """Put the fused forward pass into the LoRA layers of `model`, or take it out again.
+    """Put the fused forward pass into the LoRA layers of `model`, or take it out again."""
 
-    Only the class of a layer changes: its weights, their names in a state dict, and what PEFT does with it stay.
-
-    Returns:
-        What counts the calls of those layers. A layer that can never be fused is counted once, here.
-    """
-    path = FastPath()
-    for layer in model.modules():
+    def fused_class(layer: nn.Module, plain: type[Any]) -> type[Any] | str | None:
         if not isinstance(layer, LoraLayer):
-            continue
-        plain = type(layer).__mro__[1] if isinstance(getattr(layer, "fast_path", None), FastPath) else type(layer)
-        fused = _fused_class(plain)
-        if not use:
-            path.record("use_lora_linear=False")
-        elif fused is None:
-            path.record(f"{plain.__name__} is another kind of layer")
-        elif "forward" in layer.__dict__:
-            path.record("the forward pass of the layer is replaced, as X-LoRA does")
-        layer.__class__ = fused if use and fused else plain
-        layer.fast_path = path if use and fused else None
-    return path
+            return None
+        if "forward" in layer.__dict__:
+            return "the forward pass of the layer is replaced, as X-LoRA does"
+        return _fused_class(plain) or f"{plain.__name__} is another kind of layer"
+
+    return use_fused_modules(model, fused_class, "use_lora_linear", use)
 
 
 def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """`(..., in)` to `(..., out)`."""
-    plain: Any = type(self).__mro__[1]
+    plain = plain_class(self)
     if self.disable_adapters or self.merged_adapters:
         return plain.forward(self, x, *args, **kwargs)  # the base layer alone: there is nothing to fuse
     names = [name for name in self.active_adapters if name in self.lora_A]
@@ -82,7 +70,7 @@ class FusedLinear(Linear):
 
 
 @functools.cache
-def _fused_class(plain: type[nn.Module]) -> type[nn.Module] | None:
+def _fused_class(plain: type[Any]) -> type[Any] | None:
     """The class that takes the place of `plain`, if there is one."""
     if plain is Linear:
         return FusedLinear

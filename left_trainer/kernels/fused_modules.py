@@ -1,0 +1,49 @@
+"""Give modules of a model another forward pass, and take it away again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from left_trainer.kernels.fast_paths import FastPath
+
+# For a module and its own class: the class to take its place, or why there is none; `None` for other modules.
+FusedClass: TypeAlias = Callable[[nn.Module, type[nn.Module]], type[nn.Module] | str | None]
+
+
+def use_fused_modules(model: nn.Module, fused_class: FusedClass, switch: str, use: bool) -> FastPath:
+    """Put fused forward passes into the modules of `model` that have one, or take them out.
+
+    Only the class of a module changes, to one that extends it: its weights, their names in a state dict, and what other
+    code does with it stay. `plain_class` finds the class that it had.
+
+    Args:
+        model: Changed in place.
+        fused_class: What takes the place of a module's class.
+        switch: The training argument, for the report.
+        use: `False` to take them out.
+
+    Returns:
+        What counts the calls of the changed modules. One that stays as it is, is counted once, here.
+    """
+    path = FastPath()
+    for module in model.modules():
+        plain = plain_class(module)
+        fused = fused_class(module, plain)
+        if fused is None:
+            continue
+        is_fused = use and not isinstance(fused, str)
+        if not is_fused:
+            path.record(fused if isinstance(fused, str) else f"{switch}=False")
+        changed: Any = module
+        changed.__class__ = fused if is_fused else plain
+        changed.fast_path = path if is_fused else None
+    return path
+
+
+def plain_class(module: nn.Module) -> type[Any]:
+    """The class that a module has without its fused forward pass."""
+    is_fused = isinstance(getattr(module, "fast_path", None), FastPath)
+    return type(module).__mro__[1] if is_fused else type(module)
