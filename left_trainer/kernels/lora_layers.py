@@ -69,14 +69,19 @@ class FusedLinear(Linear):
     forward = _fused_forward
 
 
-@functools.cache
 def _fused_class(plain: type[Any]) -> type[Any] | None:
     """The class that takes the place of `plain`, if there is one."""
     if plain is Linear:
         return FusedLinear
-    if plain.__module__ == "peft.tuners.lora.bnb" and plain.__name__ == "Linear4bit":  # its import loads bitsandbytes
-        return type("FusedLinear4bit", (plain,), {"forward": _fused_forward, "__doc__": "The same in 4 bits."})
-    return None
+    is_4bit = plain.__module__ == "peft.tuners.lora.bnb" and plain.__name__ == "Linear4bit"
+    return _fused_linear_4bit() if is_4bit else None
+
+
+@functools.cache
+def _fused_linear_4bit() -> type[Any]:
+    from peft.tuners.lora.bnb import Linear4bit  # loads bitsandbytes
+
+    return type("FusedLinear4bit", (Linear4bit,), {"forward": _fused_forward, "__doc__": "FusedLinear in 4 bits."})
 
 
 def _compute_dtype(base: nn.Module, x: torch.Tensor) -> torch.dtype:
