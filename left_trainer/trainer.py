@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from datasets import Dataset
@@ -29,6 +29,7 @@ from left_trainer import checks
 from left_trainer.adapter_files import complete_adapter_directory, load_training_only_state, without_rank_warnings
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
 from left_trainer.data.features import AnyDataset, dataset_form, named_datasets, tokenize_pairs
+from left_trainer.data.sampling import LengthGroupingMixin
 from left_trainer.evaluation.generation import (
     GenerationSpeed,
     adapter_disabled,
@@ -42,7 +43,7 @@ from left_trainer.loss import accumulated_token_loss, share_of_tokens
 from left_trainer.methods import get_method
 from left_trainer.methods.hooks import MethodHooks
 from left_trainer.model_card import ModelCardMixin
-from left_trainer.models import ModelFamily, is_adapter_directory, load_config
+from left_trainer.models import is_adapter_directory, load_config
 from left_trainer.preparation import (
     default_generation_length,
     family_of,
@@ -58,7 +59,7 @@ from left_trainer.training_args import LeftTrainingArguments, loading_options
 EvalDatasets: TypeAlias = AnyDataset | dict[str, AnyDataset]
 
 
-class LeftTrainer(ModelCardMixin, TaskIdsMixin, HeadLossMixin):
+class LeftTrainer(ModelCardMixin, TaskIdsMixin, LengthGroupingMixin, HeadLossMixin):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
@@ -91,8 +92,6 @@ class LeftTrainer(ModelCardMixin, TaskIdsMixin, HeadLossMixin):
         FileExistsError: `output_dir` holds an earlier result.
     """
 
-    family: ClassVar[ModelFamily]
-    args: LeftTrainingArguments
     optimizer: torch.optim.Optimizer | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -159,6 +158,7 @@ class LeftTrainer(ModelCardMixin, TaskIdsMixin, HeadLossMixin):
         if args.predict_with_generate:
             compute_metrics = compute_metrics or text_metrics(tokenizer)
             args.generation_max_length = args.generation_max_length or default_generation_length(model)
+        self.note_train_rows(train_dataset)
         self.generation_speed = GenerationSpeed()
         self.method, self.hooks = method, MethodHooks(method, model, args.peft_kwargs, is_new=not has_adapter)
         with unrounded_adapter(model):

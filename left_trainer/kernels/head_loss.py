@@ -28,7 +28,7 @@ class HeadLossMixin(Trainer):
     @functools.cached_property
     def fast_paths(self) -> dict[str, FastPath]:
         """What ran and what fell back, by name; `training_report.json` shows it."""
-        return {LINEAR_CROSS_ENTROPY: FastPath()}
+        return {LINEAR_CROSS_ENTROPY: FastPath(), "group_by_length": FastPath()}
 
     def note_full_logits(self, reason: str) -> None:
         """Count a loss that is taken elsewhere, for the report."""
