@@ -118,8 +118,8 @@ class LengthGroupingMixin(Trainer):
             self._train_batch_size,
             args.world_size,
             args.seed if args.data_seed is None else args.data_seed,
-            # Not through set_epoch: accelerate 1.15 does not hand it on to a sampler whose first batches are skipped
-            # on several processes, so that a resumed epoch would have the order of the first.
+            # Not through set_epoch: on several processes, accelerate 1.15 hands it on to its own samplers alone once it
+            # skips the batches before a checkpoint, and the resumed epoch would have the order of the first.
             epoch=lambda: int(self.state.epoch or 0),
         )
 
