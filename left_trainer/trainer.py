@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from datasets import Dataset
@@ -26,6 +26,7 @@ from left_trainer import checks
 from left_trainer.adapter_files import complete_adapter_directory, load_training_only_state, without_rank_warnings
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
 from left_trainer.data.features import AnyDataset, dataset_form, named_datasets, tokenize_pairs
+from left_trainer.data.sampling import LengthGroupingMixin
 from left_trainer.evaluation.generation import GenerationSpeed, generate_completions, split_prompts
 from left_trainer.evaluation.loop import EvalDatasets, EvaluationMixin
 from left_trainer.evaluation.text_metrics import text_metrics
@@ -37,7 +38,7 @@ from left_trainer.loss import accumulated_token_loss, share_of_tokens
 from left_trainer.methods import get_method
 from left_trainer.methods.hooks import MethodHooks
 from left_trainer.model_card import ModelCardMixin
-from left_trainer.models import ModelFamily, is_adapter_directory, load_config
+from left_trainer.models import is_adapter_directory, load_config
 from left_trainer.preparation import (
     default_generation_length,
     family_of,
@@ -51,7 +52,7 @@ from left_trainer.task_ids import TaskIdsMixin
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 
-class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, HeadLossMixin):
+class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, LengthGroupingMixin, HeadLossMixin):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
@@ -84,8 +85,6 @@ class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, HeadLossMixin):
         FileExistsError: `output_dir` holds an earlier result.
     """
 
-    family: ClassVar[ModelFamily]
-    args: LeftTrainingArguments
     optimizer: torch.optim.Optimizer | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -154,6 +153,7 @@ class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, HeadLossMixin):
         if args.predict_with_generate:
             compute_metrics = compute_metrics or text_metrics(tokenizer)
             args.generation_max_length = args.generation_max_length or default_generation_length(model)
+        self.note_train_rows(train_dataset)
         self.generation_speed = GenerationSpeed()
         self.method, self.hooks = method, MethodHooks(method, model, args.peft_kwargs, is_new=not has_adapter)
         with unrounded_adapter(model):

@@ -13,6 +13,7 @@ from trl import SFTConfig
 from left_trainer.methods import get_method
 from left_trainer.methods.options import check_peft_kwargs
 from left_trainer.models import ModelFamily
+from left_trainer.registry import did_you_mean
 
 # Fields that only one of the two trainers reads. Set for the other one they would silently do nothing.
 DECODER_ONLY_FIELDS = (
@@ -33,6 +34,8 @@ DECODER_ONLY_FIELDS = (
 )
 REPLACED_FIELDS = {"sortish_sampler": "train_sampling_strategy='group_by_length'"}
 
+SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
+
 
 @dataclass
 class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
@@ -48,6 +51,8 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         max_length: In tokens. Decoder-only models: prompt and completion together. Encoder-decoder models: source
             and target each.
         generation_max_length: In tokens of the generated text, for both families.
+        train_sampling_strategy: Unset: batches of rows of about equal length where the rows are text, random ones where
+            they are tokens already; see `left_trainer.data.sampling`. As in `TrainingArguments` otherwise.
         overwrite_output_dir: Allow training into an `output_dir` that holds the result of an earlier run.
         use_linear_cross_entropy: Take the loss without storing the logits, where that is exact; see
             `left_trainer.kernels.linear_cross_entropy`. `training_report.json` says where it was not.
@@ -86,6 +91,13 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Recompute activations in the backward pass: slower, less memory."}
     )
+    train_sampling_strategy: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Which rows make a batch. Unset: group_by_length where the rows are text, random for token ids.",
+            "choices": list(SAMPLING_STRATEGIES),
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Allow writing into an output_dir that holds the result of an earlier run."}
     )
@@ -113,6 +125,12 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             raise ValueError(
                 f"linear_cross_entropy_workspace_bytes={self.linear_cross_entropy_workspace_bytes} is no amount of "
                 "memory. Pass a positive number of bytes, or use_linear_cross_entropy=False for full logits."
+            )
+        if self.train_sampling_strategy not in (None, *SAMPLING_STRATEGIES):
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} is unknown."
+                f"{did_you_mean(self.train_sampling_strategy, SAMPLING_STRATEGIES)} Allowed: "
+                f"{', '.join(SAMPLING_STRATEGIES)}; leave it out for the one that suits the rows."
             )
         self.peft_kwargs = check_peft_kwargs(get_method(self.peft_method), self.peft_kwargs)
         if self.bf16 and not torch.accelerator.is_available():

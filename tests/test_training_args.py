@@ -159,8 +159,8 @@ def test_hugging_faces_defaults_stand(tmp_path):
         for field in dataclasses.fields(Seq2SeqTrainingArguments)
         if getattr(ours, field.name) != getattr(theirs, field.name)
     }
-    assert differing <= {"learning_rate", "dataloader_pin_memory", "logging_dir"}
-    assert ours.learning_rate is None
+    assert differing <= {"learning_rate", "train_sampling_strategy", "dataloader_pin_memory", "logging_dir"}
+    assert (ours.learning_rate, ours.train_sampling_strategy) == (None, None)
 
 
 @pytest.mark.parametrize("cls", [TrainingArguments, Seq2SeqTrainingArguments, SFTConfig])

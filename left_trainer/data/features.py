@@ -5,9 +5,12 @@ Decoder-only models are tokenized by TRL, whose forms (`prompt`/`completion`, `t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import torch
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
@@ -83,7 +86,7 @@ def tokenize_pairs(
         tokenizer: Of an encoder-decoder model. Labels end with its end-of-sequence token.
         max_length: Bound on source and on target, in tokens; `None` bounds neither.
         truncation_mode: `keep_start` or `keep_end` of the source.
-        num_proc: Number of processes.
+        num_proc: Number of processes. By default one, in which a fast tokenizer uses a thread a core.
     """
     side = {"keep_start": "right", "keep_end": "left"}[truncation_mode]
 
@@ -109,7 +112,15 @@ def tokenize_pairs(
     options: dict[str, Any] = {"batched": True, "remove_columns": [name for name in first if name != TASK_IDS]}
     if isinstance(dataset, Dataset):
         options |= {"num_proc": num_proc, "desc": "Tokenizing"}
-    return dataset.map(tokenize, **options)
+    with _first_process_of_machine_first(dataset):
+        return dataset.map(tokenize, **options)
+
+
+def _first_process_of_machine_first(dataset: AnyDataset) -> contextlib.AbstractContextManager[None]:
+    """Inside, the other processes wait for the first one, whose cache file they then read instead of tokenizing."""
+    if not torch.distributed.is_initialized() or not getattr(dataset, "cache_files", None):
+        return contextlib.nullcontext()
+    return PartialState().local_main_process_first()
 
 
 def _with_end(ids: list[int], eos_token_id: int | None, max_length: int | None) -> list[int]:

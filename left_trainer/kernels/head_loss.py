@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_pt_utils import LabelSmoother
 
-from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, SHARED_ENCODER, SORTED_GENERATION, FastPath
+from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, FastPath
 from left_trainer.kernels.linear_cross_entropy import TokenLoss
 from left_trainer.kernels.output_head import loss_from_head, unsupported
 from left_trainer.training_args import LeftTrainingArguments
@@ -26,7 +27,7 @@ class HeadLossMixin(Trainer):
     @functools.cached_property
     def fast_paths(self) -> dict[str, FastPath]:
         """What ran and what fell back, by name; `training_report.json` shows it."""
-        return {name: FastPath() for name in (LINEAR_CROSS_ENTROPY, SORTED_GENERATION, SHARED_ENCODER)}
+        return defaultdict(FastPath)
 
     def note_full_logits(self, reason: str) -> None:
         """Count a loss that is taken elsewhere, for the report."""

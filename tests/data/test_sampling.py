@@ -1,0 +1,186 @@
+"""Which rows make a batch: about equally long ones where the rows are text, and never padding that nobody needs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import FAMILY_TYPES, losses, tiny_model, tiny_rows
+from datasets import Dataset, IterableDataset
+from torch.utils.data import SequentialSampler
+
+from left_trainer import LeftSeq2SeqTrainer, LeftTrainer, LeftTrainingArguments
+from left_trainer.data.sampling import POOL_STEPS, LengthGroupedSampler, row_lengths
+
+N_ROWS = 203
+
+
+@pytest.fixture(scope="module")
+def lengths():
+    """Of sources and targets that have nothing to do with each other."""
+    return np.random.default_rng(0).integers(1, 100, (N_ROWS, 2))
+
+
+def order(lengths, batch_size=4, world_size=1, seed=0, epoch=0):
+    return list(LengthGroupedSampler(lengths, batch_size, world_size, seed, lambda: epoch))
+
+
+def padded_share(lengths, rows, batch_size):
+    batches = [lengths[rows[i : i + batch_size]] for i in range(0, len(rows), batch_size)]
+    return 1 - lengths.sum(0) / sum(batch.max(0) * len(batch) for batch in batches)
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 4, 8, 9, N_ROWS])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_every_row_comes_once(n_rows, world_size, lengths):
+    assert sorted(order(lengths[:n_rows], world_size=world_size)) == list(range(n_rows))
+
+
+def test_sources_and_targets_are_both_padded_little(lengths):
+    random = padded_share(lengths, np.random.default_rng(1).permutation(N_ROWS), 4)
+    grouped = padded_share(lengths, order(lengths), 4)
+    by_sum = padded_share(lengths, lengths.sum(1).argsort(), 4)
+    assert all(grouped < 0.35 * random)
+    assert all(grouped < 0.5 * by_sum)
+
+
+def test_the_order_is_seeded_and_another_in_each_epoch(lengths):
+    assert order(lengths) == order(lengths)
+    assert order(lengths) != order(lengths, epoch=1)
+    assert order(lengths) != order(lengths, seed=1)
+
+
+def test_the_longest_batch_comes_first_and_the_others_are_shuffled(lengths):
+    widths = lengths[order(lengths)][: N_ROWS // 4 * 4].reshape(-1, 4, 2).max(1).sum(1)
+    assert widths[0] == widths.max()
+    assert abs(np.corrcoef(widths[1:], np.arange(len(widths) - 1))[0, 1]) < 0.5
+
+
+def test_processes_get_batches_of_about_the_same_width(lengths):
+    rows = np.array(order(lengths, batch_size=4, world_size=2)[: N_ROWS // 8 * 8])
+    first, second = lengths[rows].reshape(-1, 2, 4, 2).max(2).sum(2).T
+    assert np.abs(first - second).mean() < 0.5 * np.abs(first[1:] - second[:-1]).mean()
+
+
+def test_other_rows_meet_in_other_epochs():
+    """Though no two rows are equally long: there are several pools, drawn at random."""
+    lengths = np.arange(3 * POOL_STEPS * 2)[:, None]
+    first, second = (
+        {frozenset(pair) for pair in np.array(order(lengths, batch_size=2, epoch=epoch)).reshape(-1, 2).tolist()}
+        for epoch in (0, 1)
+    )
+    assert len(first & second) < 0.5 * len(first)
+
+
+def test_lengths_are_read_through_a_selection_of_rows():
+    rows = Dataset.from_dict({"input_ids": [[1] * n for n in (3, 1, 2)], "labels": [[1], [1] * 5, []]})
+    assert row_lengths(rows, ("input_ids", "labels")).tolist() == [[3, 1], [1, 5], [2, 0]]
+    assert row_lengths(rows.select([2, 0]), ("input_ids",)).tolist() == [[2], [3]]
+
+
+def trainer_of(family, rows, make_args, tokenizers, cls=LeftTrainer, **arguments):
+    return cls(
+        tiny_model(FAMILY_TYPES[family]),
+        make_args(**arguments),
+        train_dataset=rows,
+        processing_class=tokenizers[family],
+    )
+
+
+def note(trainer):
+    trainer.get_train_dataloader()
+    return trainer.fast_paths["group_by_length"].report()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILY_TYPES))
+def test_text_is_grouped_unless_the_user_says_otherwise(family, rows, make_args, tokenizers):
+    trainer = trainer_of(family, rows, make_args, tokenizers)
+    assert isinstance(trainer._get_train_sampler(), LengthGroupedSampler)
+    assert note(trainer) == {"ran": 1, "fell_back": {}}
+    random = trainer_of(family, rows, make_args, tokenizers, train_sampling_strategy="random")
+    assert note(random) == {"ran": 0, "fell_back": {"train_sampling_strategy='random'": 1}}
+    tokens = trainer.train_dataset
+    given = trainer_of(family, tokens, make_args, tokenizers)
+    assert note(given) == {"ran": 0, "fell_back": {"the rows were given as tokens": 1}}
+    asked = trainer_of(family, tokens, make_args, tokenizers, train_sampling_strategy="group_by_length")
+    assert note(asked) == {"ran": 1, "fell_back": {}}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILY_TYPES))
+def test_rows_that_only_stream_by_are_trained_in_their_order(family, make_args, tokenizers):
+    rows = IterableDataset.from_generator(tiny_rows)
+    trainer = trainer_of(family, rows, make_args, tokenizers, max_steps=2)
+    trainer.train()
+    assert trainer.fast_paths["group_by_length"].report() == {
+        "ran": 0,
+        "fell_back": {"the rows are in a IterableDataset": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"packing": True, "max_length": 64}, "packing=True"),
+        ({"padding_free": True, "max_length": None}, "padding_free=True"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_batches_without_padding_need_no_grouping(arguments, reason, rows, make_args, tokenizers):
+    trainer = trainer_of("decoder_only", rows, make_args, tokenizers, **arguments)
+    assert note(trainer) == {"ran": 0, "fell_back": {reason: 1}}
+
+
+def test_a_sampler_of_ones_own_is_used(rows, make_args, tokenizers):
+    class Mine(LeftSeq2SeqTrainer):
+        def _get_train_sampler(self, train_dataset=None):
+            return SequentialSampler(self.train_dataset)
+
+    trainer = trainer_of("encoder_decoder", rows, make_args, tokenizers, cls=Mine)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["labels"][0].tolist()[:2] == trainer.train_dataset[0]["labels"][:2]
+    assert list(note(trainer)["fell_back"]) == ["the trainer has a sampler of its own"]
+
+
+def test_evaluation_keeps_the_order_of_the_rows(rows, make_args, tokenizers):
+    """Trainer groups evaluation rows as well, which would put every prediction beside another row."""
+    trainer = trainer_of("encoder_decoder", rows, make_args, tokenizers, train_sampling_strategy="group_by_length")
+    labels = [row[row != -100].tolist() for row in trainer.predict(rows).label_ids]
+    assert labels == list(trainer.train_dataset["labels"])
+
+
+@pytest.mark.parametrize("family", sorted(FAMILY_TYPES))
+def test_accumulated_batches_of_other_lengths_weigh_tokens_alike(family, rows, make_args, tokenizers):
+    """One step over all rows: how they are cut into batches must not show."""
+    seen = []
+    for batch_size, strategy in ((16, "sequential"), (4, None)):
+        trainer = trainer_of(
+            family,
+            rows,
+            make_args,
+            tokenizers,
+            max_steps=1,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=16 // batch_size,
+            train_sampling_strategy=strategy,
+            overwrite_output_dir=True,
+        )
+        trainer.train()
+        seen += losses(trainer)
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILY_TYPES))
+@pytest.mark.parametrize("multiple", [None, 8])
+def test_padding_ends_with_the_longest_row_of_the_batch(family, multiple, rows, make_args, tokenizers):
+    trainer = trainer_of(family, rows, make_args, tokenizers, pad_to_multiple_of=multiple)
+    for batch in trainer.get_train_dataloader():
+        real = {"input_ids": batch["attention_mask"].bool()}
+        if family == "encoder_decoder":
+            real["labels"] = batch["labels"] != -100
+        for name, mask in real.items():
+            longest = int(mask.sum(1).max())
+            assert batch[name].shape[1] == (longest if multiple is None else -(-longest // multiple) * multiple)
+
+
+def test_an_unknown_strategy_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train_sampling_strategy='group_by_lenght'.*Did you mean 'group_by_length'"):
+        LeftTrainingArguments(output_dir=str(tmp_path), train_sampling_strategy="group_by_lenght")
