@@ -9,10 +9,11 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput, has_length
 
 from left_trainer.data.features import AnyDataset
 from left_trainer.evaluation.batches import (
@@ -41,6 +42,7 @@ class EvaluationMixin(Trainer):
     family: ClassVar[ModelFamily]
     fast_paths: dict[str, FastPath]
     _generated: Iterator[tuple[torch.Tensor, torch.Tensor | None]] | None = None
+    _order_shows = False
 
     def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
         """`dataset` in the form that the concrete trainer expects."""
@@ -91,6 +93,20 @@ class EvaluationMixin(Trainer):
         if loss is None and labels is not None and self.args.eval_loss_with_generation:
             loss = parent.prediction_step(model, dict(inputs), True, ignore_keys)[0]
         return loss, tokens, labels
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """As in `Trainer`, with the rows in their order."""
+        self._order_shows, before = True, self._order_shows
+        try:
+            return super().get_test_dataloader(test_dataset)
+        finally:
+            self._order_shows = before
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        # `train_sampling_strategy` shuffles evaluation too (transformers 5.23), which may be seen in what comes out.
+        if self._order_shows or self.args.predict_with_generate or self.compute_metrics:
+            return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
+        return super()._get_eval_sampler(eval_dataset)
 
     def evaluation_loop(
         self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, *args: Any, **kwargs: Any
