@@ -90,6 +90,24 @@ def check_devices(args: LeftTrainingArguments) -> None:
         )
 
 
+def check_evaluation_loss(args: LeftTrainingArguments, eval_dataset: Any) -> None:
+    """Refuse `eval_loss_with_generation=False` where nothing is generated, or where the loss picks the best model."""
+    if args.eval_loss_with_generation:
+        return
+    if not args.predict_with_generate:
+        raise ValueError(
+            "eval_loss_with_generation=False leaves an evaluation without generation with nothing to compute. Remove "
+            "it, or set predict_with_generate=True."
+        )
+    names = [f"{name}_loss" for name in eval_dataset] if isinstance(eval_dataset, dict) else ["loss"]
+    if (args.metric_for_best_model or "").removeprefix("eval_") in names:
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} (what load_best_model_at_end=True uses unless told "
+            "otherwise) is not computed with eval_loss_with_generation=False. Remove that, or name another metric, for "
+            "example metric_for_best_model='rougeL'."
+        )
+
+
 def check_precision(args: LeftTrainingArguments, config: PreTrainedConfig) -> None:
     """Refuse fp16 for models whose activations overflow it."""
     if (args.fp16 or args.mixed_precision == "fp16") and config.model_type in FP16_OVERFLOW_TYPES:

@@ -265,7 +265,8 @@ def _scores(metrics: Mapping[str, float] | None) -> dict[str, float] | None:
     """`metrics` without the prefix that `evaluate` puts before each name."""
     if metrics is None:
         return None
-    prefixes = {name.partition("_")[0] for name in metrics if name.endswith("_loss")}
+    # Always there, unlike the loss.
+    prefixes = {name.partition("_")[0] for name in metrics if name.endswith("_runtime")}
     prefix = next(iter(prefixes)) + "_" if prefixes else ""
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 

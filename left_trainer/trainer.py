@@ -130,6 +130,7 @@ class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, LengthGroupingM
         config = load_config(model, **loading_options(args)) if isinstance(model, str) else model.config
         method = method_of(model, args, peft_config)
         checks.check_devices(args)
+        checks.check_evaluation_loss(args, eval_dataset)
         checks.check_precision(args, config)
         checks.check_method(args, method, self.family, quantization_config is not None or is_quantized(config))
         checks.check_task_ids(args, method, self.family, train_dataset)

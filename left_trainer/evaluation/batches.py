@@ -56,10 +56,10 @@ def without_filling(tokens: np.ndarray, eos_token_ids: Sequence[int], pad_token_
     """Generated ids `(sequence,)` up to the row's own end.
 
     What follows is filled with `pad_token_id`, or, by beam search where that is 0, with the end of sequence
-    (transformers 5.23).
+    (transformers 5.23). The first id is kept in any case: with it a decoder starts, and it may be either of the two.
     """
     kept = np.flatnonzero(~np.isin(tokens, (pad_token_id, *eos_token_ids)))
-    length = int(kept[-1]) + 1 if len(kept) else 0
+    length = int(kept[-1]) + 1 if len(kept) else 1
     has_end = length < len(tokens) and tokens[length] in eos_token_ids
     return tokens[: length + has_end]
 

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from left_trainer.kernels.linear_cross_entropy import linear_cross_entropy
 from left_trainer.kernels.output_head import _bias, _decoder_input_ids, _replaced, unsupported
-from left_trainer.loss import IGNORE_INDEX
 from left_trainer.task_ids import number_of_tasks
 
 SOURCES = ("input_ids", "attention_mask")
@@ -42,7 +41,7 @@ def row_losses(
     label_smoothing: float,
     workspace_bytes: int,
 ) -> torch.Tensor:
-    """Loss summed over each row's target tokens, and their number, `(batch, 2)`.
+    """Loss summed over each row's target tokens, `(batch,)`.
 
     Args:
         model: One for which `why_encoder_runs_twice` is `None`.
@@ -53,6 +52,7 @@ def row_losses(
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     head, labels = base.get_output_embeddings(), inputs["labels"]
+    softcap = getattr(base.config.get_text_config(decoder=True), "final_logit_softcapping", None)
     sums: list[torch.Tensor] = []
 
     def keep_losses(hidden: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ def row_losses(
                 head.weight,
                 row_labels,
                 _bias(base, head),
-                softcap=getattr(base.config.get_text_config(decoder=True), "final_logit_softcapping", None),
+                softcap=softcap,
                 label_smoothing=label_smoothing,
                 workspace_bytes=workspace_bytes,
             ).loss_sum
@@ -77,5 +77,4 @@ def row_losses(
             decoder_input_ids=_decoder_input_ids(base, labels),
             use_cache=False,
         )
-    counts = labels.ne(IGNORE_INDEX).sum(1)
-    return torch.stack([torch.stack(sums).double(), counts.double()], dim=1)
+    return torch.stack(sums)

@@ -7,18 +7,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 SCRIPT = Path(__file__).with_name("two_processes_script.py")
 
 
-def run(model_type: str, processes: int, batch_size: int, accumulation: int, folder: Path) -> dict[str, list[float]]:
-    output = folder / f"{processes}-{batch_size}-{accumulation}.json"
+def run(
+    model_type: str, processes: int, batch_size: int, accumulation: int, folder: Path, sort: str = "sorted"
+) -> dict[str, Any]:
+    output = folder / f"{processes}-{batch_size}-{accumulation}-{sort}.json"
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     command = [*(launch if processes > 1 else [sys.executable]), str(SCRIPT), model_type]
     subprocess.run(
-        [*command, str(batch_size), str(accumulation), str(output)],
+        [*command, str(batch_size), str(accumulation), sort, str(output)],
         check=True,
         capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -26,15 +29,32 @@ def run(model_type: str, processes: int, batch_size: int, accumulation: int, fol
     return json.loads(output.read_text())
 
 
+def own_tokens(rows: list[list[int]]) -> list[list[int]]:
+    """Rows without what fills them up to the longest one of their batch."""
+    return [[token for token in row if token > 0] for row in rows]
+
+
 @pytest.mark.parametrize("model_type", ["t5", "llama"])
 def test_two_processes_agree_with_one(model_type, tmp_path):
     one = run(model_type, 1, 8, 1, tmp_path)
-    assert one["predicted"] == 5
     for batch_size, accumulation in ((4, 1), (2, 2)):
         two = run(model_type, 2, batch_size, accumulation, tmp_path)
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
         assert two["gradient_norms"] == pytest.approx(one["gradient_norms"], rel=1e-5)
-        assert two["predicted"] == 5  # the row that fills up the last batch is not predicted twice
+        # 5 rows: the one that fills up the last batch is not predicted twice
+        assert own_tokens(two["labels"]) == own_tokens(one["labels"])
+        assert own_tokens(two["predictions"]) == own_tokens(one["predictions"])
+        assert two["chrf"] == pytest.approx(one["chrf"])
+        assert two["by_length"] == one["by_length"] == 1
+
+
+@pytest.mark.parametrize("model_type", ["t5", "llama"])
+def test_two_processes_evaluate_by_length_as_in_order(model_type, tmp_path):
+    by_length, in_order = (run(model_type, 2, 4, 1, tmp_path, sort) for sort in ("sorted", "in_order"))
+    assert (by_length["by_length"], in_order["by_length"]) == (1, 0)
+    for name in ("predictions", "labels", "chrf"):
+        assert by_length[name] == in_order[name]
+    assert by_length["loss"] == pytest.approx(in_order["loss"], rel=1e-6)
 
 
 def test_the_fused_lora_pass_under_fsdp2():

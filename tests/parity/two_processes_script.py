@@ -14,7 +14,7 @@ from datasets import Dataset
 from left_trainer import LeftTrainer, LeftTrainingArguments
 from left_trainer.models import model_family
 
-model_type, batch_size, accumulation, output = sys.argv[1:]
+model_type, batch_size, accumulation, sort, output = sys.argv[1:]
 model = tiny_model(model_type)
 args = LeftTrainingArguments(
     output_dir=str(Path(output).parent / "run"),
@@ -29,6 +29,7 @@ args = LeftTrainingArguments(
     per_device_eval_batch_size=2,
     predict_with_generate=True,
     generation_max_length=4,
+    sort_eval_by_length=sort == "sorted",
     report_to="none",
     disable_tqdm=True,
     use_cpu=True,
@@ -41,4 +42,7 @@ trainer.train()
 prediction = trainer.predict(Dataset.from_list(tiny_rows(5)))
 if trainer.is_world_process_zero():
     result = {"losses": losses(trainer), "gradient_norms": gradient_norms(trainer)}
-    Path(output).write_text(json.dumps({**result, "predicted": len(prediction.predictions)}))
+    result |= {"predictions": prediction.predictions.tolist(), "labels": prediction.label_ids.tolist()}
+    result |= {"chrf": prediction.metrics["test_chrf"], "loss": prediction.metrics["test_loss"]}
+    result["by_length"] = trainer.fast_paths["sorted_generation"].ran
+    Path(output).write_text(json.dumps(result))
