@@ -146,6 +146,11 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         for name, replacement in REPLACED_FIELDS.items():
             if getattr(self, name) != defaults[name]:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no effect any more. Use {replacement} instead.")
+        if self.eval_packing and self.predict_with_generate:
+            raise ValueError(
+                "eval_packing=True joins rows, and predict_with_generate=True needs every prompt on its own. Set "
+                "eval_packing=False; packing=True may stay."
+            )
         if family == "encoder_decoder":
             for name in DECODER_ONLY_FIELDS:
                 if getattr(self, name) != defaults[name]:
