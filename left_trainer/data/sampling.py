@@ -140,7 +140,7 @@ class BatchingMixin(Trainer):
             return super()._get_train_sampler(train_dataset)
         args = self.args
         return LengthGroupedSampler(
-            self._token_counts(dataset),
+            row_lengths(dataset, PADDED_COLUMNS[self.family]),
             self._train_batch_size,
             args.world_size,
             args.seed if args.data_seed is None else args.data_seed,
@@ -154,11 +154,6 @@ class BatchingMixin(Trainer):
         if self.args.train_sampling_strategy != GROUP_BY_LENGTH:
             return super()._get_eval_sampler(eval_dataset)
         return SequentialSampler(eval_dataset) if self.args.world_size == 1 else None
-
-    def _token_counts(self, dataset: Dataset) -> NDArray[np.int64]:
-        if self.args.length_column_name in dataset.column_names:
-            return np.array(dataset[self.args.length_column_name]).reshape(-1, 1)
-        return row_lengths(dataset, PADDED_COLUMNS[self.family])
 
     def _why_not_grouped(self, dataset: Any) -> str | None:
         args, strategy = self.args, self.args.train_sampling_strategy

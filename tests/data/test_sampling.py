@@ -204,6 +204,12 @@ def test_packed_rows_cannot_be_generated_from(rows, make_args, saved_models, no_
         LeftTrainer(str(saved_models["decoder_only"]), arguments, train_dataset=rows)
 
 
+def test_a_column_of_lengths_is_refused(rows, make_args, saved_models, no_weights):
+    arguments = make_args(train_sampling_strategy="group_by_length", length_column_name="n_tokens")
+    with pytest.raises(ValueError, match="length_column_name='n_tokens' has no effect"):
+        LeftTrainer(str(saved_models["encoder_decoder"]), arguments, train_dataset=rows)
+
+
 def test_an_unknown_strategy_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"train_sampling_strategy='group_by_lenght'.*Did you mean 'group_by_length'"):
         LeftTrainingArguments(output_dir=str(tmp_path), train_sampling_strategy="group_by_lenght")
