@@ -26,7 +26,7 @@ from left_trainer import checks
 from left_trainer.adapter_files import complete_adapter_directory, load_training_only_state, without_rank_warnings
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
 from left_trainer.data.features import AnyDataset, dataset_form, named_datasets, tokenize_pairs
-from left_trainer.data.sampling import LengthGroupingMixin
+from left_trainer.data.sampling import BatchingMixin
 from left_trainer.evaluation.generation import GenerationSpeed, generate_completions, split_prompts
 from left_trainer.evaluation.loop import EvalDatasets, EvaluationMixin
 from left_trainer.evaluation.text_metrics import text_metrics
@@ -52,7 +52,7 @@ from left_trainer.task_ids import TaskIdsMixin
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 
-class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, LengthGroupingMixin, HeadLossMixin):
+class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, BatchingMixin, HeadLossMixin):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
@@ -154,7 +154,7 @@ class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, LengthGroupingM
         if args.predict_with_generate:
             compute_metrics = compute_metrics or text_metrics(tokenizer)
             args.generation_max_length = args.generation_max_length or default_generation_length(model)
-        self.note_train_rows(train_dataset)
+        self.settle_batches(train_dataset, args)
         self.generation_speed = GenerationSpeed()
         self.method, self.hooks = method, MethodHooks(method, model, args.peft_kwargs, is_new=not has_adapter)
         with unrounded_adapter(model):

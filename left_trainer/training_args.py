@@ -165,6 +165,17 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         for name, replacement in REPLACED_FIELDS.items():
             if getattr(self, name) != defaults[name]:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no effect any more. Use {replacement} instead.")
+        named = self.length_column_name != defaults["length_column_name"]
+        if named and self.train_sampling_strategy != "batch_rebalance":
+            raise ValueError(
+                f"length_column_name={self.length_column_name!r} has no effect: group_by_length counts the tokens "
+                "itself, in less time than reading a column takes. Remove it."
+            )
+        if self.eval_packing and self.predict_with_generate:
+            raise ValueError(
+                "eval_packing=True joins rows, and predict_with_generate=True needs every prompt on its own. Set "
+                "eval_packing=False; packing=True may stay."
+            )
         if family == "encoder_decoder":
             for name in DECODER_ONLY_FIELDS:
                 if getattr(self, name) != defaults[name]:

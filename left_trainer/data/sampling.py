@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -91,22 +93,46 @@ def row_lengths(dataset: Dataset, columns: Sequence[str]) -> NDArray[np.int64]:
     return np.concatenate(parts).astype(np.int64)
 
 
-class LengthGroupingMixin(Trainer):
-    """Length-grouped batches for rows that arrive as text, and for all others when asked for."""
+class BatchingMixin(Trainer):
+    """Which rows make a batch: for text, and when asked for, equally long ones; in generation, never joined ones."""
 
     args: LeftTrainingArguments
     family: ClassVar[ModelFamily]
     fast_paths: dict[str, FastPath]
+    data_collator: Any
     _rows_are_text = False
 
-    def note_train_rows(self, dataset: Any) -> None:
-        """Remember the form of `train_dataset` before it is tokenized."""
-        self._rows_are_text = "input_ids" not in (getattr(dataset, "column_names", None) or ())
+    def settle_batches(self, train_dataset: Any, args: LeftTrainingArguments) -> None:
+        """Look at the rows before they are tokenized, and keep those apart that prompts are generated from."""
+        self._rows_are_text = "input_ids" not in (getattr(train_dataset, "column_names", None) or ())
+        if args.packing and args.predict_with_generate and args.eval_packing is None:
+            args.eval_packing = False
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """As in `Trainer`; notes for the report whether the batches are grouped."""
         self.fast_paths[GROUP_BY_LENGTH].record(self._why_not_grouped(self.train_dataset))
         return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """As in `Trainer`; where text is generated, with a row for each prompt."""
+        with self._one_row_for_each_prompt():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """As in `Trainer`; where text is generated, with a row for each prompt."""
+        with self._one_row_for_each_prompt():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextlib.contextmanager
+    def _one_row_for_each_prompt(self) -> Iterator[None]:
+        """Inside, TRL's collator does not join the rows of a batch into one, as it does with `packing`."""
+        collator = self.data_collator
+        if self.args.predict_with_generate and getattr(collator, "padding_free", False):
+            self.data_collator = dataclasses.replace(collator, padding_free=False)
+        try:
+            yield
+        finally:
+            self.data_collator = collator
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -114,7 +140,7 @@ class LengthGroupingMixin(Trainer):
             return super()._get_train_sampler(train_dataset)
         args = self.args
         return LengthGroupedSampler(
-            self._token_counts(dataset),
+            row_lengths(dataset, PADDED_COLUMNS[self.family]),
             self._train_batch_size,
             args.world_size,
             args.seed if args.data_seed is None else args.data_seed,
@@ -129,18 +155,13 @@ class LengthGroupingMixin(Trainer):
             return super()._get_eval_sampler(eval_dataset)
         return SequentialSampler(eval_dataset) if self.args.world_size == 1 else None
 
-    def _token_counts(self, dataset: Dataset) -> NDArray[np.int64]:
-        if self.args.length_column_name in dataset.column_names:
-            return np.array(dataset[self.args.length_column_name]).reshape(-1, 1)
-        return row_lengths(dataset, PADDED_COLUMNS[self.family])
-
     def _why_not_grouped(self, dataset: Any) -> str | None:
         args, strategy = self.args, self.args.train_sampling_strategy
         unset = strategy is None
         reasons = {
             f"train_sampling_strategy={strategy!r}": strategy not in (None, GROUP_BY_LENGTH),
             "the trainer has a sampler of its own": (
-                type(self)._get_train_sampler is not LengthGroupingMixin._get_train_sampler
+                type(self)._get_train_sampler is not BatchingMixin._get_train_sampler
             ),
             f"the rows are in a {type(dataset).__name__}": not isinstance(dataset, Dataset),
             "the rows were given as tokens": unset and not self._rows_are_text,

@@ -9,12 +9,11 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 
 from left_trainer.data.features import AnyDataset
 from left_trainer.evaluation.batches import (
@@ -44,7 +43,6 @@ class EvaluationMixin(Trainer):
     family: ClassVar[ModelFamily]
     fast_paths: dict[str, FastPath]
     _generated: Iterator[tuple[torch.Tensor, torch.Tensor | None]] | None = None
-    _order_shows = False
 
     def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
         """`dataset` in the form that the concrete trainer expects."""
@@ -100,20 +98,6 @@ class EvaluationMixin(Trainer):
         mean = loss_sum / labels.ne(IGNORE_INDEX).sum().clamp(min=1)
         count = self._get_num_items_in_batch([inputs], self.args.device)
         return accumulated_token_loss(mean, labels, count, ranks), tokens, labels
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """As in `Trainer`, with the rows in their order."""
-        self._order_shows, before = True, self._order_shows
-        try:
-            return super().get_test_dataloader(test_dataset)
-        finally:
-            self._order_shows = before
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
-        # `train_sampling_strategy` shuffles evaluation too (transformers 5.23), which may be seen in what comes out.
-        if self._order_shows or self.args.predict_with_generate or self.compute_metrics:
-            return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
-        return super()._get_eval_sampler(eval_dataset)
 
     def evaluation_loop(
         self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, *args: Any, **kwargs: Any

@@ -8,8 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from left_trainer.kernels.linear_cross_entropy import linear_cross_entropy
-from left_trainer.kernels.output_head import _bias, _decoder_input_ids, _replaced, unsupported
+from left_trainer.kernels.output_head import loss_from_head, unsupported
 from left_trainer.task_ids import number_of_tasks
 
 SOURCES = ("input_ids", "attention_mask")
@@ -51,30 +50,11 @@ def row_losses(
         workspace_bytes: The same.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    head, labels = base.get_output_embeddings(), inputs["labels"]
-    softcap = getattr(base.config.get_text_config(decoder=True), "final_logit_softcapping", None)
-    sums: list[torch.Tensor] = []
-
-    def keep_losses(hidden: torch.Tensor) -> torch.Tensor:
-        sums.extend(
-            linear_cross_entropy(
-                row,
-                head.weight,
-                row_labels,
-                _bias(base, head),
-                softcap=softcap,
-                label_smoothing=label_smoothing,
-                workspace_bytes=workspace_bytes,
-            ).loss_sum
-            for row, row_labels in zip(hidden, labels, strict=True)
-        )
-        return hidden.new_empty(0, *hidden.shape[1:-1], head.out_features)
-
-    with _replaced(head, keep_losses):
+    with loss_from_head(base, label_smoothing, workspace_bytes) as head:
         base(
             encoder_outputs=type(encoder_outputs)(**encoder_outputs),
             attention_mask=inputs.get("attention_mask"),
-            decoder_input_ids=_decoder_input_ids(base, labels),
-            use_cache=False,
+            labels=inputs["labels"],
         )
-    return torch.stack(sums)
+    assert head.tokens is not None  # or the call above would have raised
+    return head.tokens.row_sums

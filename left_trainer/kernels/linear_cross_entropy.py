@@ -21,22 +21,33 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class TokenLoss(NamedTuple):
-    """What an output head says about the target tokens of a batch; every field is a scalar tensor.
+    """What an output head says about the target tokens of a batch.
 
     Args:
-        loss_sum: Negative log-likelihood in nats, summed over the target tokens; float32, or float64 for such inputs.
-        n_tokens: Number of target tokens.
-        n_correct: Number of target tokens that have the largest logit.
+        loss_sum: Negative log-likelihood in nats, summed over the target tokens, a scalar; float32, or float64 for such
+            inputs.
+        n_tokens: Number of target tokens, a scalar.
+        n_correct: Number of target tokens that have the largest logit, a scalar.
+        losses: Of each target token, `(n_tokens,)`, without a gradient.
+        is_target: Where they stand, in the shape of the labels.
     """
 
     loss_sum: torch.Tensor
     n_tokens: torch.Tensor
     n_correct: torch.Tensor
+    losses: torch.Tensor
+    is_target: torch.Tensor
 
     @property
     def mean(self) -> torch.Tensor:
         """Loss per target token; zero where there is none."""
         return self.loss_sum / self.n_tokens.clamp(min=1)
+
+    @property
+    def row_sums(self) -> torch.Tensor:
+        """Losses summed over the target tokens of each row, `(batch,)`, without a gradient."""
+        positions = torch.zeros_like(self.is_target, dtype=self.losses.dtype)
+        return positions.masked_scatter(self.is_target, self.losses).sum(-1)
 
 
 def linear_cross_entropy(
@@ -76,10 +87,10 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     valid = labels.ne(IGNORE_INDEX)
-    loss_sum, n_correct = _LinearCrossEntropy.apply(
+    loss_sum, n_correct, losses = _LinearCrossEntropy.apply(
         hidden[valid], weight, bias, labels[valid], softcap, label_smoothing, workspace_bytes, torch.is_grad_enabled()
     )
-    return TokenLoss(loss_sum, valid.sum(), n_correct)
+    return TokenLoss(loss_sum, valid.sum(), n_correct, losses, valid)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -96,24 +107,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         workspace_bytes: int,
         with_gradient: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wanted = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
         tiles = _Tiles(hidden.dtype, softcap, workspace_bytes, hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             if wanted[1] or wanted[2] or label_smoothing:
-                loss_sum, n_correct, *gradients = _whole_rows(
+                losses, n_correct, *gradients = _whole_rows(
                     hidden, weight, bias, labels, label_smoothing, tiles, wanted
                 )
             else:
-                loss_sum, n_correct, gradient = _online(hidden, weight, bias, labels, tiles, wanted[0])
+                losses, n_correct, gradient = _online(hidden, weight, bias, labels, tiles, wanted[0])
                 gradients = [gradient, None, None]
         ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(n_correct)
-        return loss_sum, n_correct
+        ctx.mark_non_differentiable(n_correct, losses)
+        return losses.sum(), n_correct, losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         # In place, because the weight's gradient is as large as the weight. autograd refuses a second pass by itself.
         scaled = (None if saved is None else saved.mul_(gradient.to(saved.dtype)) for saved in ctx.saved_tensors)
         return (*scaled, *[None] * 6)[:8]
@@ -175,7 +186,7 @@ def _online(
     tiles: _Tiles,
     with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Loss sum, number of correct rows and the gradient of `hidden`, over tiles of rows and words."""
+    """Losses `(rows,)`, number of correct rows and the gradient of `hidden`, over tiles of rows and words."""
     n_rows, n_words = len(hidden), len(weight)
     items = tiles.workspace_items
     if hidden.device.type == "cpu":
@@ -183,7 +194,7 @@ def _online(
     rows = max(1, min(n_rows, items // min(n_words, MIN_TILE_WORDS)))
     words = min(n_words, max(1, items // rows))
     tiles.allocate(rows, words)
-    loss_sum = hidden.new_zeros((), dtype=tiles.sum_dtype)
+    losses = hidden.new_empty(n_rows, dtype=tiles.sum_dtype)
     n_correct = labels.new_zeros(())
     gradient = torch.empty_like(hidden) if with_gradient else None
     for first in range(0, n_rows, rows):
@@ -210,7 +221,7 @@ def _online(
                     tile.mul_(slopes)
                 weighted.mul_(decay).add_(torch.mm(tiles.rounded(tile), tile_weight, out=product))
         total = others + (target_logits - largest).exp()
-        loss_sum += (total.log() + largest - target_logits).sum()
+        losses[first : first + rows] = (total.log() + largest - target_logits).squeeze(1)
         n_correct += (target_logits >= largest).sum()
         if gradient is not None:
             missing = others / total
@@ -218,7 +229,7 @@ def _online(
                 missing = missing * (1 - (target_logits / tiles.softcap) ** 2)
             weighted.div_(total).addcmul_(missing, weight[targets].to(tiles.sum_dtype), value=-1)
             gradient[first : first + rows] = weighted
-    return loss_sum, n_correct, gradient
+    return losses, n_correct, gradient
 
 
 def _whole_rows(
@@ -230,11 +241,11 @@ def _whole_rows(
     tiles: _Tiles,
     wanted: list[bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Loss sum, number of correct rows and the wanted gradients of `hidden`, `weight` and `bias`, a few rows a time."""
+    """Losses `(rows,)`, number of correct rows and the wanted gradients of `hidden`, `weight` and `bias`."""
     n_rows, n_words = len(hidden), len(weight)
     rows = max(1, min(n_rows, tiles.workspace_items // n_words))
     tiles.allocate(rows, n_words)
-    loss_sum = hidden.new_zeros((), dtype=tiles.sum_dtype)
+    losses = hidden.new_empty(n_rows, dtype=tiles.sum_dtype)
     n_correct = labels.new_zeros(())
     product_weight = weight.to(tiles.dtype)
     hidden_gradient = torch.empty_like(hidden) if wanted[0] else None
@@ -248,7 +259,7 @@ def _whole_rows(
         if label_smoothing:
             expected = expected + label_smoothing * tile.mean(1, keepdim=True)
         total = tiles.exponential(tile, largest).sum(1, keepdim=True)
-        loss_sum += (total.log() + largest - expected).sum()
+        losses[first : first + rows] = (total.log() + largest - expected).squeeze(1)
         n_correct += (target_logits >= largest).sum()
         if not any(wanted):
             continue
@@ -267,4 +278,4 @@ def _whole_rows(
         weight_gradient = weight_gradient.to(weight.dtype)
     if bias is not None and bias_gradient is not None:
         bias_gradient = bias_gradient.to(bias.dtype)
-    return loss_sum, n_correct, hidden_gradient, weight_gradient, bias_gradient
+    return losses, n_correct, hidden_gradient, weight_gradient, bias_gradient

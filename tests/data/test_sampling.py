@@ -147,6 +147,23 @@ def test_evaluation_keeps_the_order_of_the_rows(rows, make_args, tokenizers):
     assert labels == list(trainer.train_dataset["labels"])
 
 
+@pytest.mark.parametrize("arguments", [{"packing": True}, {"padding_free": True, "max_length": None}], ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_prompts_are_not_joined_where_text_is_generated(arguments, rows, make_args, tokenizers):
+    """Else a batch of packed rows would be one prompt, with the answers of all rows but the last in it."""
+    predictions = []
+    for options in (arguments, {}):
+        arguments = {"predict_with_generate": True, "generation_max_length": 5, "overwrite_output_dir": True, **options}
+        trainer = trainer_of("decoder_only", rows, make_args, tokenizers, **arguments)
+        predictions.append(trainer.predict(rows))
+        assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(predictions[-1].metrics["test_loss"], rel=1e-5)
+    joined, apart = predictions
+    texts = [tokenizers["decoder_only"].batch_decode(found.predictions) for found in predictions]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == len(rows)
+    assert joined.metrics["test_loss"] == pytest.approx(apart.metrics["test_loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize("family", sorted(FAMILY_TYPES))
 def test_accumulated_batches_of_other_lengths_weigh_tokens_alike(family, rows, make_args, tokenizers):
     """One step over all rows: how they are cut into batches must not show."""
@@ -179,6 +196,18 @@ def test_padding_ends_with_the_longest_row_of_the_batch(family, multiple, rows, 
         for name, mask in real.items():
             longest = int(mask.sum(1).max())
             assert batch[name].shape[1] == (longest if multiple is None else -(-longest // multiple) * multiple)
+
+
+def test_packed_rows_cannot_be_generated_from(rows, make_args, saved_models, no_weights):
+    arguments = make_args(packing=True, eval_packing=True, predict_with_generate=True)
+    with pytest.raises(ValueError, match=r"eval_packing=True .* Set eval_packing=False"):
+        LeftTrainer(str(saved_models["decoder_only"]), arguments, train_dataset=rows)
+
+
+def test_a_column_of_lengths_is_refused(rows, make_args, saved_models, no_weights):
+    arguments = make_args(train_sampling_strategy="group_by_length", length_column_name="n_tokens")
+    with pytest.raises(ValueError, match="length_column_name='n_tokens' has no effect"):
+        LeftTrainer(str(saved_models["encoder_decoder"]), arguments, train_dataset=rows)
 
 
 def test_an_unknown_strategy_is_refused(tmp_path):

@@ -96,6 +96,24 @@ def test_decoder_only(method, rows: Dataset, tokenizers, tmp_path):
     assert losses(ours) == pytest.approx(losses(plain), abs=1e-6)
 
 
+@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
+@pytest.mark.filterwarnings("ignore")
+def test_packing(strategy, rows: Dataset, make_args, tokenizers, tmp_path):
+    """Several rows in one sequence, which TRL builds; our loss must still skip what is no completion."""
+    options = {**OPTIONS, "packing": True, "packing_strategy": strategy, "max_length": 64}
+    options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    common = {"train_dataset": rows, "processing_class": tokenizers["decoder_only"]}
+    ours = LeftTrainer(tiny_model("llama"), make_args(**options), peft_config=configs("llama")["lora"], **common)
+    ours.train()
+    args = SFTConfig(output_dir=str(tmp_path / "plain"), activation_checkpointing=False, bf16=False, **options)
+    plain = SFTTrainer(tiny_model("llama"), args, peft_config=configs("llama")["lora"], **common)
+    plain.train()
+    assert losses(ours) == pytest.approx(losses(plain), rel=1e-5)
+    assert losses(ours)[-1] != losses(ours)[0]
+    assert len(ours.train_dataset) < len(rows)
+    assert not ours.fast_paths["linear_cross_entropy"].fell_back
+
+
 def tiny_model_then_seed(model_type, dropout):
     """A model whose construction leaves the random state as `set_seed` of the run set it."""
     model = tiny_model(model_type, dropout=dropout)
