@@ -38,17 +38,18 @@ class LengthGroupedSampler(Sampler[int]):
     Args:
         lengths: In tokens, `(rows, columns)`: of sources and targets, or of whole sequences.
         batch_size: Rows that are padded together.
-        world_size: Processes, whose batches of one step should take equally long.
+        batches_per_step: Of all processes and of all accumulated micro-batches. The rows of a step are the same however
+            they are split.
         seed: Of the order.
         epoch: Tells the current epoch, which has an order of its own.
     """
 
     def __init__(
-        self, lengths: NDArray[np.int64], batch_size: int, world_size: int, seed: int, epoch: Callable[[], int]
+        self, lengths: NDArray[np.int64], batch_size: int, batches_per_step: int, seed: int, epoch: Callable[[], int]
     ) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
-        self.step_rows = batch_size * world_size
+        self.step_rows = batch_size * batches_per_step
         self.seed = seed
         self.epoch = epoch
 
@@ -142,7 +143,7 @@ class BatchingMixin(Trainer):
         return LengthGroupedSampler(
             row_lengths(dataset, PADDED_COLUMNS[self.family]),
             self._train_batch_size,
-            args.world_size,
+            args.world_size * args.gradient_accumulation_steps,
             args.seed if args.data_seed is None else args.data_seed,
             # Not through set_epoch: on several processes, accelerate 1.15 hands it on to its own samplers alone once it
             # skips the batches before a checkpoint, and the resumed epoch would have the order of the first.

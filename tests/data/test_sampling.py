@@ -20,8 +20,8 @@ def lengths():
     return np.random.default_rng(0).integers(1, 100, (N_ROWS, 2))
 
 
-def order(lengths, batch_size=4, world_size=1, seed=0, epoch=0):
-    return list(LengthGroupedSampler(lengths, batch_size, world_size, seed, lambda: epoch))
+def order(lengths, batch_size=4, batches_per_step=1, seed=0, epoch=0):
+    return list(LengthGroupedSampler(lengths, batch_size, batches_per_step, seed, lambda: epoch))
 
 
 def padded_share(lengths, rows, batch_size):
@@ -30,9 +30,9 @@ def padded_share(lengths, rows, batch_size):
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 4, 8, 9, N_ROWS])
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_every_row_comes_once(n_rows, world_size, lengths):
-    assert sorted(order(lengths[:n_rows], world_size=world_size)) == list(range(n_rows))
+@pytest.mark.parametrize("batches_per_step", [1, 3])
+def test_every_row_comes_once(n_rows, batches_per_step, lengths):
+    assert sorted(order(lengths[:n_rows], batches_per_step=batches_per_step)) == list(range(n_rows))
 
 
 def test_sources_and_targets_are_both_padded_little(lengths):
@@ -56,9 +56,16 @@ def test_the_longest_batch_comes_first_and_the_others_are_shuffled(lengths):
 
 
 def test_processes_get_batches_of_about_the_same_width(lengths):
-    rows = np.array(order(lengths, batch_size=4, world_size=2)[: N_ROWS // 8 * 8])
+    rows = np.array(order(lengths, batch_size=4, batches_per_step=2)[: N_ROWS // 8 * 8])
     first, second = lengths[rows].reshape(-1, 2, 4, 2).max(2).sum(2).T
     assert np.abs(first - second).mean() < 0.5 * np.abs(first[1:] - second[:-1]).mean()
+
+
+def test_a_step_has_the_same_rows_however_it_is_split(lengths):
+    whole, split = (
+        np.array(order(lengths, batch_size=size, batches_per_step=8 // size))[: N_ROWS // 8 * 8] for size in (8, 2)
+    )
+    assert (np.sort(whole.reshape(-1, 8)) == np.sort(split.reshape(-1, 8))).all()
 
 
 def test_other_rows_meet_in_other_epochs():
