@@ -14,7 +14,7 @@ RIVALS: dict[Rival, str] = {
     "frozen": "LeftTrainer with the adapter switched off: forward and backward of the frozen model",
 }
 MEASURES: dict[Measure, str] = {
-    "training_step": "the fastest training step of a turn",
+    "training_step": "the median training step of a turn",
     "training_run": "train(), from its call to its end",
     "evaluation": "a batch of evaluate()",
     "generation": "a batch of evaluate() that generates",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import statistics
 import time
 import traceback
 import warnings
@@ -286,11 +287,11 @@ SIDES: dict[str, Callable[[Start, dict[str, Any]], Trainer]] = {
 
 
 def training_step(trainer: Trainer, timer: StepTimerCallback) -> Turn:
-    """The fastest step of a short training: what else the machine does can only add to it."""
+    """The median step of a short training."""
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Turn(
-        seconds=min(timer.seconds[WARMUP_STEPS:]),
+        seconds=statistics.median(timer.seconds[WARMUP_STEPS:]),
         losses=[entry["loss"] for entry in history],
         gradient_norms=[entry["grad_norm"] for entry in history],
     )

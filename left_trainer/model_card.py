@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import Trainer
 
 from left_trainer.methods import PeftMethod
-from left_trainer.models import ModelFamily
+from left_trainer.models import ModelFamily, unwrapped
 from left_trainer.training_args import LeftTrainingArguments
 
 PACKAGES = ("left_trainer", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "evaluate")
@@ -145,7 +145,7 @@ class ModelCardMixin(Trainer):
     @property
     def base_model_name(self) -> str:
         """Hub name or path of the model that is fine-tuned; its class where it has neither."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = unwrapped(self.model)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         return base.config._name_or_path or type(base).__name__
 

@@ -26,6 +26,7 @@ from left_trainer.embedded import LEARNING_RATE_FACTOR, MODEL_NAMES
 from left_trainer.evaluation.text_metrics import decode
 from left_trainer.loss import IGNORE_INDEX
 from left_trainer.model_card import package_versions
+from left_trainer.models import unwrapped
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
 
@@ -83,7 +84,7 @@ def build_report(
         Keys with units in their names; `None` where a figure was not measured.
     """
     args, state = trainer.args, trainer.state
-    count = count_parameters(trainer.accelerator.unwrap_model(trainer.model))
+    count = count_parameters(unwrapped(trainer.model))
     timer = _callback(trainer, StepTimerCallback)
     memory = _callback(trainer, MemoryProfilerCallback)
     seconds = timer.seconds_per_step if timer else None

@@ -8,6 +8,8 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import Trainer
 
+from left_trainer.models import unwrapped
+
 TASK_IDS = "task_ids"
 COUNT_OPTIONS = ("n_tasks", "num_tasks")  # as Poly and multitask prompt tuning call it
 
@@ -31,12 +33,12 @@ class TaskIdsMixin(Trainer):
     _signature_columns: list[str] | None
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        tasks = task_inputs(self.accelerator.unwrap_model(self.model), len(next(iter(inputs.values()))))
+        tasks = task_inputs(unwrapped(self.model), len(next(iter(inputs.values()))))
         return super()._prepare_inputs(tasks | inputs)
 
     def _set_signature_columns_if_needed(self) -> None:
         # The base model's forward, by which columns are kept, does not take it; the adapter's does.
         super()._set_signature_columns_if_needed()
-        model = self.accelerator.unwrap_model(self.model)
+        model = unwrapped(self.model)
         if isinstance(model, PeftModel) and number_of_tasks(model.active_peft_config):
             self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), TASK_IDS]))

@@ -38,7 +38,7 @@ from left_trainer.loss import accumulated_token_loss, share_of_tokens
 from left_trainer.methods import get_method
 from left_trainer.methods.hooks import MethodHooks
 from left_trainer.model_card import ModelCardMixin
-from left_trainer.models import is_adapter_directory, load_config
+from left_trainer.models import is_adapter_directory, load_config, unwrapped
 from left_trainer.preparation import (
     default_generation_length,
     family_of,
@@ -201,7 +201,7 @@ class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, BatchingMixin, 
         elif not resume_from_checkpoint and self.args.save_strategy != "no":
             checks.clear_checkpoints(self.args)
         if not resume_from_checkpoint:
-            self.hooks.initialize(self.accelerator.unwrap_model(self.model), self._first_batches, self.args.seed)
+            self.hooks.initialize(unwrapped(self.model), self._first_batches, self.args.seed)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _first_batches(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -211,7 +211,7 @@ class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, BatchingMixin, 
         """The method's own optimizer where it has one and the user passed none."""
         if self.optimizer is None:
             chosen = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = self.hooks.optimizer(self.accelerator.unwrap_model(self.model), self.args, chosen)
+            self.optimizer = self.hooks.optimizer(unwrapped(self.model), self.args, chosen)
         return super().create_optimizer(model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -222,14 +222,14 @@ class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, BatchingMixin, 
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        model = self.accelerator.unwrap_model(self.model)
+        model = unwrapped(self.model)
         with without_rank_warnings(model):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             complete_adapter_directory(model, output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.hooks.restore(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+        self.hooks.restore(unwrapped(self.model), resume_from_checkpoint)
         if not self._restore_training_state(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -242,7 +242,7 @@ class LeftTrainer(EvaluationMixin, ModelCardMixin, TaskIdsMixin, BatchingMixin, 
 
         `Trainer` would put P-tuning's computed prompts where its encoder's own input belongs.
         """
-        return load_training_only_state(self.accelerator.unwrap_model(self.model), checkpoint)
+        return load_training_only_state(unwrapped(self.model), checkpoint)
 
     def _default_collator(self, tokenizer: Any, args: LeftTrainingArguments) -> Any:
         return None
@@ -286,7 +286,7 @@ class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
         loss = accumulated_token_loss(batch_mean, labels, num_items_in_batch, ranks)
         if model.training:
             share = share_of_tokens(labels, num_items_in_batch, ranks)
-            loss = self.hooks.add_penalty(loss, self.accelerator.unwrap_model(model), share)
+            loss = self.hooks.add_penalty(loss, unwrapped(model), share)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -320,7 +320,7 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
             loss, outputs = result if return_outputs else (result, None)
         if model.training and labels is not None:
             share = share_of_tokens(labels, num_items_in_batch, ranks)
-            loss = self.hooks.add_penalty(loss, self.accelerator.unwrap_model(model), share)
+            loss = self.hooks.add_penalty(loss, unwrapped(model), share)
         return (loss, outputs) if return_outputs else loss
 
     def _generate(self, model: Any, inputs: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:

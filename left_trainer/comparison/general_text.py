@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from left_trainer.data.loading import SPECIAL_TOKENS, cut_to_tokens, length_limit
 from left_trainer.embedded import grammar
+from left_trainer.models import unwrapped
 from left_trainer.trainer import LeftTrainer
 
 N_PASSAGES = 100
@@ -39,7 +40,7 @@ def general_loss(trainer: LeftTrainer, rows: Dataset) -> float:
 
     Prompt and completion are cut to half of the model's positions each.
     """
-    tokenizer, config = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model).config
+    tokenizer, config = trainer.processing_class, unwrapped(trainer.model).config
     limit = max(length_limit(config, tokenizer, None, RESERVED_POSITIONS) // 2 - SPECIAL_TOKENS, MIN_WORDS)
     rows = rows.map(lambda row: {name: cut_to_tokens(text, tokenizer, limit) for name, text in row.items()})
     trainer.args.predict_with_generate, trainer.compute_metrics = False, None

@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, FastPath
 from left_trainer.kernels.linear_cross_entropy import TokenLoss
 from left_trainer.kernels.output_head import loss_from_head, unsupported
+from left_trainer.models import unwrapped
 from left_trainer.training_args import LeftTrainingArguments
 
 
@@ -81,7 +82,7 @@ class HeadLossMixin(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool
     ) -> tuple[Any, TokenLoss] | None:
         """The model's outputs, whose logits have no rows, and the loss. `None` where the loss needs full logits."""
-        base = self.accelerator.unwrap_model(model)
+        base = unwrapped(model)
         base = base.get_base_model() if isinstance(base, PeftModel) else base
         reason = self._why_full_logits(inputs, return_outputs) or unsupported(base)
         outputs = tokens = None

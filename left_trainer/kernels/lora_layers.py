@@ -15,8 +15,6 @@ from left_trainer.kernels.fast_paths import FastPath
 from left_trainer.kernels.fused_modules import plain_class, use_fused_modules
 from left_trainer.kernels.lora_linear import lora_linear
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 
 def use_lora_linear(model: nn.Module, use: bool) -> FastPath:
     """Put the fused forward pass into the LoRA layers of `model`, or take it out again."""
@@ -34,24 +32,28 @@ def use_lora_linear(model: nn.Module, use: bool) -> FastPath:
 def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """`(..., in)` to `(..., out)`."""
     plain = plain_class(self)
-    if self.disable_adapters or self.merged_adapters:
+    lora_a = self.lora_A
+    names = [name for name in self.active_adapters if name in lora_a]
+    if self.disable_adapters or self.merged_adapters or not names:
         return plain.forward(self, x, *args, **kwargs)  # the base layer alone: there is nothing to fuse
-    names = [name for name in self.active_adapters if name in self.lora_A]
-    reason = "adapters chosen by row or position" if args or kwargs else _why_not_fused(self, x, names)
+    first = names[0]
+    parts = (self.base_layer, lora_a[first], self.lora_B[first], self.lora_dropout[first])
+    reason = "adapters chosen by row or position" if args or kwargs else _why_not_fused(self, x, names, *parts)
     if not torch.compiler.is_compiling():
         self.fast_path.record(reason)
     if reason:
         return plain.forward(self, x, *args, **kwargs)
-    base, first = self.base_layer, names[0]
-    dropout, quant_state = self.lora_dropout[first], getattr(base.weight, "quant_state", None)
+    base, lora_a, lora_b, dropout = parts
+    weight = base.weight
+    quant_state = getattr(weight, "quant_state", None)
     result = lora_linear(
         x,
-        base.weight.T if isinstance(base, Conv1D) else base.weight,
+        weight.T if type(base) is Conv1D else weight,
         base.bias,
-        self.lora_A[first].weight,
-        self.lora_B[first].weight,
+        lora_a.weight,
+        lora_b.weight,
         self.scaling[first],
-        dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
+        dropout.p if type(dropout) is nn.Dropout and dropout.training else 0.0,
         compute_dtype=_compute_dtype(base, x),
         quant_state=quant_state,
     )
@@ -86,50 +88,57 @@ def _fused_linear_4bit() -> type[Any]:
 
 def _compute_dtype(base: nn.Module, x: torch.Tensor) -> torch.dtype:
     """Of the base layer's product."""
-    given = getattr(base, "compute_dtype", None)  # bitsandbytes' layers have their own
-    if isinstance(given, torch.dtype):
-        return given
+    given = base.__dict__.get("compute_dtype")  # bitsandbytes' layers have their own
+    if given is not None:
+        return given  # type: ignore[no-any-return]
     device = x.device.type
     is_cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
     return torch.get_autocast_dtype(device) if is_cast else x.dtype
 
 
-def _why_not_fused(layer: Any, x: torch.Tensor, names: list[str]) -> str | None:
-    """The first reason that speaks against it for adapters `names`; `None` where the fused pass is exact."""
-    if not names:
-        return "no active adapter"
-    for name in names:
-        if name in layer.lora_variant:
-            return f"{type(layer.lora_variant[name]).__name__} computes another update"
-    base, name = layer.base_layer, names[0]
-    lora_a, lora_b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
-    if layer.lora_bias[name]:
+def _why_not_fused(layer: Any, x: torch.Tensor, names: list[str], *parts: Any) -> str | None:
+    """The first reason that speaks against it for adapters `names`; `None` where the fused pass is exact.
+
+    It is asked at every call of every layer, when a small model decodes mostly at this: hence no loop over attributes.
+    """
+    if layer.lora_variant:
+        for name in names:
+            if name in layer.lora_variant:
+                return f"{type(layer.lora_variant[name]).__name__} computes another update"
+    base, lora_a, lora_b, dropout = parts
+    if layer.lora_bias[names[0]]:
         return "lora_bias=True"
-    if type(lora_a) is not nn.Linear or not isinstance(dropout, (nn.Dropout, nn.Identity)):
+    if type(lora_a) is not nn.Linear or type(dropout) not in (nn.Identity, nn.Dropout):
         return f"the adapter is made of {type(lora_a).__name__} and {type(dropout).__name__}"
-    for module in (base, lora_a, lora_b, dropout):
-        if "forward" in module.__dict__ or any(module.__dict__[hooks] for hooks in HOOKS):
-            return "a part of the layer has hooks, as offloading and sharding put there"
-    return _why_not_this_base(base, x) or _why_not_these_weights(base.weight, lora_a.weight, lora_b.weight)
-
-
-def _why_not_this_base(base: nn.Module, x: torch.Tensor) -> str | None:
-    weight: Any = base.weight
+    if _is_hooked(base) or _is_hooked(lora_a) or _is_hooked(lora_b) or _is_hooked(dropout):
+        return "a part of the layer has hooks, as offloading and sharding put there"
+    weight = base.weight
     if weight.requires_grad:
         return "the base weight is trained"
-    if not hasattr(weight, "quant_state"):
-        if type(base) not in (nn.Linear, Conv1D):
-            return f"the base layer is a {type(base).__name__}"
-        is_cast = torch.is_autocast_enabled(x.device.type)
-        return None if is_cast or x.dtype == weight.dtype else "the input has another dtype than the base weight"
-    if weight.quant_state is None or not base.compute_type_is_set:
+    if type(weight) is not nn.Parameter and hasattr(weight, "quant_state"):
+        return _why_not_this_4bit_base(base)
+    if type(base) is not nn.Linear and type(base) is not Conv1D:
+        return f"the base layer is a {type(base).__name__}"
+    if isinstance(weight, DTensor) or isinstance(lora_a.weight, DTensor) or weight.is_meta:
+        return "the weights are sharded or offloaded"
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        return "the input has another dtype than the base weight"
+    return None
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _why_not_this_4bit_base(base: Any) -> str | None:
+    if base.weight.quant_state is None or not base.compute_type_is_set:
         return "bitsandbytes has not set up the layer yet"
-    if getattr(weight.quant_state, "packing_format_for_cpu", False):
+    if getattr(base.weight.quant_state, "packing_format_for_cpu", False):
         return "bitsandbytes has packed the layer for inference on a CPU"
     return None if torch.is_grad_enabled() else "bitsandbytes has its own product for inference"
-
-
-def _why_not_these_weights(*weights: torch.Tensor) -> str | None:
-    if any(isinstance(weight, DTensor) or weight.is_meta for weight in weights):
-        return "the weights are sharded or offloaded"
-    return None

@@ -46,10 +46,11 @@ def lora_linear(
         compute_dtype: Of all products and of the result; `x.dtype` by default.
         quant_state: bitsandbytes' description of a 4-bit `weight`.
     """
-    dtype = compute_dtype or x.dtype
-    arguments = (_cast(x, dtype), x, weight, bias, lora_a, lora_b, scaling, dropout, quant_state)
-    y: torch.Tensor = _LoraLinear.apply(*arguments)
-    return y
+    rows = _cast(x, compute_dtype or x.dtype)
+    if torch.is_grad_enabled():
+        y: torch.Tensor = _LoraLinear.apply(rows, x, weight, bias, lora_a, lora_b, scaling, dropout, quant_state)
+        return y
+    return _forward(rows, weight, bias, lora_a, lora_b, scaling, dropout, quant_state)[0]
 
 
 def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -61,6 +62,41 @@ def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         cast = x.detach().to(dtype)
         x._lora_linear_cast = (x._version, cast)  # type: ignore[attr-defined]
     return cast
+
+
+def _forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    scaling: float,
+    dropout: float,
+    quant_state: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The result, the narrow product unless it was not needed, and where dropout keeps an element."""
+    dtype = x.dtype
+    rows = x.reshape(-1, x.shape[-1])
+    with _without_autocast(x):
+        base = _unpacked(weight, quant_state, dtype)
+        a, b = lora_a.to(dtype), lora_b.to(dtype)
+        low, mask = None, None
+        merged = not dropout and _merging_is_cheaper(rows, base)
+        factor = torch.addmm(base, b, a, alpha=scaling) if merged else base
+        # Not a view, because models may change the result in place.
+        y = rows.new_empty(*x.shape[:-1], len(base))
+        flat = y.view(-1, len(base))
+        if bias is None:
+            torch.mm(rows, factor.T, out=flat)
+        else:
+            torch.addmm(bias.to(dtype), rows, factor.T, out=flat)
+        if not merged:
+            dropped = rows
+            if dropout:
+                dropped, mask = torch.native_dropout(rows, dropout, True)
+            low = torch.mm(dropped, a.T)
+            flat.addmm_(low, b.T, alpha=scaling)
+    return y, low, mask
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -77,37 +113,20 @@ class _LoraLinear(torch.autograd.Function):
         dropout: float,
         quant_state: Any,
     ) -> torch.Tensor:
-        rows = cast.reshape(-1, cast.shape[-1])
-        ctx.scaling, ctx.quant_state, ctx.x_dtype, ctx.x_shape = scaling, quant_state, x.dtype, x.shape
+        y, low, mask = _forward(cast, weight, bias, lora_a, lora_b, scaling, dropout, quant_state)
+        ctx.scaling, ctx.quant_state, ctx.x_dtype = scaling, quant_state, x.dtype
         ctx.keep = 1 / (1 - dropout) if dropout else 1.0
-        with _without_autocast(x):
-            base = _unpacked(weight, quant_state, rows.dtype)
-            a, b = lora_a.to(rows.dtype), lora_b.to(rows.dtype)
-            low, mask, dropped = None, None, rows
-            merged = not dropout and _merging_is_cheaper(rows, base)
-            factor = torch.addmm(base, b, a, alpha=scaling) if merged else base
-            # Not a view, because models may change the result in place.
-            y = rows.new_empty(*cast.shape[:-1], len(base))
-            flat = y.view(-1, len(base))
-            if bias is None:
-                torch.mm(rows, factor.T, out=flat)
-            else:
-                torch.addmm(bias.to(rows.dtype), rows, factor.T, out=flat)
-            if not merged:
-                if dropout:
-                    dropped, mask = torch.native_dropout(rows, dropout, True)
-                low = dropped @ a.T
-                flat.addmm_(low, b.T, alpha=scaling)
         needs_x = ctx.needs_input_grad[4] or low is None
-        ctx.save_for_backward(rows if needs_x else None, mask, low, weight, lora_a, lora_b)
+        ctx.save_for_backward(cast if needs_x else None, mask, low, weight, lora_a, lora_b)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, mask, low, weight, lora_a, lora_b = ctx.saved_tensors
+        cast, mask, low, weight, lora_a, lora_b = ctx.saved_tensors
         _, wants_x, _, wants_bias, wants_a, wants_b, *_ = ctx.needs_input_grad
         g = gradient.reshape(-1, gradient.shape[-1])
+        rows = None if cast is None else cast.reshape(-1, cast.shape[-1])
         a, b = lora_a.to(g.dtype), lora_b.to(g.dtype)
         dx = da = db = None
         with _without_autocast(gradient):
@@ -118,12 +137,12 @@ class _LoraLinear(torch.autograd.Function):
                     dx.addmm_(g_low, a)
                 else:
                     dx.addcmul_(g_low @ a, mask.to(g.dtype), value=ctx.keep)
-                dx = dx.view(ctx.x_shape).to(ctx.x_dtype)
-            if g_low is not None and wants_a:
+                dx = dx.view(*gradient.shape[:-1], -1).to(ctx.x_dtype)
+            if g_low is not None and wants_a and rows is not None:
                 dropped = rows if mask is None else (rows * mask).mul_(ctx.keep)
                 da = (g_low.T @ dropped).to(lora_a.dtype)
             if wants_b:
-                low = rows @ a.T if low is None else low
+                low = low if rows is None or low is not None else rows @ a.T
                 # The narrow factor on the left: measured on a CPU this takes half the time of g.T @ low.
                 db = torch.mm(low.T, g).mul_(ctx.scaling).T.to(lora_b.dtype)
             dbias = g.sum(0) if wants_bias else None
