@@ -69,6 +69,17 @@ def test_a_race_that_needs_a_gpu_is_not_run_without_one(tmp_path):
     assert "not run: needs a GPU" in result.stdout
 
 
+def test_the_limit_of_a_race():
+    command = [sys.executable, str(BENCHMARKS / "limit.py"), "bart_base_lora", "--tiny"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    row = result.stdout.splitlines()[-1].strip("| ").split(" | ")
+    rival, ours, needed = (float(cell.removesuffix(" s")) for cell in row[1:4])
+    assert row[0] == "bart_base_lora"
+    assert 0 < needed < ours
+    assert float(row[5]) == pytest.approx(rival / needed, rel=0.5)  # of seconds that are printed with three digits
+
+
 def turn(**figures) -> Turn:
     return dataclasses.replace(Turn(seconds=1.0, losses=[2.0, 1.0], gradient_norms=[1.0, 1.0]), **figures)
 
