@@ -229,6 +229,7 @@ def test_best_model_is_the_one_that_was_measured(method, family, tmp_path, bases
         # The reward for the highest loss makes an early step the best one, so that restoring is not a no-op.
         greater_is_better=True,
         metric_for_best_model="eval_loss",
+        train_sampling_strategy="random",  # two methods' losses at these rates depend on which batch comes last
     )
     trainer.train()
     assert trainer.state.best_global_step < TOTAL_STEPS
