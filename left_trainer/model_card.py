@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub import ModelCard, ModelCardData
-from peft import PeftModel
 from transformers import Trainer
 
 from left_trainer.methods import PeftMethod
-from left_trainer.models import ModelFamily, unwrapped
+from left_trainer.models import ModelFamily, unwrapped, without_adapter
 from left_trainer.training_args import LeftTrainingArguments
 
 PACKAGES = ("left_trainer", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "evaluate")
@@ -146,7 +145,7 @@ class ModelCardMixin(Trainer):
     def base_model_name(self) -> str:
         """Hub name or path of the model that is fine-tuned; its class where it has neither."""
         model = unwrapped(self.model)
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = without_adapter(model)
         return base.config._name_or_path or type(base).__name__
 
 

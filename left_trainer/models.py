@@ -55,6 +55,11 @@ def unwrapped(model: torch.nn.Module) -> Any:
     return inner
 
 
+def without_adapter(model: PreTrainedModel | PeftModel) -> Any:
+    """The transformers model inside of an adapter's, or `model` itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def is_adapter_directory(path: str) -> bool:
     return (Path(path) / ADAPTER_CONFIG_FILE).is_file()
 

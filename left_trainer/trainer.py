@@ -282,7 +282,7 @@ class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
         outputs, batch_mean = self.outputs_and_token_mean(model, inputs, return_outputs)
-        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        ranks = self.loss_ranks
         loss = accumulated_token_loss(batch_mean, labels, num_items_in_batch, ranks)
         if model.training:
             share = share_of_tokens(labels, num_items_in_batch, ranks)
@@ -311,7 +311,7 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
     ) -> Any:
         """TRL's token mean over the accumulated batch, or the method's own loss, and the method's penalty."""
         labels = inputs.get("labels")
-        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        ranks = self.loss_ranks
         if self.method and self.method.loss:
             self.note_full_logits(f"peft_method={self.method.name!r} computes the loss")
             loss, outputs = self.method.loss(model, inputs, num_items_in_batch, ranks)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
 
-from left_trainer.kernels.fast_paths import FastPath
+from left_trainer.kernels.fast_paths import FastPath, first_reason
 from left_trainer.models import ModelFamily
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -170,4 +170,4 @@ class BatchingMixin(Trainer):
             "padding_free=True": unset and args.padding_free,
             "the rows have no input_ids": "input_ids" not in (getattr(dataset, "column_names", None) or ()),
         }
-        return next((reason for reason, holds in reasons.items() if holds), None)
+        return first_reason(reasons)

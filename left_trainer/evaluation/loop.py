@@ -25,7 +25,13 @@ from left_trainer.evaluation.batches import (
 )
 from left_trainer.evaluation.generation import GenerationSpeed, adapter_disabled, generation_arguments
 from left_trainer.evaluation.row_losses import SOURCES, encode, row_losses, why_encoder_runs_twice
-from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, SHARED_ENCODER, SORTED_GENERATION, FastPath
+from left_trainer.kernels.fast_paths import (
+    LINEAR_CROSS_ENTROPY,
+    SHARED_ENCODER,
+    SORTED_GENERATION,
+    FastPath,
+    first_reason,
+)
 from left_trainer.loss import IGNORE_INDEX, accumulated_token_loss
 from left_trainer.models import ModelFamily, unwrapped
 from left_trainer.task_ids import TASK_IDS
@@ -42,6 +48,7 @@ class EvaluationMixin(Trainer):
     generation_speed: GenerationSpeed
     family: ClassVar[ModelFamily]
     fast_paths: dict[str, FastPath]
+    loss_ranks: int
     _generated: Iterator[tuple[torch.Tensor, torch.Tensor | None]] | None = None
 
     def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
@@ -94,10 +101,9 @@ class EvaluationMixin(Trainer):
             return None, tokens, labels
         if loss_sum is None:
             return parent.prediction_step(model, dict(inputs), True, ignore_keys)[0], tokens, labels
-        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         mean = loss_sum / labels.ne(IGNORE_INDEX).sum().clamp(min=1)
         count = self._get_num_items_in_batch([inputs], self.args.device)
-        return accumulated_token_loss(mean, labels, count, ranks), tokens, labels
+        return accumulated_token_loss(mean, labels, count, self.loss_ranks), tokens, labels
 
     def evaluation_loop(
         self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, *args: Any, **kwargs: Any
@@ -157,8 +163,7 @@ class EvaluationMixin(Trainer):
             "num_return_sequences": (settings["num_return_sequences"] or 1) > 1,
             "max_length counts the padding of the prompts": self.family == "decoder_only" and "max_length" in arguments,
         }
-        asked = next((reason for reason, holds in reasons.items() if holds), None)
-        return asked or why_rows_stay_in_order(dataloader)
+        return first_reason(reasons) or why_rows_stay_in_order(dataloader)
 
     def _why_encode_twice(self, row: dict[str, Any]) -> str | None:
         """Why the loss takes a forward pass of its own; `None` where it uses the encoder's output of generation."""

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from left_trainer.kernels.output_head import loss_from_head, unsupported
+from left_trainer.models import without_adapter
 from left_trainer.task_ids import number_of_tasks
 
 SOURCES = ("input_ids", "attention_mask")
@@ -29,7 +30,7 @@ def why_encoder_runs_twice(model: PreTrainedModel | PeftModel) -> str | None:
 
 def encode(model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> Any:
     """What the encoder makes of `input_ids`, `(batch, source)`, as `generate` computes it."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = without_adapter(model)
     return base.get_encoder()(**{name: inputs[name] for name in SOURCES if name in inputs}, return_dict=True)
 
 
@@ -49,7 +50,7 @@ def row_losses(
         label_smoothing: As in `linear_cross_entropy`.
         workspace_bytes: The same.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = without_adapter(model)
     with loss_from_head(base, label_smoothing, workspace_bytes) as head:
         base(
             encoder_outputs=type(encoder_outputs)(**encoder_outputs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,3 +36,8 @@ class FastPath:
     def report(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {"ran": self.ran, "fell_back": dict(self.fell_back)}
+
+
+def first_reason(reasons: Mapping[str, Any]) -> str | None:
+    """The first key whose value holds, in the order of the mapping."""
+    return next((reason for reason, holds in reasons.items() if holds), None)

@@ -47,3 +47,14 @@ def plain_class(module: nn.Module) -> type[Any]:
     """The class that a module has without its fused forward pass."""
     is_fused = isinstance(getattr(module, "fast_path", None), FastPath)
     return type(module).__mro__[1] if is_fused else type(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling `module` does more than its class says. Not a loop: it is asked at every call of a layer."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )

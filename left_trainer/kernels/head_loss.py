@@ -7,15 +7,14 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_pt_utils import LabelSmoother
 
-from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, FastPath
+from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, FastPath, first_reason
 from left_trainer.kernels.linear_cross_entropy import TokenLoss
 from left_trainer.kernels.output_head import loss_from_head, unsupported
-from left_trainer.models import unwrapped
+from left_trainer.models import unwrapped, without_adapter
 from left_trainer.training_args import LeftTrainingArguments
 
 
@@ -29,6 +28,11 @@ class HeadLossMixin(Trainer):
     def fast_paths(self) -> dict[str, FastPath]:
         """What ran and what fell back, by name; `training_report.json` shows it."""
         return defaultdict(FastPath)
+
+    @property
+    def loss_ranks(self) -> int:
+        """Number of ranks over which the target tokens of a step are summed."""
+        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
 
     def note_full_logits(self, reason: str) -> None:
         """Count a loss that is taken elsewhere, for the report."""
@@ -61,8 +65,7 @@ class HeadLossMixin(Trainer):
         outputs, tokens = fast
         loss = tokens.mean
         if num_items_in_batch is not None:
-            ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss = tokens.loss_sum / torch.as_tensor(num_items_in_batch).clamp(min=1) * ranks
+            loss = tokens.loss_sum / torch.as_tensor(num_items_in_batch).clamp(min=1) * self.loss_ranks
         if hasattr(self, "_total_train_tokens"):
             self._record_token_metrics(tokens, inputs)
         return (loss, outputs) if return_outputs else loss
@@ -82,8 +85,7 @@ class HeadLossMixin(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool
     ) -> tuple[Any, TokenLoss] | None:
         """The model's outputs, whose logits have no rows, and the loss. `None` where the loss needs full logits."""
-        base = unwrapped(model)
-        base = base.get_base_model() if isinstance(base, PeftModel) else base
+        base = without_adapter(unwrapped(model))
         reason = self._why_full_logits(inputs, return_outputs) or unsupported(base)
         outputs = tokens = None
         if reason is None:
@@ -111,7 +113,7 @@ class HeadLossMixin(Trainer):
             "tensor, context or sequence parallelism": self.accelerator.parallelism_config is not None,
             "DataParallel runs several replicas": args.n_gpu > 1,
         }
-        return next((reason for reason, holds in reasons.items() if holds), None)
+        return first_reason(reasons)
 
     def _record_token_metrics(self, tokens: TokenLoss, inputs: dict[str, Any]) -> None:
         """What `SFTTrainer` logs beside the loss, but for the entropy, which costs another pass over the logits."""

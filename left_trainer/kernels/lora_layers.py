@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from left_trainer.kernels.fast_paths import FastPath
-from left_trainer.kernels.fused_modules import plain_class, use_fused_modules
+from left_trainer.kernels.fused_modules import is_hooked, plain_class, use_fused_modules
 from left_trainer.kernels.lora_linear import lora_linear
 
 
@@ -110,7 +110,7 @@ def _why_not_fused(layer: Any, x: torch.Tensor, names: list[str], *parts: Any) -
         return "lora_bias=True"
     if type(lora_a) is not nn.Linear or type(dropout) not in (nn.Identity, nn.Dropout):
         return f"the adapter is made of {type(lora_a).__name__} and {type(dropout).__name__}"
-    if _is_hooked(base) or _is_hooked(lora_a) or _is_hooked(lora_b) or _is_hooked(dropout):
+    if is_hooked(base) or is_hooked(lora_a) or is_hooked(lora_b) or is_hooked(dropout):
         return "a part of the layer has hooks, as offloading and sharding put there"
     weight = base.weight
     if weight.requires_grad:
@@ -124,16 +124,6 @@ def _why_not_fused(layer: Any, x: torch.Tensor, names: list[str], *parts: Any) -
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         return "the input has another dtype than the base weight"
     return None
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
 
 
 def _why_not_this_4bit_base(base: Any) -> str | None:

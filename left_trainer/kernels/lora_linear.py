@@ -46,11 +46,12 @@ def lora_linear(
         compute_dtype: Of all products and of the result; `x.dtype` by default.
         quant_state: bitsandbytes' description of a 4-bit `weight`.
     """
-    rows = _cast(x, compute_dtype or x.dtype)
+    cast = _cast(x, compute_dtype or x.dtype)
+    layer = (weight, bias, lora_a, lora_b, scaling, dropout, quant_state)
     if torch.is_grad_enabled():
-        y: torch.Tensor = _LoraLinear.apply(rows, x, weight, bias, lora_a, lora_b, scaling, dropout, quant_state)
+        y: torch.Tensor = _LoraLinear.apply(x, cast, *layer)
         return y
-    return _forward(rows, weight, bias, lora_a, lora_b, scaling, dropout, quant_state)[0]
+    return _forward(cast, *layer)[0]
 
 
 def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -101,19 +102,9 @@ def _forward(
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        cast: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        lora_a: torch.Tensor,
-        lora_b: torch.Tensor,
-        scaling: float,
-        dropout: float,
-        quant_state: Any,
-    ) -> torch.Tensor:
-        y, low, mask = _forward(cast, weight, bias, lora_a, lora_b, scaling, dropout, quant_state)
+    def forward(ctx: Any, x: torch.Tensor, cast: torch.Tensor, *layer: Any) -> torch.Tensor:
+        weight, _, lora_a, lora_b, scaling, dropout, quant_state = layer
+        y, low, mask = _forward(cast, *layer)
         ctx.scaling, ctx.quant_state, ctx.x_dtype = scaling, quant_state, x.dtype
         ctx.keep = 1 / (1 - dropout) if dropout else 1.0
         needs_x = ctx.needs_input_grad[4] or low is None
@@ -124,7 +115,7 @@ class _LoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cast, mask, low, weight, lora_a, lora_b = ctx.saved_tensors
-        _, wants_x, _, wants_bias, wants_a, wants_b, *_ = ctx.needs_input_grad
+        wants_x, _, _, wants_bias, wants_a, wants_b, *_ = ctx.needs_input_grad
         g = gradient.reshape(-1, gradient.shape[-1])
         rows = None if cast is None else cast.reshape(-1, cast.shape[-1])
         a, b = lora_a.to(g.dtype), lora_b.to(g.dtype)
@@ -146,7 +137,7 @@ class _LoraLinear(torch.autograd.Function):
                 # The narrow factor on the left: measured on a CPU this takes half the time of g.T @ low.
                 db = torch.mm(low.T, g).mul_(ctx.scaling).T.to(lora_b.dtype)
             dbias = g.sum(0) if wants_bias else None
-        return None, dx, None, dbias, da, db, None, None, None
+        return dx, None, None, dbias, da, db, None, None, None
 
 
 def _merging_is_cheaper(rows: torch.Tensor, base: torch.Tensor) -> bool:

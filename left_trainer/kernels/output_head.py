@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from left_trainer.kernels.fused_modules import is_hooked
 from left_trainer.kernels.linear_cross_entropy import TokenLoss, linear_cross_entropy
 
 # Model types whose logits are those of `get_output_embeddings()`, plus `final_logits_bias` and soft-capped where the
@@ -44,7 +45,6 @@ ENCODER_DECODER_TYPES = frozenset(
 DECODER_ONLY_TYPES = frozenset(
     ("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3")
 )
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class HeadLoss:
@@ -68,7 +68,7 @@ def unsupported(model: PreTrainedModel) -> str | None:
         return f"the output head is a {type(head).__name__}, not torch's Linear"
     if isinstance(head.weight, DTensor) or head.weight.is_meta:
         return "the output head is sharded or offloaded"
-    if "forward" in vars(head) or any(getattr(head, hooks) for hooks in HOOKS):
+    if is_hooked(head):
         return "the output head has hooks"
     if any(module._compiled_call_impl is not None for module in (model, head)):
         return "the model is compiled"

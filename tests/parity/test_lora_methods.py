@@ -8,7 +8,7 @@ from datasets import Dataset
 from method_settings import CASES, BaseModels, model_argument, settings
 from peft import AdaLoraConfig, LoraConfig, XLoraConfig
 
-from left_trainer import LeftTrainer, LeftTrainingArguments, get_method
+from left_trainer import LeftTrainer, get_method
 from left_trainer.models import auto_class
 
 WITH_LORA_LAYERS = (LoraConfig, AdaLoraConfig, XLoraConfig)
@@ -26,18 +26,13 @@ HOOKED_AT_THE_START = ("corda", "lora_ga")
 
 @pytest.mark.filterwarnings("ignore:Unmerge result can be inaccurate")
 @pytest.mark.parametrize(("method", "family"), LORA_CASES)
-def test_training(method, family, tmp_path):
+def test_training(method, family, tmp_path, make_args):
     path, runs = BaseModels(tmp_path)[method, family], []
     for use in (True, False):
-        args = LeftTrainingArguments(
-            output_dir=str(tmp_path / f"run-{use}"),
+        args = make_args(
+            overwrite_output_dir=True,
             peft_method=method,
             max_steps=6,
-            per_device_train_batch_size=4,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
             use_lora_linear=use,
             **settings(method, family, tmp_path),
         )
