@@ -34,6 +34,7 @@ UPSTREAM_WARNINGS = (
     "Setting boft_n_butterfly_factor to 1",  # BOFT without CUDA, where it is 1 already
     "`init_lora_weights` is 'eva'",
     "lora with eva initialization used with low_cpu_mem_usage=False",
+    r"The following rank_pattern keys did not match .*\.lora_E",  # AdaLoRA's name factors, peft 0.21 looks for modules
 )
 HUB_ARGUMENTS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
 
