@@ -33,7 +33,7 @@ from left_trainer import (
 )
 from left_trainer.data.loading import to_prompts, virtual_tokens
 from left_trainer.embedded import MODEL_PATHS
-from left_trainer.models import ModelFamily, load_config
+from left_trainer.models import ModelFamily, ModelSource
 
 SHARED = Path(__file__).parents[2] / "shared"
 RESULTS = Path(__file__).parent / "results"
@@ -126,7 +126,7 @@ def make_trainer(
         seed=seed,
         **arguments,
     )
-    tokenizer = load_tokenizer(model, args)
+    tokenizer = load_tokenizer(model)
     data = load_data(setting, shared, virtual_tokens(args))
     trainer = LeftTrainer(
         model,
@@ -147,10 +147,11 @@ def load_data(setting: Setting, shared: Path, reserved: int) -> DatasetDict:
     source_column, target_column = setting.columns
     data = DataArguments(source_column=source_column, target_column=target_column, **(files if setting.folder else {}))
     task, model = get_task("summarization"), str(shared / setting.model)
-    tokenizer, config = load_tokenizer(model, LeftTrainingArguments()), load_config(model)
+    source = ModelSource.of(model)
+    tokenizer = load_tokenizer(source)
 
     def prompts(rows: Dataset) -> Dataset:
-        return to_prompts(rows, task, tokenizer, config, max_length=None, prompt=setting.prompt, reserved=reserved)
+        return to_prompts(rows, task, tokenizer, source, max_length=None, prompt=setting.prompt, reserved=reserved)
 
     return DatasetDict({split: prompts(rows) for split, rows in load_task_data(task, data).items()})
 
@@ -191,7 +192,7 @@ def temporary_folder(key: str) -> tempfile.TemporaryDirectory:
 
 def frequent_tokens(setting: Setting, shared: Path) -> list[int]:
     """The tokens that the targets hold most often."""
-    tokenizer = load_tokenizer(str(shared / setting.model), LeftTrainingArguments())
+    tokenizer = load_tokenizer(str(shared / setting.model))
     targets = [row["completion"] for row in load_data(setting, shared, 0)["train"]]
     counts = Counter(token for ids in tokenizer(targets, add_special_tokens=False)["input_ids"] for token in ids)
     return sorted(token for token, _ in counts.most_common(N_TOKENS))

@@ -228,8 +228,8 @@ def environment() -> Record:
     """What the figures depend on beside the race."""
     import torch
 
-    from left_trainer.model_card import package_versions
-    from left_trainer.reporting import machine_name
+    from left_trainer.runs.report import machine_name
+    from left_trainer.trainer.model_card import package_versions
 
     return {"machine": machine_name(), "threads": torch.get_num_threads(), "versions": package_versions()}
 

@@ -242,7 +242,7 @@ def left_side(start: Start, arguments: dict[str, Any]) -> LeftTrainer:
 
 def plain_side(start: Start, arguments: dict[str, Any]) -> Trainer:
     """Transformers' or TRL's trainer with PEFT's own wrapping of the same config."""
-    config = build_config(start.model, get_method(start.race.method), start.race.peft_kwargs)
+    config = build_config(start.model, get_method(start.race.method), start.race.peft_kwargs or {})
     set_seed(SEED)
     model = get_peft_model(start.model, config)
     if start.family == "decoder_only":

@@ -13,11 +13,11 @@ from left_trainer.tuners.import_hook import register_with_peft
 if TYPE_CHECKING:
     from left_trainer.callbacks import AdapterSaverCallback, MemoryProfilerCallback, TrainableParametersCallback
     from left_trainer.callbacks.step_timer import StepTimerCallback
-    from left_trainer.checks import load_tokenizer
     from left_trainer.data.arguments import DataArguments, ModelArguments
     from left_trainer.data.loading import load_task_data, prepare_task_data
     from left_trainer.evaluation.text_metrics import decode, text_metrics
     from left_trainer.methods import PeftMethod, apply_method, get_method, list_methods, register_method
+    from left_trainer.models import ModelSource, load_tokenizer
     from left_trainer.tasks import HubDataset, Task, get_task, list_tasks, register_task
     from left_trainer.trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
     from left_trainer.training_args import LeftTrainingArguments
@@ -32,6 +32,7 @@ _HOMES = {
     "LeftSeq2SeqTrainer": "left_trainer.trainer",
     "LeftTrainer": "left_trainer.trainer",
     "LeftTrainingArguments": "left_trainer.training_args",
+    "ModelSource": "left_trainer.models",
     "MemoryProfilerCallback": "left_trainer.callbacks",
     "ModelArguments": "left_trainer.data.arguments",
     "PeftMethod": "left_trainer.methods",
@@ -45,7 +46,7 @@ _HOMES = {
     "list_methods": "left_trainer.methods",
     "list_tasks": "left_trainer.tasks",
     "load_task_data": "left_trainer.data.loading",
-    "load_tokenizer": "left_trainer.checks",
+    "load_tokenizer": "left_trainer.models",
     "prepare_task_data": "left_trainer.data.loading",
     "register_method": "left_trainer.methods",
     "register_task": "left_trainer.tasks",
@@ -61,6 +62,7 @@ __all__ = [
     "LeftTrainingArguments",
     "MemoryProfilerCallback",
     "ModelArguments",
+    "ModelSource",
     "PeftMethod",
     "StepTimerCallback",
     "Task",

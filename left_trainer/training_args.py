@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
@@ -158,6 +159,20 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         if not isinstance(args, SFTConfig):
             values.setdefault("max_length", None)  # only TRL truncates unless told otherwise
         return cls(**values)
+
+    def replaced(self, **values: Any) -> Self:
+        """A copy with other values in some fields. Arguments themselves stay as they were parsed."""
+        known = {item.name for item in dataclasses.fields(self)}
+        assert set(values) <= known, set(values) - known
+        new = copy.copy(self)
+        new.__dict__.update(values)
+        return new
+
+    @property
+    def peft_options(self) -> dict[str, Any]:
+        """The options of `peft_kwargs`, which were parsed with the arguments unless somebody has set them since."""
+        given = self.peft_kwargs or {}
+        return check_peft_kwargs(get_method(self.peft_method), given) if isinstance(given, str) else dict(given)
 
     def check_family(self, family: ModelFamily) -> None:
         """Raise `ValueError` for a field that the trainer of this model family would ignore."""

@@ -11,7 +11,7 @@ On your own:
 
 Another method is one flag, `--peft_method ia3`, and a decoder-only model one path. `--help` lists every option;
 `--config FILE` reads them from YAML. Results go to `--output_dir`. This recipe spells out what the others leave to
-`left_trainer.fine_tuning`: copy it to change how a run goes, and one of those to change what it is about.
+`left_trainer.runs.fine_tuning`: copy it to change how a run goes, and one of those to change what it is about.
 
 The adapter folds into the base weights, so that serving costs what the base model costs:
 
@@ -28,9 +28,8 @@ from left_trainer import (
     prepare_task_data,
     text_metrics,
 )
-from left_trainer.evaluation.generation import GenerationSpeed
-from left_trainer.fine_tuning import apply_task_settings, training_parser
-from left_trainer.reporting import build_report, collect_samples, format_report, write_report
+from left_trainer.runs.fine_tuning import training_parser, with_task_settings
+from left_trainer.runs.report import build_report, collect_samples, format_report, write_report
 
 
 def main() -> None:
@@ -41,14 +40,14 @@ def main() -> None:
 
     # What for: the task turns rows into prompts, says how to generate, and which metrics judge the result.
     task = get_task("summarization")
-    apply_task_settings(task, args)
-    model = model_args.resolve(args)
-    tokenizer = load_tokenizer(model, args)
-    data = prepare_task_data(task, data_args, model, tokenizer, args)
+    args = with_task_settings(task, args)
+    source = model_args.source(args)
+    tokenizer = load_tokenizer(source)
+    data = prepare_task_data(task, data_args, source, tokenizer, args)
 
     # What is trained: args.peft_method. Everything else is as in Hugging Face's trainers.
     trainer = LeftTrainer(
-        model,
+        source,
         args,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
@@ -59,7 +58,6 @@ def main() -> None:
     with trainer.without_adapter():
         before = trainer.predict(data["test"], metric_key_prefix="test")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.generation_speed = GenerationSpeed()  # reported for the trained model, not for both
     after = trainer.predict(data["test"], metric_key_prefix="test")
 
     # What it gave: adapter, tokenizer, model card, report and plots in args.output_dir.

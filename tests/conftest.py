@@ -183,7 +183,7 @@ def no_weights(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded before the check")
 
-    monkeypatch.setattr("left_trainer.preparation.load_model", refuse)
+    monkeypatch.setattr("left_trainer.trainer.preparation.load_model", refuse)
 
 
 def losses(trainer: Any) -> list[float]:

@@ -23,6 +23,7 @@ from left_trainer import (
 )
 from left_trainer.data.features import tokenize_pairs
 from left_trainer.data.loading import embedded_data, to_prompts
+from left_trainer.models import ModelSource
 from left_trainer.tasks.task import check_prompt
 
 TASK = get_task("summarization")
@@ -184,16 +185,16 @@ def test_embedded_data_are_repeatable_and_splits_differ(task):
 
 @pytest.mark.parametrize("family", ["encoder_decoder", "decoder_only"])
 def test_a_long_source_is_cut_and_the_rest_survives(family, tokenizers):
-    config = tiny_model("t5" if family == "encoder_decoder" else "llama").config
+    source = ModelSource.of(tiny_model("t5" if family == "encoder_decoder" else "llama"))
     tokenizer = tokenizers[family]
     rows = Dataset.from_list([{"source": "word " * 500, "target": "the end"}])
-    (row,) = to_prompts(rows, TASK, tokenizer, config, max_length=60)
+    (row,) = to_prompts(rows, TASK, tokenizer, source, max_length=60)
     assert row["prompt"].startswith("Summarize: word")
     assert row["prompt"].endswith("\nSummary:")
     length = len(tokenizer(row["prompt"] + (row["completion"] if family == "decoder_only" else ""))["input_ids"])
     assert 40 < length <= 60
     with pytest.raises(ValueError, match="leaves no room for the source"):
-        to_prompts(rows, TASK, tokenizer, config, max_length=10)
+        to_prompts(rows, TASK, tokenizer, source, max_length=10)
 
 
 def test_a_soft_prompt_and_a_long_source_fit_into_absolute_positions(make_args, tmp_path):
@@ -204,7 +205,7 @@ def test_a_soft_prompt_and_a_long_source_fit_into_absolute_positions(make_args, 
     rows = Dataset.from_list([{"document": "word " * 500, "summary": "the end"}] * 4)
     rows.to_json(str(tmp_path / "rows.jsonl"))
     args = make_args(peft_method="prompt_tuning", peft_kwargs={"num_virtual_tokens": 30}, max_steps=1)
-    tokenizer = load_tokenizer(str(folder), args)
+    tokenizer = load_tokenizer(folder)
     data = prepare_task_data(TASK, DataArguments(train_file=str(tmp_path / "rows.jsonl")), str(folder), tokenizer, args)
     trainer = LeftTrainer(str(folder), args, train_dataset=data["train"], processing_class=tokenizer)
     trainer.train()

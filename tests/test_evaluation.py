@@ -10,10 +10,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import EvalPrediction
 
 from left_trainer import list_methods, text_metrics
+from left_trainer.adapters.task_ids import task_inputs
 from left_trainer.evaluation.generation import generate_completions, split_prompts
 from left_trainer.evaluation.metrics import METRICS, load_metric
 from left_trainer.evaluation.text_metrics import decode
-from left_trainer.task_ids import task_inputs
 
 
 @pytest.mark.parametrize("name", sorted(set(METRICS) - {"distinct"}))

@@ -16,9 +16,9 @@ from transformers import GenerationConfig
 from left_trainer import LeftSeq2SeqTrainer, LeftTrainer, get_task, list_methods
 from left_trainer.data.loading import embedded_data
 from left_trainer.embedded import MODEL_PATHS
-from left_trainer.evaluation.batches import batches_of_like_length, join_batches, without_filling
+from left_trainer.evaluation.batches import batches_of_similar_length, join_batches, without_filling
 from left_trainer.models import model_family
-from left_trainer.reporting import build_report, write_report
+from left_trainer.runs.report import build_report, write_report
 
 FAMILIES = tuple(FAMILY_TYPES)
 ROWS = Dataset.from_list(tiny_rows(18, seed=3))
@@ -231,7 +231,8 @@ def test_results_equal_those_of_trainers_own_loop(make_args, tokenizers, monkeyp
         assert (trainer.args.eval_do_concat_batches, trainer.args.eval_accumulation_steps) == (True, None)
 
     evaluate()
-    monkeypatch.setattr(LeftTrainer, "_results_on_host", lambda self: contextlib.nullcontext(lambda output: output))
+    plain = "left_trainer.trainer.evaluation.results_on_host"
+    monkeypatch.setattr(plain, lambda trainer: contextlib.nullcontext(lambda output: output))
     evaluate()
     ours, our_output, theirs, their_output = seen
     for name in ("predictions", "label_ids", "inputs", "losses"):
@@ -277,13 +278,13 @@ def test_a_loss_that_is_needed_cannot_be_left_out(make_args, tokenizers, saved_m
 
 def test_short_rows_form_larger_batches():
     lengths = [30, 5, 10, 6, 28, 7, 8, 9]
-    batches = batches_of_like_length(lengths, lengths, batch_size=2)
+    batches = batches_of_similar_length(lengths, lengths, batch_size=2)
     assert sorted(row for batch in batches for row in batch) == list(range(8))
     assert [lengths[row] for batch in batches for row in batch] == sorted(lengths, reverse=True)
     assert [len(batch) for batch in batches] == [2, 6]  # 2 x 30 tokens, and as many: 6 x 10
-    assert batches_of_like_length([3, 3, 3], [3, 3, 3], batch_size=2) == [[0, 1], [2]]
-    assert [len(batch) for batch in batches_of_like_length([100, *[1] * 20], [100, *[1] * 20], 2)] == [2, 8, 8, 3]
-    assert batches_of_like_length([], [], 4) == []
+    assert batches_of_similar_length([3, 3, 3], [3, 3, 3], batch_size=2) == [[0, 1], [2]]
+    assert [len(batch) for batch in batches_of_similar_length([100, *[1] * 20], [100, *[1] * 20], 2)] == [2, 8, 8, 3]
+    assert batches_of_similar_length([], [], 4) == []
 
 
 def test_a_rows_own_end():

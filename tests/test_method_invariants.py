@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from left_trainer import LeftTrainer, LeftTrainingArguments, get_method, list_methods
+from left_trainer.adapters.task_ids import task_inputs
 from left_trainer.models import FAMILIES, auto_class
-from left_trainer.task_ids import task_inputs
 
 TOTAL_STEPS = 8
 pytestmark = [

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from left_trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
-from left_trainer.adapter_files import TRAINING_STATE_FILE
+from left_trainer.adapters.files import TRAINING_STATE_FILE
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,15 @@ from left_trainer.embedded import MODEL_PATHS
 PACKAGE = Path(left_trainer.__file__).parent
 # From the bottom up: a module may import from its own level and from those before it.
 LEVELS = [
-    ("registry", "embedded", "loss", "residual_base", "task_ids", "adapter_files", "models", "tuners"),
+    ("registry", "embedded", "token_mean"),
+    ("tuners", "adapters", "models"),
     ("methods", "tasks"),
     ("training_args",),
-    ("callbacks", "evaluation", "data", "kernels"),
-    ("checks", "preparation", "model_card", "trainer", "inference"),
-    ("reporting", "fine_tuning"),
-    ("comparison", "planning"),
+    ("compression", "callbacks", "evaluation", "data", "kernels"),
+    ("trainer",),
+    ("planning",),
+    ("runs",),
+    ("comparison", "export"),
     ("cli",),
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

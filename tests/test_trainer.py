@@ -23,7 +23,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from left_trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer, apply_method
-from left_trainer.adapter_files import TRAINING_STATE_FILE
+from left_trainer.adapters.files import TRAINING_STATE_FILE
 
 
 def test_front_door_chooses_and_isinstance_holds(rows, make_args, tokenizers, saved_models):

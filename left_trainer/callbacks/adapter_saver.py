@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from left_trainer.adapter_files import complete_adapter_directory, load_training_only_state, save_adapter
+from left_trainer.adapters.files import complete_adapter_directory, load_training_only_state, save_adapter
 
 BEST = "best"
 BEST_FILE = "best.json"

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     with user_errors():
         prompt = options.prompt or _trained_prompt(Path(options.adapter))
         lines = _read_lines(options.input_file)
-        from left_trainer.inference import Generator
+        from left_trainer.runs.inference import Generator
         from left_trainer.tasks.task import check_prompt
 
         check_prompt(prompt)

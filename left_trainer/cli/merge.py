@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
             raise FileExistsError(f"--output_dir {str(output)!r} exists and is not empty. Choose a new folder.")
         if not Path(options.adapter).is_dir():
             raise FileNotFoundError(f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training.")
-        from left_trainer.inference import load_for_merge
+        from left_trainer.runs.inference import load_for_merge
 
         model, tokenizer = load_for_merge(options.adapter)
     merged = model.merge_and_unload(progressbar=True)

@@ -16,8 +16,7 @@ from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.embedded import MODEL_NAMES, MODEL_PATHS
 from left_trainer.methods import PeftMethod, apply_method
 from left_trainer.methods.apply import apply_config, build_config, check_model
-from left_trainer.models import auto_class, build_skeleton, load_config, model_family
-from left_trainer.preparation import is_quantized
+from left_trainer.models import ModelSource, auto_class, build_skeleton
 
 # A model with weights is made where the meta device will not do, unless it has more parameters than this.
 LARGEST_BUILT = 10_000_000
@@ -52,8 +51,8 @@ class CountingModel:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.config = load_config(MODEL_NAMES.get(name, name))
-        self.skeleton = build_skeleton(self.config)
+        self.source = ModelSource.of(MODEL_NAMES.get(name, name))
+        self.skeleton = build_skeleton(self.source)
 
     def count(self, method: PeftMethod) -> Trainable:
         """What `method` trains at its defaults.
@@ -61,8 +60,8 @@ class CountingModel:
         Raises:
             ValueError: The method does not work on this model, or not without an option.
         """
-        check_model(self.skeleton, method)
-        if is_quantized(self.config) and not method.supports("quantized_base"):
+        check_model(self.skeleton, method, self.source.family)
+        if self.source.is_quantized and not method.supports("quantized_base"):
             raise ValueError(f"{self.name} is quantized: {method.unsupported['quantized_base']}")
         if method.required:
             return Trainable(self.name, note=f"needs {next(iter(method.required))}")
@@ -78,7 +77,7 @@ class CountingModel:
     def _on_meta_device(self, method: PeftMethod) -> Trainable | None:
         try:
             with torch.device("meta"):
-                return self._wrapped(build_skeleton(self.config), method)
+                return self._wrapped(build_skeleton(self.source), method)
         except RuntimeError:
             return None  # the method reads values as it wraps: a decomposition, a choice by magnitude
 
@@ -86,12 +85,12 @@ class CountingModel:
         if sum(parameter.numel() for parameter in self.skeleton.parameters()) > LARGEST_BUILT:
             return Trainable(self.name, note="needs the weights")
         with single_thread():
-            return self._wrapped(auto_class(model_family(self.config)).from_config(self.config), method)
+            return self._wrapped(auto_class(self.source.family).from_config(self.source.config), method)
 
     def _wrapped(self, model: PreTrainedModel, method: PeftMethod) -> Trainable:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are about training
-            config = build_config(model, method, None)
+            config = build_config(model, method, {}, self.source.family)
             count = count_parameters(apply_config(model, config) if config else apply_method(model, method.name))
         return Trainable(self.name, count.trainable, count.percent)
 

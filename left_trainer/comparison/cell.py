@@ -27,8 +27,8 @@ from left_trainer.callbacks.memory_counters import memory_counter
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.comparison.general_text import general_loss, general_rows
 from left_trainer.data.arguments import DataArguments, ModelArguments
-from left_trainer.fine_tuning import TASK_DEFAULTS, predict, set_up
-from left_trainer.reporting import REPORT_FILE, build_report, collect_samples, write_json
+from left_trainer.runs.fine_tuning import TASK_DEFAULTS, set_up
+from left_trainer.runs.report import REPORT_FILE, build_report, collect_samples, write_json
 from left_trainer.tasks import get_task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.training_args import LeftTrainingArguments
@@ -114,7 +114,7 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
         trainer.save_model()
     release_training_memory(trainer)
     split = "validation" if cell.kind == "trial" else "test"
-    predictions = predict(run, split)
+    predictions = trainer.predict(run.data[split])
     before, after = (predictions.metrics, None) if cell.kind == "base" else (None, predictions.metrics)
     texts = {"prediction": predictions.predictions}
     samples = collect_samples(run.data[split], trainer.processing_class, texts, N_SAMPLES)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from left_trainer.fine_tuning import training_parser
+from left_trainer.runs.fine_tuning import training_parser
 
 # What a comparison decides itself, each with what to say instead.
 DECIDED = {

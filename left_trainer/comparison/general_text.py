@@ -36,15 +36,14 @@ def general_rows(file: str | None) -> Dataset:
 
 
 def general_loss(trainer: LeftTrainer, rows: Dataset) -> float:
-    """Mean loss of the completions in nats per token. The trainer generates nothing afterwards.
+    """Mean loss of the completions in nats per token.
 
     Prompt and completion are cut to half of the model's positions each.
     """
     tokenizer, config = trainer.processing_class, unwrapped(trainer.model).config
     limit = max(length_limit(config, tokenizer, None, RESERVED_POSITIONS) // 2 - SPECIAL_TOKENS, MIN_WORDS)
     rows = rows.map(lambda row: {name: cut_to_tokens(text, tokenizer, limit) for name, text in row.items()})
-    trainer.args.predict_with_generate, trainer.compute_metrics = False, None
-    return float(trainer.evaluate(rows, metric_key_prefix="general")["general_loss"])
+    return trainer.evaluate_loss(rows, metric_key_prefix="general")
 
 
 def _generated() -> list[list[str]]:

@@ -12,20 +12,20 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from left_trainer import checks
 from left_trainer.comparison.cell import Cell, Kind
 from left_trainer.comparison.flags import DECIDED, flags_of, parse_flags
 from left_trainer.comparison.general_text import general_rows
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.loading import load_task_data
 from left_trainer.embedded import MODEL_NAMES
-from left_trainer.fine_tuning import apply_task_settings
 from left_trainer.methods import get_method, list_methods
 from left_trainer.methods.apply import build_config, check_patterns
-from left_trainer.models import build_skeleton, load_config, model_family
-from left_trainer.preparation import is_quantized
+from left_trainer.models import build_skeleton
+from left_trainer.runs.fine_tuning import with_task_settings
 from left_trainer.tasks import get_task
-from left_trainer.training_args import LeftTrainingArguments, loading_options
+from left_trainer.trainer.checks import Request, check_model_and_method
+from left_trainer.trainer.preparation import choose_learning_rate
+from left_trainer.training_args import LeftTrainingArguments
 
 DEFAULT_METHODS = ("lora", "ia3", "prefix_tuning", "prompt_tuning", "p_tuning", "full")
 DEFAULT_TASKS = ("summarization", "translation", "dialogue", "classification")
@@ -128,15 +128,11 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
 def check_cell(cell: Cell, output_dir: Path) -> None:
     """Raise `ValueError` where the method does not work on the model, or its options or targets do not fit it."""
     model_args, _, args = cell.parse(output_dir)
-    model = model_args.resolve(args)
-    config, method = load_config(model, **loading_options(args)), get_method(args.peft_method)
-    family = model_family(model, **loading_options(args))
-    checks.check_precision(args, config)
-    checks.check_method(args, method, family, is_quantized(config))
-    args.check_family(family)
+    source, method = model_args.source(args), get_method(args.peft_method)
+    check_model_and_method(Request(source, args, method))
     if method.derive_from_data is None:
-        skeleton = build_skeleton(config, args.trust_remote_code)
-        planned = build_config(skeleton, method, args.peft_kwargs)
+        skeleton = build_skeleton(source)
+        planned = build_config(skeleton, method, args.peft_options, source.family)
         if planned is not None:
             check_patterns(skeleton, planned)
 
@@ -151,10 +147,9 @@ def conditions(cell: Cell, data: Mapping[str, Any], output_dir: Path) -> dict[st
     """
     model_args, data_args, args = cell.parse(output_dir)
     task = get_task(cell.task)
-    model = model_args.resolve(args)
-    apply_task_settings(task, args)
+    args = with_task_settings(task, args)
     return {
-        "base_model": model_title(model),
+        "base_model": model_title(model_args.source(args).base_name),
         "prompt": data_args.prompt or task.prompt,
         "max_new_tokens": args.generation_max_length,
         "num_beams": args.generation_num_beams,
@@ -257,8 +252,7 @@ def _unusable(options: GridOptions, method: str, output_dir: Path) -> str | None
 def _rates(cell: Cell, options: GridOptions, output_dir: Path) -> list[float]:
     """Learning rates around the one that a run would have."""
     model_args, _, args = cell.parse(output_dir)
-    model_args.resolve(args)
-    rate = args.learning_rate or get_method(args.peft_method).learning_rate
+    rate, _ = choose_learning_rate(args, get_method(args.peft_method), model_args.source(args))
     return [float(f"{rate * factor:.3g}") for factor in options.tune_factors]
 
 

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from left_trainer.reporting import finite
+from left_trainer.runs.report import finite
 
 SCRIPTS = ("elements.js", "charts.js", "run.js", "page.js")
 

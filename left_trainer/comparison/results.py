@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from left_trainer.comparison.cell import CELL_FILE, FAILURE_FILE, Cell
-from left_trainer.reporting import REPORT_FILE, write_whole
+from left_trainer.runs.report import REPORT_FILE, write_whole
 
 RESULTS_FILE = "results.jsonl"
 CELLS = "cells"

@@ -20,7 +20,7 @@ import torch
 from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell
 from left_trainer.comparison.grid import Grid, Plan
 from left_trainer.comparison.results import CELLS, Result, read_cell
-from left_trainer.reporting import write_json
+from left_trainer.runs.report import write_json
 from left_trainer.tasks import get_task
 
 LOG_FILE = "log.txt"

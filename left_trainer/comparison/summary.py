@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from left_trainer.comparison.results import Result
 from left_trainer.methods.registry import METHODS
-from left_trainer.reporting import BOOKKEEPING, finite
+from left_trainer.runs.report import BOOKKEEPING, finite
 from left_trainer.tasks.registry import TASKS
 
 Format = Literal["integer", "bytes", "percent", "rate", "loss", "learning_rate", "text"]

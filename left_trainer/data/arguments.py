@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from left_trainer.embedded import DEFAULT_MODEL, LEARNING_RATE_FACTOR, MODEL_NAMES
-from left_trainer.methods import get_method
-from left_trainer.training_args import LeftTrainingArguments
+from left_trainer.models.source import ModelSource
+from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 
 @dataclass
@@ -32,21 +32,23 @@ class ModelArguments:
     )
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
 
-    def resolve(self, args: LeftTrainingArguments) -> str:
-        """The model's name or path; its loading options are put into `args.model_init_kwargs`.
+    def source(self, args: LeftTrainingArguments) -> ModelSource:
+        """The model to load: its config is read, its weights are not.
 
         An embedded model is far narrower than those that the methods' default learning rates are for; unset, its rate
         is `LEARNING_RATE_FACTOR` times the default.
+
+        Args:
+            args: `model_init_kwargs` and `trust_remote_code` are read, and beat the fields here.
+
+        Raises:
+            ValueError: There is no such model, or it does not generate text.
         """
-        given: dict[str, Any] = {"revision": self.model_revision, "token": self.token}
-        options = {"dtype": self.dtype, **{key: value for key, value in given.items() if value is not None}}
-        args.model_init_kwargs = {**options, **(dict(args.model_init_kwargs) if args.model_init_kwargs else {})}
+        given: dict[str, Any] = {"dtype": self.dtype, "revision": self.model_revision, "token": self.token}
+        options = {name: value for name, value in given.items() if value is not None} | loading_options(args)
         name = self.model_name_or_path or DEFAULT_MODEL
-        if name not in MODEL_NAMES:
-            return name
-        if args.learning_rate is None:
-            args.learning_rate = LEARNING_RATE_FACTOR * get_method(args.peft_method).learning_rate
-        return MODEL_NAMES[name]
+        factor = LEARNING_RATE_FACTOR if name in MODEL_NAMES else 1.0
+        return ModelSource.of(MODEL_NAMES.get(name, name), options, factor)
 
 
 @dataclass

@@ -14,9 +14,9 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from left_trainer.loss import IGNORE_INDEX
+from left_trainer.adapters.task_ids import TASK_IDS
 from left_trainer.models import ModelFamily
-from left_trainer.task_ids import TASK_IDS
+from left_trainer.token_mean import IGNORE_INDEX
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
 FORMS: dict[ModelFamily, tuple[tuple[str, ...], ...]] = {

@@ -15,7 +15,7 @@ from left_trainer.data.arguments import DataArguments
 from left_trainer.data.columns import text_columns
 from left_trainer.methods import get_method
 from left_trainer.methods.options import parse_peft_kwargs
-from left_trainer.models import load_config, model_family
+from left_trainer.models.source import ModelSource
 from left_trainer.tasks import HubDataset, Task
 from left_trainer.tasks.task import SPLITS, check_prompt
 from left_trainer.training_args import LeftTrainingArguments, loading_options
@@ -71,7 +71,7 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
 def prepare_task_data(
     task: Task,
     data: DataArguments,
-    model: str,
+    model: str | ModelSource,
     tokenizer: PreTrainedTokenizerBase,
     args: LeftTrainingArguments,
 ) -> DatasetDict:
@@ -80,7 +80,7 @@ def prepare_task_data(
     Args:
         task: The task.
         data: What the user asked for.
-        model: Name or path; its config bounds the length.
+        model: Name or path, or what was made of one; its config bounds the length.
         tokenizer: Of the model.
         args: `max_length` and the loading options of the model are read.
 
@@ -88,13 +88,12 @@ def prepare_task_data(
         ValueError: As `load_task_data` and `to_prompts`.
         FileNotFoundError: A file that does not exist.
     """
-    options = loading_options(args)
-    splits = load_task_data(task, data, token=options.get("token"))
-    config = load_config(model, **options)
+    source = ModelSource.of(model, loading_options(args))
+    splits = load_task_data(task, data, token=source.options.get("token"))
     reserved = virtual_tokens(args)
 
     def prompts(rows: Dataset) -> Dataset:
-        return to_prompts(rows, task, tokenizer, config, args.max_length, data.prompt, reserved)
+        return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved)
 
     return DatasetDict({name: prompts(rows) for name, rows in splits.items()})
 
@@ -195,7 +194,7 @@ def to_prompts(
     rows: Dataset,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
-    config: PreTrainedConfig,
+    source: ModelSource,
     max_length: int | None,
     prompt: str | None = None,
     reserved: int = 0,
@@ -208,7 +207,7 @@ def to_prompts(
         rows: From `load_task_data`.
         task: Gives the prompt.
         tokenizer: Of the model.
-        config: Of the model; its number of positions bounds the length.
+        source: The model; its number of positions bounds the length.
         max_length: Further bound in tokens: prompt and completion together for decoder-only models, the prompt for
             encoder-decoder models.
         prompt: Template that replaces the task's.
@@ -217,8 +216,8 @@ def to_prompts(
     Raises:
         ValueError: A prompt or completion that leaves no room for a source.
     """
-    decoder_only = model_family(config) == "decoder_only"
-    limit = length_limit(config, tokenizer, max_length, reserved)
+    decoder_only = source.family == "decoder_only"
+    limit = length_limit(source.config, tokenizer, max_length, reserved)
     template = prompt or task.prompt
     overhead = len(tokenizer(template.format(source=""))["input_ids"]) + SPECIAL_TOKENS
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import Trainer
+from torch.utils.data import Sampler
 
-from left_trainer.kernels.fast_paths import FastPath, first_reason
 from left_trainer.models import ModelFamily
-from left_trainer.training_args import LeftTrainingArguments
 
-GROUP_BY_LENGTH = "group_by_length"
 POOL_STEPS = 100  # more leave less padding and less chance in which rows meet; benchmarks/NOTES.md has the figures
 ARROW_ROWS = 10_000
 # What a batch pads: for decoder-only models prompt and completion are one sequence.
@@ -92,82 +85,3 @@ def row_lengths(dataset: Dataset, columns: Sequence[str]) -> NDArray[np.int64]:
         for table in tables
     ]
     return np.concatenate(parts).astype(np.int64)
-
-
-class BatchingMixin(Trainer):
-    """Which rows make a batch: for text, and when asked for, equally long ones; in generation, never joined ones."""
-
-    args: LeftTrainingArguments
-    family: ClassVar[ModelFamily]
-    fast_paths: dict[str, FastPath]
-    data_collator: Any
-    _rows_are_text = False
-
-    def settle_batches(self, train_dataset: Any, args: LeftTrainingArguments) -> None:
-        """Look at the rows before they are tokenized, and keep those apart that prompts are generated from."""
-        self._rows_are_text = "input_ids" not in (getattr(train_dataset, "column_names", None) or ())
-        if args.packing and args.predict_with_generate and args.eval_packing is None:
-            args.eval_packing = False
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """As in `Trainer`; notes for the report whether the batches are grouped."""
-        self.fast_paths[GROUP_BY_LENGTH].record(self._why_not_grouped(self.train_dataset))
-        return super().get_train_dataloader()
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """As in `Trainer`; where text is generated, with a row for each prompt."""
-        with self._one_row_for_each_prompt():
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """As in `Trainer`; where text is generated, with a row for each prompt."""
-        with self._one_row_for_each_prompt():
-            return super().get_test_dataloader(test_dataset)
-
-    @contextlib.contextmanager
-    def _one_row_for_each_prompt(self) -> Iterator[None]:
-        """Inside, TRL's collator does not join the rows of a batch into one, as it does with `packing`."""
-        collator = self.data_collator
-        if self.args.predict_with_generate and getattr(collator, "padding_free", False):
-            self.data_collator = dataclasses.replace(collator, padding_free=False)
-        try:
-            yield
-        finally:
-            self.data_collator = collator
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self._why_not_grouped(dataset) is not None:
-            return super()._get_train_sampler(train_dataset)
-        args = self.args
-        return LengthGroupedSampler(
-            row_lengths(dataset, PADDED_COLUMNS[self.family]),
-            self._train_batch_size,
-            args.world_size * args.gradient_accumulation_steps,
-            args.seed if args.data_seed is None else args.data_seed,
-            # Not through set_epoch: on several processes, accelerate 1.15 hands it on to its own samplers alone once it
-            # skips the batches before a checkpoint, and the resumed epoch would have the order of the first.
-            epoch=lambda: int(self.state.epoch or 0),
-        )
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
-        # Trainer would permute evaluation rows too: predictions would no longer be in the order of their rows.
-        if self.args.train_sampling_strategy != GROUP_BY_LENGTH:
-            return super()._get_eval_sampler(eval_dataset)
-        return SequentialSampler(eval_dataset) if self.args.world_size == 1 else None
-
-    def _why_not_grouped(self, dataset: Any) -> str | None:
-        args, strategy = self.args, self.args.train_sampling_strategy
-        unset = strategy is None
-        reasons = {
-            f"train_sampling_strategy={strategy!r}": strategy not in (None, GROUP_BY_LENGTH),
-            "the trainer has a sampler of its own": (
-                type(self)._get_train_sampler is not BatchingMixin._get_train_sampler
-            ),
-            f"the rows are in a {type(dataset).__name__}": not isinstance(dataset, Dataset),
-            "the rows were given as tokens": unset and not self._rows_are_text,
-            "packing=True": unset and args.packing,
-            "padding_free=True": unset and args.padding_free,
-            "the rows have no input_ids": "input_ids" not in (getattr(dataset, "column_names", None) or ()),
-        }
-        return first_reason(reasons)

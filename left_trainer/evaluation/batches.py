@@ -10,7 +10,7 @@ import torch
 from accelerate.data_loader import DataLoaderDispatcher
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
-from left_trainer.loss import IGNORE_INDEX
+from left_trainer.token_mean import IGNORE_INDEX
 
 MAX_WIDENING = 4  # of a batch of short rows: what a row takes whatever its length, its logits, is not counted
 
@@ -29,7 +29,7 @@ def why_rows_stay_in_order(dataloader: DataLoader[Any]) -> str | None:
     return None
 
 
-def batches_of_like_length(lengths: Sequence[int], widths: Sequence[int], batch_size: int) -> list[list[int]]:
+def batches_of_similar_length(lengths: Sequence[int], widths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Positions of rows, the longest first, in batches that need no more memory than `batch_size` of the widest rows.
 
     Args:

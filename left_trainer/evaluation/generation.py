@@ -12,10 +12,10 @@ from peft import PeftModel, PeftType
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from left_trainer.adapters.residual_base import original_base
+from left_trainer.adapters.task_ids import TASK_IDS, task_inputs
 from left_trainer.callbacks.step_timer import synchronize
-from left_trainer.loss import IGNORE_INDEX
-from left_trainer.residual_base import original_base
-from left_trainer.task_ids import TASK_IDS, task_inputs
+from left_trainer.token_mean import IGNORE_INDEX
 
 EMBEDDING_PROMPTS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.MULTITASK_PROMPT_TUNING, PeftType.CPT)
 

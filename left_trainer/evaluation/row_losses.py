@@ -8,14 +8,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from left_trainer.kernels.output_head import loss_from_head, unsupported
+from left_trainer.adapters.task_ids import number_of_tasks
+from left_trainer.kernels.output_head import loss_at_output_head, why_not_at_output_head
 from left_trainer.models import without_adapter
-from left_trainer.task_ids import number_of_tasks
 
 SOURCES = ("input_ids", "attention_mask")
 
 
-def why_encoder_runs_twice(model: PreTrainedModel | PeftModel) -> str | None:
+def why_not_shared_encoder(model: PreTrainedModel | PeftModel) -> str | None:
     """Why generation and loss of `model` cannot share the encoder's output; `None` where they can."""
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning:
@@ -25,7 +25,7 @@ def why_encoder_runs_twice(model: PreTrainedModel | PeftModel) -> str | None:
         model = model.get_base_model()
     if not model.config.is_encoder_decoder:
         return "the model has no encoder"
-    return unsupported(model)
+    return why_not_at_output_head(model)
 
 
 def encode(model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor]) -> Any:
@@ -44,18 +44,18 @@ def row_losses(
     """Loss summed over each row's target tokens, `(batch,)`.
 
     Args:
-        model: One for which `why_encoder_runs_twice` is `None`.
+        model: One for which `why_not_shared_encoder` is `None`.
         encoder_outputs: From `encode`.
         inputs: `attention_mask` and `labels`, `(batch, source)` and `(batch, target)`.
         label_smoothing: As in `linear_cross_entropy`.
         workspace_bytes: The same.
     """
     base = without_adapter(model)
-    with loss_from_head(base, label_smoothing, workspace_bytes) as head:
+    with loss_at_output_head(base, label_smoothing, workspace_bytes) as captured:
         base(
             encoder_outputs=type(encoder_outputs)(**encoder_outputs),
             attention_mask=inputs.get("attention_mask"),
             labels=inputs["labels"],
         )
-    assert head.tokens is not None  # or the call above would have raised
-    return head.tokens.row_sums
+    assert captured.tokens is not None  # or the call above would have raised
+    return captured.tokens.row_sums

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from left_trainer.evaluation.metrics import load_metric
-from left_trainer.loss import IGNORE_INDEX
+from left_trainer.token_mean import IGNORE_INDEX
 
 DEFAULT_METRICS = ("rouge", "bleu", "chrf", "exact_match")
 

@@ -49,7 +49,7 @@ def plain_class(module: nn.Module) -> type[Any]:
     return type(module).__mro__[1] if is_fused else type(module)
 
 
-def is_hooked(module: nn.Module) -> bool:
+def has_torch_hooks(module: nn.Module) -> bool:
     """Whether calling `module` does more than its class says. Not a loop: it is asked at every call of a layer."""
     return bool(
         module._forward_hooks

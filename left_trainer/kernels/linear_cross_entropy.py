@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from left_trainer.loss import IGNORE_INDEX
+from left_trainer.token_mean import IGNORE_INDEX
 
 DEFAULT_WORKSPACE_BYTES = 128 * 2**20
 # On a CPU larger tiles leave the cache between their two products: in bfloat16 64 MiB took 1.6 times as long as 16 MiB.

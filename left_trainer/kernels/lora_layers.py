@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from left_trainer.kernels.fast_paths import FastPath
-from left_trainer.kernels.fused_modules import is_hooked, plain_class, use_fused_modules
+from left_trainer.kernels.fused_modules import has_torch_hooks, plain_class, use_fused_modules
 from left_trainer.kernels.lora_linear import lora_linear
 
 
@@ -110,7 +110,7 @@ def _why_not_fused(layer: Any, x: torch.Tensor, names: list[str], *parts: Any) -
         return "lora_bias=True"
     if type(lora_a) is not nn.Linear or type(dropout) not in (nn.Identity, nn.Dropout):
         return f"the adapter is made of {type(lora_a).__name__} and {type(dropout).__name__}"
-    if is_hooked(base) or is_hooked(lora_a) or is_hooked(lora_b) or is_hooked(dropout):
+    if has_torch_hooks(base) or has_torch_hooks(lora_a) or has_torch_hooks(lora_b) or has_torch_hooks(dropout):
         return "a part of the layer has hooks, as offloading and sharding put there"
     weight = base.weight
     if weight.requires_grad:

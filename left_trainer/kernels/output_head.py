@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +13,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from left_trainer.kernels.fused_modules import is_hooked
+from left_trainer.kernels.fused_modules import has_torch_hooks
 from left_trainer.kernels.linear_cross_entropy import TokenLoss, linear_cross_entropy
+from left_trainer.models.decoder_inputs import with_decoder_inputs
 
 # Model types whose logits are those of `get_output_embeddings()`, plus `final_logits_bias` and soft-capped where the
 # config says so, and whose loss is their cross-entropy. tests/parity/test_fast_paths.py trains each of them.
@@ -47,13 +47,13 @@ DECODER_ONLY_TYPES = frozenset(
 )
 
 
-class HeadLoss:
+class CapturedLoss:
     """What the head computed in the last forward pass; `tokens` is `None` where the model was called without labels."""
 
     tokens: TokenLoss | None = None
 
 
-def unsupported(model: PreTrainedModel) -> str | None:
+def why_not_at_output_head(model: PreTrainedModel) -> str | None:
     """Why the loss of `model` may not be taken from the input of its output head; `None` where it may."""
     model_type, head = model.config.model_type, model.get_output_embeddings()
     if model_type not in ENCODER_DECODER_TYPES | DECODER_ONLY_TYPES:
@@ -68,7 +68,7 @@ def unsupported(model: PreTrainedModel) -> str | None:
         return f"the output head is a {type(head).__name__}, not torch's Linear"
     if isinstance(head.weight, DTensor) or head.weight.is_meta:
         return "the output head is sharded or offloaded"
-    if is_hooked(head):
+    if has_torch_hooks(head):
         return "the output head has hooks"
     if any(module._compiled_call_impl is not None for module in (model, head)):
         return "the model is compiled"
@@ -76,18 +76,18 @@ def unsupported(model: PreTrainedModel) -> str | None:
 
 
 @contextlib.contextmanager
-def loss_from_head(model: PreTrainedModel, label_smoothing: float, workspace_bytes: int) -> Iterator[HeadLoss]:
+def loss_at_output_head(model: PreTrainedModel, label_smoothing: float, workspace_bytes: int) -> Iterator[CapturedLoss]:
     """Inside, a call of `model` with labels returns the token mean as its loss, and logits for no row.
 
     The loss is computed inside of the model's forward pass, so that it is where a wrapper such as
     `DistributedDataParallel` or an autocast region expects it.
 
     Args:
-        model: The innermost model, one for which `unsupported` is `None`.
+        model: The innermost model, one for which `why_not_at_output_head` is `None`.
         label_smoothing: As in `linear_cross_entropy`.
         workspace_bytes: The same.
     """
-    found, head = HeadLoss(), model.get_output_embeddings()
+    found, head = CapturedLoss(), model.get_output_embeddings()
     labels_of_call: list[torch.Tensor] = []
     model_forward, head_forward = model.forward, head.forward
 
@@ -96,8 +96,8 @@ def loss_from_head(model: PreTrainedModel, label_smoothing: float, workspace_byt
         if labels is None:
             return model_forward(*args, **kwargs)
         kwargs["use_cache"] = False
-        if model.config.is_encoder_decoder and not _has_decoder_inputs(kwargs):
-            kwargs["decoder_input_ids"] = _decoder_input_ids(model, labels)
+        kwargs = with_decoder_inputs(model, {**kwargs, "labels": labels})
+        del kwargs["labels"]
         labels_of_call.append(labels)
         try:
             outputs = model_forward(*args, **kwargs)
@@ -126,19 +126,6 @@ def loss_from_head(model: PreTrainedModel, label_smoothing: float, workspace_byt
 
     with _replaced(model, forward), _replaced(head, loss_of):
         yield found
-
-
-def _has_decoder_inputs(kwargs: dict[str, Any]) -> bool:
-    return any(kwargs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
-
-
-def _decoder_input_ids(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor:
-    """What the model feeds its decoder when it gets labels only, `(batch, target)`."""
-    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if prepare is not None:
-        return prepare(labels)
-    shift = sys.modules[type(model).__module__].shift_tokens_right
-    return shift(labels, model.config.pad_token_id, model.config.decoder_start_token_id)
 
 
 def _bias(model: PreTrainedModel, head: nn.Linear) -> torch.Tensor | None:

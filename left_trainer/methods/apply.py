@@ -66,7 +66,14 @@ def apply_method(
             trainable parameter.
     """
     method = get_method(name)
-    config = build_config(model, method, peft_kwargs)
+    config = build_config(model, method, check_peft_kwargs(method, peft_kwargs))
+    return apply_built(model, method, config, seed)
+
+
+def apply_built(
+    model: PreTrainedModel, method: PeftMethod, config: PeftConfig | None, seed: int | None = None
+) -> PeftModel | PreTrainedModel:
+    """As `apply_method`, with the config that `build_config` has made, of this model or of one of the same shape."""
     if config is None:
         return _train_everything(model, method)
     for setting, value in method.model_config.items():
@@ -75,14 +82,24 @@ def apply_method(
 
 
 def build_config(
-    model: PreTrainedModel, method: PeftMethod, peft_kwargs: str | Mapping[str, Any] | None
+    model: PreTrainedModel, method: PeftMethod, options: Mapping[str, Any], family: ModelFamily | None = None
 ) -> PeftConfig | None:
     """`method`'s PEFT config for `model`: the record's defaults, what the shape dictates, then the user's options.
 
-    `None` for a method without one. The model may be on the meta device. Raises as `apply_method` does.
+    Args:
+        model: May be on the meta device.
+        method: The record.
+        options: The user's, as `check_peft_kwargs` returns them.
+        family: Of the model, where it is known.
+
+    Returns:
+        `None` for a method without a config.
+
+    Raises:
+        ValueError: As `apply_method`.
     """
-    options = check_peft_kwargs(method, peft_kwargs)
-    check_model(model, method)
+    family = family or model_family(model)
+    check_model(model, method, family)
     check_required(method, {**method.defaults, **options})
     check_packages(method)
     if method.config_class is None:
@@ -92,7 +109,7 @@ def build_config(
     if "fan_in_fan_out" in known and is_conv1d(model):
         fixed["fan_in_fan_out"] = True
     with without_upstream_warnings():
-        config = method.config_class(task_type=TASK_TYPES[model_family(model)], **with_nested_configs(fixed, known))
+        config = method.config_class(task_type=TASK_TYPES[family], **with_nested_configs(fixed, known))
     if method.resolve_targets and not _has_targets(config, model):
         targets = method.resolve_targets(model)
         if not targets:
@@ -116,9 +133,8 @@ def check_packages(method: PeftMethod) -> None:
             raise ImportError(f"peft_method={method.name!r} needs {package}: pip install {package}")
 
 
-def check_model(model: PreTrainedModel, method: PeftMethod) -> None:
+def check_model(model: PreTrainedModel, method: PeftMethod, family: ModelFamily) -> None:
     """Raise `ValueError`, with the reason, when `method` does not work on this kind of model."""
-    family = model_family(model)
     kinds: dict[Feature, bool] = {family: True, "conv1d": is_conv1d(model)}
     for kind, applies in kinds.items():
         if applies and not method.supports(kind):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from left_trainer.methods.apply import seeded
 from left_trainer.methods.method import Batches, PeftMethod
+
+# From the model, a micro-batch, and its share of the accumulated batch: what is added to the micro-batch's loss.
+LossTerm: TypeAlias = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | float], torch.Tensor]
 
 
 class MethodHooks:
@@ -19,19 +21,19 @@ class MethodHooks:
 
     Args:
         method: The record; `None` for an explicit PEFT config without one, which has no hooks.
-        model: The wrapped model.
         peft_kwargs: The user's options; those of the hooks are taken from here.
         is_new: Whether the adapter was made for this run. One that came with the model is not initialised again.
     """
 
-    def __init__(
-        self, method: PeftMethod | None, model: nn.Module, peft_kwargs: Mapping[str, Any] | None, is_new: bool
-    ) -> None:
+    def __init__(self, method: PeftMethod | None, peft_kwargs: Mapping[str, Any] | None, is_new: bool) -> None:
         self.method, self.is_new = method, is_new
-        if method and method.prepare:
-            method.prepare(model)
         defaults = method.hook_options if method else {}
         self.options = {name: (peft_kwargs or {}).get(name, value) for name, value in defaults.items()}
+
+    def prepare(self, model: nn.Module) -> None:
+        """Change how the wrapped model computes, where PEFT's way does not fit."""
+        if self.method and self.method.prepare:
+            self.method.prepare(model)
 
     def callbacks(self, model: nn.Module) -> list[TrainerCallback]:
         """The method's own callback, if it has one."""
@@ -59,8 +61,7 @@ class MethodHooks:
         arguments = {**arguments, "weight_decay": args.weight_decay}
         return self.method.optimizer(model, optimizer_class, arguments, self.options)
 
-    def add_penalty(self, loss: torch.Tensor, model: PeftModel, share: torch.Tensor | float) -> torch.Tensor:
-        """`loss` of a micro-batch, with its `share` of what the method adds to the loss of the whole batch."""
-        if self.method is None or self.method.penalty is None:
-            return loss
-        return loss + share * self.method.penalty(model)
+    def loss_terms(self) -> list[LossTerm]:
+        """What is added to the loss of each micro-batch: its share of the method's penalty of a whole batch."""
+        penalty = self.method.penalty if self.method else None
+        return [] if penalty is None else [lambda model, inputs, share: share * penalty(model)]

@@ -31,10 +31,10 @@ from transformers import (
 )
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from left_trainer.loss import IGNORE_INDEX, accumulated_token_loss
+from left_trainer.adapters.residual_base import lora_layers, remember_initial_adapter
 from left_trainer.methods.method import Batches
 from left_trainer.methods.targets import smallest_feature
-from left_trainer.residual_base import lora_layers, remember_initial_adapter
+from left_trainer.token_mean import IGNORE_INDEX, accumulated_token_loss
 
 # Keys and values of cross-attention are made of what the encoder put out.
 CROSS_ATTENTION_SOURCE = re.compile(r"(EncDecAttention|encoder_attn|crossattention)\.(k|v|key|value)")

@@ -19,10 +19,10 @@ from peft import (
 from peft.tuners.adaption_prompt.config import TRANSFORMERS_MODEL_CONFIG as ADAPTION_PROMPT_TYPES
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from left_trainer.loss import IGNORE_INDEX
 from left_trainer.methods.lora_hooks import call_inner_model
 from left_trainer.methods.method import Feature, PeftMethod
 from left_trainer.methods.registry import register_method
+from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.tuners.p_tuning_v2 import PTuningV2Config
 
 NUM_VIRTUAL_TOKENS = 20

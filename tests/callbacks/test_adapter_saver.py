@@ -16,7 +16,7 @@ from datasets import Dataset
 from peft import PeftModel
 
 from left_trainer import AdapterSaverCallback, LeftTrainer, apply_method
-from left_trainer.adapter_files import TRAINING_STATE_FILE, save_adapter
+from left_trainer.adapters.files import TRAINING_STATE_FILE, save_adapter
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys
@@ -24,9 +24,9 @@ sys.path.insert(0, sys.argv[2])
 from conftest import tiny_model
 import safetensors.torch, peft.peft_model
 from left_trainer import apply_method
-from left_trainer import adapter_files
+from left_trainer.adapters import files
 model = apply_method(tiny_model("t5"), "p_tuning", {"num_virtual_tokens": 3, "encoder_hidden_size": 8}, seed=1)
-adapter_files.save_adapter(model, sys.argv[1])
+files.save_adapter(model, sys.argv[1])
 for parameter in model.prompt_encoder.parameters():
     parameter.data.add_(1)
 point = sys.argv[3]
@@ -35,10 +35,10 @@ def kill(*args, **kwargs):
 if point == "adapter":
     peft.peft_model.safe_save_file = kill
 elif point == "sidecar":
-    adapter_files.save_file = kill
+    files.save_file = kill
 else:
-    adapter_files.os.fsync = kill
-adapter_files.save_adapter(model, sys.argv[1])
+    files.os.fsync = kill
+files.save_adapter(model, sys.argv[1])
 """
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from left_trainer import LeftTrainer, LeftTrainingArguments, ModelArguments, get_method
 from left_trainer.cli.main import COMMANDS, main
 from left_trainer.embedded import LEARNING_RATE_FACTOR, MODEL_NAMES
+from left_trainer.trainer.preparation import choose_learning_rate
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -95,17 +96,21 @@ def test_train_writes_everything_and_reads_yaml(tmp_path, saved_models, capsys):
     assert "left-trainer generate" in card
 
 
-def test_the_embedded_models_have_names():
+def test_the_embedded_models_have_names(saved_models):
     args = LeftTrainingArguments()
     for name, path in MODEL_NAMES.items():
-        assert ModelArguments(model_name_or_path=name, token="t").resolve(args) == path
-        assert args.model_init_kwargs == {"dtype": "float32", "token": "t"}
-    assert ModelArguments().resolve(args) == MODEL_NAMES["embedded/t5"]
-    assert args.learning_rate == LEARNING_RATE_FACTOR * get_method("lora").learning_rate
-    args = LeftTrainingArguments(learning_rate=1.0)
-    assert ModelArguments(model_name_or_path="mine/model").resolve(args) == "mine/model"
-    assert ModelArguments().resolve(args) == MODEL_NAMES["embedded/t5"]
-    assert args.learning_rate == 1.0
+        source = ModelArguments(model_name_or_path=name, token="t").source(args)
+        assert source.model == source.base_name == path
+        assert source.options == {"dtype": "float32", "token": "t", "trust_remote_code": False}
+    source = ModelArguments().source(args)
+    assert source.model == MODEL_NAMES["embedded/t5"]
+    lora = get_method("lora")
+    default = choose_learning_rate(args, lora, source)
+    assert default == (LEARNING_RATE_FACTOR * lora.learning_rate, "scaled_default")
+    assert choose_learning_rate(LeftTrainingArguments(learning_rate=1.0), lora, source) == (1.0, "given")
+    own = ModelArguments(model_name_or_path=str(saved_models["encoder_decoder"])).source(args)
+    assert choose_learning_rate(args, lora, own) == (lora.learning_rate, "default")
+    assert (args.learning_rate, args.model_init_kwargs) == (None, None)
 
 
 TRAIN = ["train", "--max_steps", "1"]
@@ -128,7 +133,9 @@ TRAIN = ["train", "--max_steps", "1"]
 )
 def test_bad_input_to_train(flags, message, capsys, monkeypatch, tmp_path, saved_models):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("left_trainer.preparation.load_model", lambda *a, **k: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(
+        "left_trainer.trainer.preparation.load_model", lambda *a, **k: pytest.fail("weights were loaded")
+    )
     defaults = ["--output_dir", str(tmp_path / "out"), "--model_name_or_path", str(saved_models["encoder_decoder"])]
     assert message in fails(capsys, *TRAIN, *defaults, *flags)
     assert not (tmp_path / "out").exists()

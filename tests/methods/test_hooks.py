@@ -14,7 +14,7 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from transformers import AutoModelForCausalLM
 
 from left_trainer import LeftTrainer, LeftTrainingArguments, apply_method, get_method
-from left_trainer.residual_base import lora_layers
+from left_trainer.adapters.residual_base import lora_layers
 
 FAMILY = "decoder_only"
 

@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer import LeftTrainer, get_task
 from left_trainer.models import model_family
-from left_trainer.reporting import build_report
+from left_trainer.runs.report import build_report
 
 
 def run(model, rows, make_args, tokenizers, fast, trainer_options=None, **arguments):

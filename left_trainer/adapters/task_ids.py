@@ -6,9 +6,6 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import Trainer
-
-from left_trainer.models import unwrapped
 
 TASK_IDS = "task_ids"
 COUNT_OPTIONS = ("n_tasks", "num_tasks")  # as Poly and multitask prompt tuning call it
@@ -25,20 +22,3 @@ def task_inputs(model: torch.nn.Module, batch_size: int) -> dict[str, torch.Tens
     if not isinstance(model, PeftModel) or number_of_tasks(model.active_peft_config) != 1:
         return {}
     return {TASK_IDS: torch.zeros(batch_size, dtype=torch.long, device=model.device)}
-
-
-class TaskIdsMixin(Trainer):
-    """Brings the column `task_ids` to models that need it, and zeros where there is a single task."""
-
-    _signature_columns: list[str] | None
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        tasks = task_inputs(unwrapped(self.model), len(next(iter(inputs.values()))))
-        return super()._prepare_inputs(tasks | inputs)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        # The base model's forward, by which columns are kept, does not take it; the adapter's does.
-        super()._set_signature_columns_if_needed()
-        model = unwrapped(self.model)
-        if isinstance(model, PeftModel) and number_of_tasks(model.active_peft_config):
-            self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), TASK_IDS]))

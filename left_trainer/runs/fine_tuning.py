@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import DatasetDict
-from transformers.trainer_utils import PredictionOutput
 from trl import TrlParser
 
 from left_trainer.callbacks import MemoryProfilerCallback, TrainableParametersCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
-from left_trainer.checks import load_tokenizer
 from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.data.loading import prepare_task_data
-from left_trainer.evaluation.generation import GenerationSpeed
 from left_trainer.evaluation.text_metrics import text_metrics
-from left_trainer.reporting import build_report, collect_samples, write_report
+from left_trainer.models import load_tokenizer
+from left_trainer.runs.report import build_report, collect_samples, write_report
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.training_args import LeftTrainingArguments
@@ -58,12 +56,12 @@ def training_parser(**defaults: Any) -> TrlParser:
 
 def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, args: LeftTrainingArguments) -> Run:
     """Load data, tokenizer and model, and build the trainer. Raises what these raise on bad input."""
-    apply_task_settings(task, args)
-    model = model_args.resolve(args)
-    tokenizer = load_tokenizer(model, args)
-    data = prepare_task_data(task, data_args, model, tokenizer, args)
+    args = with_task_settings(task, args)
+    source = model_args.source(args)
+    tokenizer = load_tokenizer(source)
+    data = prepare_task_data(task, data_args, source, tokenizer, args)
     trainer = LeftTrainer(
-        model,
+        source,
         args,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
@@ -74,10 +72,12 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
     return Run(task, trainer, data, data_args.prompt)
 
 
-def apply_task_settings(task: Task, args: LeftTrainingArguments) -> None:
-    """Let the task decide what the user left open about generation."""
-    args.generation_max_length = args.generation_max_length or task.max_new_tokens
-    args.generation_num_beams = args.generation_num_beams or task.num_beams
+def with_task_settings(task: Task, args: LeftTrainingArguments) -> LeftTrainingArguments:
+    """A copy of `args` in which the task has decided what the user left open about generation."""
+    return args.replaced(
+        generation_max_length=args.generation_max_length or task.max_new_tokens,
+        generation_num_beams=args.generation_num_beams or task.num_beams,
+    )
 
 
 def fine_tune(run: Run) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def fine_tune(run: Run) -> dict[str, Any]:
     with trainer.without_adapter():
         before = trainer.predict(run.data["test"])
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-    after = predict(run)
+    after = trainer.predict(run.data["test"])
     trainer.save_model()
     texts = {"before": before.predictions, "after": after.predictions}
     samples = collect_samples(run.data["test"], trainer.processing_class, texts, N_SAMPLES)
@@ -94,9 +94,3 @@ def fine_tune(run: Run) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         write_report(trainer, report)
     return report
-
-
-def predict(run: Run, split: str = "test") -> PredictionOutput:
-    """Score the model as it is on a split, and time the generation."""
-    run.trainer.generation_speed = GenerationSpeed()
-    return run.trainer.predict(run.data[split])

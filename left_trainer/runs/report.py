@@ -17,18 +17,17 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
-from left_trainer.adapter_files import TRAINING_STATE_FILE
+from left_trainer.adapters.files import TRAINING_STATE_FILE
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
 from left_trainer.callbacks.tables import format_table
 from left_trainer.callbacks.trainable_parameters import count_parameters
-from left_trainer.embedded import LEARNING_RATE_FACTOR, MODEL_NAMES
 from left_trainer.evaluation.text_metrics import decode
-from left_trainer.loss import IGNORE_INDEX
-from left_trainer.model_card import package_versions
 from left_trainer.models import unwrapped
 from left_trainer.tasks import Task
+from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer import LeftTrainer
+from left_trainer.trainer.model_card import package_versions
 
 # What Trainer and SFTTrainer add to the metrics of an evaluation.
 BOOKKEEPING = (
@@ -135,12 +134,9 @@ def machine_name() -> str:
 
 def learning_rate_source(trainer: LeftTrainer) -> str:
     """Where the learning rate comes from: `given`, or the method's default, as it is or for an embedded model."""
-    rate, method = trainer.args.learning_rate, trainer.method
-    if method is None:
-        return "given"
-    if trainer.base_model_name in MODEL_NAMES.values() and rate == LEARNING_RATE_FACTOR * method.learning_rate:
-        return f"{LEARNING_RATE_FACTOR:g} x default (embedded model)"
-    return "default" if rate == method.learning_rate else "given"
+    if trainer.learning_rate_source == "scaled_default":
+        return f"{trainer.source.learning_rate_factor:g} x default (embedded model)"
+    return trainer.learning_rate_source
 
 
 def target_tokens_per_row(dataset: Any) -> float | None:

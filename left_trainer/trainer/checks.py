@@ -2,26 +2,106 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from peft import PeftConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from left_trainer.methods import PeftMethod
+from left_trainer.adapters.task_ids import TASK_IDS, number_of_tasks
+from left_trainer.data.features import dataset_form, named_datasets
+from left_trainer.methods import PeftMethod, list_methods
 from left_trainer.methods.apply import check_packages
 from left_trainer.methods.method import Feature
-from left_trainer.methods.options import parse_peft_kwargs
-from left_trainer.models import HUB_ARGUMENTS, ModelFamily, load_config
-from left_trainer.task_ids import TASK_IDS, number_of_tasks
-from left_trainer.training_args import LeftTrainingArguments, loading_options
+from left_trainer.models import ModelSource
+from left_trainer.training_args import LeftTrainingArguments
 
 RESULT_FILES = (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 FP16_OVERFLOW_TYPES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
-TRAINER_STATE_FILE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of a trainer.
+
+    Args:
+        source: The model.
+        args: As given.
+        method: What will be trained; `None` for a PEFT config without a record, of which nothing is known.
+        peft_config: An explicit one.
+        quantization_config: The same.
+        train_dataset: As given.
+        eval_dataset: As given.
+        compute_loss_func: Replaces the loss.
+        formatting_func: Of `SFTTrainer`.
+    """
+
+    source: ModelSource
+    args: LeftTrainingArguments
+    method: PeftMethod | None
+    peft_config: PeftConfig | None = None
+    quantization_config: Any = None
+    train_dataset: Any = None
+    eval_dataset: Any = None
+    compute_loss_func: Callable[..., Any] | None = None
+    formatting_func: Callable[..., Any] | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the base model is, or will be, quantized."""
+        return self.quantization_config is not None or self.source.is_quantized
+
+
+def check(request: Request) -> None:
+    """Run every check, the cheap ones first.
+
+    Raises:
+        ValueError: Something that this model, this method or the other arguments do not go together with.
+        FileExistsError, PermissionError: `output_dir` holds an earlier result, or cannot be written.
+    """
+    check_model_and_method(request)
+    check_formatting(request)
+    check_losses(request)
+    check_devices(request.args)
+    check_evaluation_loss(request.args, request.eval_dataset)
+    check_task_ids(request)
+    check_output_dir(request.args)
+    check_datasets(request)
+
+
+def check_model_and_method(request: Request) -> None:
+    """What is wrong whatever the data: a field that the family ignores, precision, what the method cannot do."""
+    request.args.check_family(request.source.family)
+    check_precision(request.args, request.source.config)
+    check_method(request)
+
+
+def check_formatting(request: Request) -> None:
+    """Refuse `formatting_func` where nothing calls it."""
+    if request.formatting_func is not None and request.source.family == "encoder_decoder":
+        raise ValueError("formatting_func has no effect on an encoder-decoder model. Pass prompt/completion rows.")
+
+
+def check_losses(request: Request) -> None:
+    """Refuse two losses of which one would replace the other without a word; the same for both families."""
+    args, method = request.args, request.method
+    asked = {
+        "compute_loss_func": request.compute_loss_func is not None,
+        f"peft_method={args.peft_method!r}": method is not None and method.loss is not None,
+        f"label_smoothing_factor={args.label_smoothing_factor:g}": args.label_smoothing_factor > 0,
+        f"loss_type={args.loss_type!r}": args.loss_type != "nll",
+    }
+    given = [name for name, is_given in asked.items() if is_given]
+    if len(given) > 1:
+        raise ValueError(
+            f"{given[0]} and {given[1]} each define the loss, and only one of them would be used. Remove one of them. "
+            "(Methods with a loss of their own: "
+            f"{', '.join(record.name for record in list_methods() if record.loss is not None)}.)"
+        )
 
 
 def check_output_dir(args: LeftTrainingArguments) -> None:
@@ -45,40 +125,6 @@ def check_output_dir(args: LeftTrainingArguments) -> None:
             f"output_dir={str(directory)!r} cannot be written: {str(existing)!r} says {error.strerror!r}. Choose "
             "another output_dir."
         ) from error
-
-
-def clear_checkpoints(args: LeftTrainingArguments) -> None:
-    """Raise when a fresh run would write among the checkpoints of an earlier one; remove those if told to overwrite.
-
-    Left there, they would be what a later resume finds.
-    """
-    checkpoints = sorted(Path(args.output_dir or "").glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
-    if checkpoints and not args.overwrite_output_dir:
-        raise FileExistsError(
-            f"output_dir={args.output_dir!r} holds {checkpoints[-1].name} of an earlier run. Go on with it by "
-            "train(resume_from_checkpoint=True), choose another directory, or replace it with "
-            "overwrite_output_dir=True (--overwrite_output_dir)."
-        )
-    if args.process_index == 0:
-        for checkpoint in checkpoints:
-            shutil.rmtree(checkpoint)
-
-
-def last_complete_checkpoint(output_dir: str) -> str:
-    """The newest checkpoint that was written to its end.
-
-    `Trainer` writes `trainer_state.json` last, so a directory without it was cut off by a kill. Raises
-    `FileNotFoundError` when there is none.
-    """
-    checkpoints = [
-        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (path / TRAINER_STATE_FILE).is_file()
-    ]
-    if not checkpoints:
-        raise FileNotFoundError(
-            f"resume_from_checkpoint=True, but output_dir={output_dir!r} holds no complete checkpoint. Pass the path "
-            "of one, or start afresh without resume_from_checkpoint."
-        )
-    return str(max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2])))
 
 
 def check_devices(args: LeftTrainingArguments) -> None:
@@ -117,17 +163,9 @@ def check_precision(args: LeftTrainingArguments, config: PreTrainedConfig) -> No
         )
 
 
-def check_method(
-    args: LeftTrainingArguments, method: PeftMethod | None, family: ModelFamily, is_quantized: bool
-) -> None:
-    """Refuse what the method declares impossible, and missing packages.
-
-    Args:
-        args: Of the run.
-        method: `None` for a PEFT config without a record, of which nothing is known.
-        family: Of the model.
-        is_quantized: Whether the base model is, or will be, quantized.
-    """
+def check_method(request: Request) -> None:
+    """Refuse what the method declares impossible, and missing packages."""
+    method, args, family = request.method, request.args, request.source.family
     if method is None:
         return
     check_packages(method)
@@ -139,7 +177,7 @@ def check_method(
             "set gradient_checkpointing=False, or choose another",
         ),
         "packing": (args.packing, "packing=True", "set packing=False, or choose another"),
-        "quantized_base": (is_quantized, "a quantized base model", "load it unquantized, or choose another"),
+        "quantized_base": (request.is_quantized, "a quantized base model", "load it unquantized, or choose another"),
     }
     for feature, (is_asked, what, fix) in asked.items():
         if is_asked and not method.supports(feature):
@@ -149,11 +187,12 @@ def check_method(
             )
 
 
-def check_task_ids(args: LeftTrainingArguments, method: PeftMethod | None, family: ModelFamily, dataset: Any) -> None:
+def check_task_ids(request: Request) -> None:
     """Refuse several tasks without a column that says which row belongs to which."""
-    if method is None or number_of_tasks({**method.defaults, **parse_peft_kwargs(args.peft_kwargs)}) <= 1:
+    method, dataset = request.method, request.train_dataset
+    if method is None or number_of_tasks({**method.defaults, **request.args.peft_options}) <= 1:
         return
-    if family == "decoder_only":
+    if request.source.family == "decoder_only":
         raise ValueError(
             f"peft_method={method.name!r} with several tasks needs task_ids in every batch, and TRL's collator for "
             "decoder-only models drops them. Use an encoder-decoder model, or one task."
@@ -165,16 +204,12 @@ def check_task_ids(args: LeftTrainingArguments, method: PeftMethod | None, famil
         )
 
 
-def load_tokenizer(model: str, args: LeftTrainingArguments) -> PreTrainedTokenizerBase:
-    """The tokenizer saved beside `model`, or beside the base model of an adapter that has none.
-
-    Raises `ValueError` when there is no such model.
-    """
-    arguments = {key: value for key, value in loading_options(args).items() if key in HUB_ARGUMENTS}
-    config = load_config(model, **arguments)
-    if Path(model).is_dir() and not any(Path(model).glob("*token*")):
-        model = config._name_or_path
-    return AutoTokenizer.from_pretrained(model, **arguments)
+def check_datasets(request: Request) -> None:
+    """Refuse rows of no known form. With `formatting_func` any row may become one."""
+    if request.formatting_func is not None:
+        return
+    for argument, dataset in named_datasets(request.train_dataset, request.eval_dataset).items():
+        dataset_form(dataset, request.source.family, argument, request.args.dataset_text_field)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, args: LeftTrainingArguments, config: PreTrainedConfig) -> None:

@@ -16,7 +16,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from left_trainer.residual_base import has_residual_base, initial_adapter, subtract_initial_adapter
+from left_trainer.adapters.residual_base import has_residual_base, initial_adapter, subtract_initial_adapter
 
 TRAINING_STATE_FILE = "adapter_training_state.safetensors"
 # Parts of the file, as prefixes of the names in it.

@@ -6,13 +6,13 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import Trainer
+from transformers import TrainerState
 
 from left_trainer.methods import PeftMethod
-from left_trainer.models import ModelFamily, unwrapped, without_adapter
+from left_trainer.models import ModelFamily
 from left_trainer.training_args import LeftTrainingArguments
 
 PACKAGES = ("left_trainer", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "evaluate")
@@ -95,58 +95,58 @@ def build_model_card(
     return ModelCard("\n\n".join(sections) + "\n")
 
 
-class ModelCardMixin(Trainer):
-    """Writes our card where Hugging Face's and TRL's trainers would write theirs."""
+class CardHost(Protocol):
+    """What a model card takes from a trainer."""
 
-    family: ClassVar[ModelFamily]
-    method: PeftMethod | None
     args: LeftTrainingArguments
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | list[str] | None = None,
-        tags: str | list[str] | None = None,
-        language: str | None = None,
-        license: str | None = None,
-        finetuned_from: str | None = None,
-        dataset: str | list[str] | None = None,
-        **_: Any,
-    ) -> None:
-        """Write `README.md`, the model card, into `output_dir`; `push_to_hub` calls this.
-
-        Args:
-            model_name: Title; by default the last part of `hub_model_id` or `output_dir`.
-            dataset_name: Data sets on the hub, by the name that TRL gives the argument.
-            tags: Further tags.
-            language: For the metadata.
-            license: For the metadata.
-            finetuned_from: Name of the base model; by default the one it was loaded from.
-            dataset: Data sets on the hub, by the name that transformers gives the argument.
-        """
-        if not self.is_world_process_zero():
-            return
-        folder = Path(self.args.output_dir)
-        card = build_model_card(
-            model_name=model_name or (self.args.hub_model_id or str(folder)).rstrip("/").rpartition("/")[2],
-            base_model=finetuned_from or self.base_model_name,
-            family=self.family,
-            method=self.method,
-            args=self.args,
-            log_history=self.state.log_history,
-            tags=tags,
-            datasets=dataset_name or dataset,
-            language=language,
-            license=license,
-        )
-        card.save(folder / "README.md")
+    family: ModelFamily
+    method: PeftMethod | None
+    state: TrainerState
 
     @property
-    def base_model_name(self) -> str:
-        """Hub name or path of the model that is fine-tuned; its class where it has neither."""
-        model = unwrapped(self.model)
-        base = without_adapter(model)
-        return base.config._name_or_path or type(base).__name__
+    def base_model_name(self) -> str: ...
+
+    def is_world_process_zero(self) -> bool: ...
+
+
+def create_model_card(
+    self: CardHost,
+    model_name: str | None = None,
+    dataset_name: str | list[str] | None = None,
+    tags: str | list[str] | None = None,
+    language: str | None = None,
+    license: str | None = None,
+    finetuned_from: str | None = None,
+    dataset: str | list[str] | None = None,
+    **_: Any,
+) -> None:
+    """Write `README.md`, the model card, into `output_dir`; `push_to_hub` calls this.
+
+    Args:
+        model_name: Title; by default the last part of `hub_model_id` or `output_dir`.
+        dataset_name: Data sets on the hub, by the name that TRL gives the argument.
+        tags: Further tags.
+        language: For the metadata.
+        license: For the metadata.
+        finetuned_from: Name of the base model; by default the one it was loaded from.
+        dataset: Data sets on the hub, by the name that transformers gives the argument.
+    """
+    if not self.is_world_process_zero():
+        return
+    folder = Path(self.args.output_dir)
+    card = build_model_card(
+        model_name=model_name or (self.args.hub_model_id or str(folder)).rstrip("/").rpartition("/")[2],
+        base_model=finetuned_from or self.base_model_name,
+        family=self.family,
+        method=self.method,
+        args=self.args,
+        log_history=self.state.log_history,
+        tags=tags,
+        datasets=dataset_name or dataset,
+        language=language,
+        license=license,
+    )
+    card.save(folder / "README.md")
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:

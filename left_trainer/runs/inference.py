@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from left_trainer.checks import load_tokenizer
+from left_trainer.adapters.task_ids import task_inputs
 from left_trainer.evaluation.generation import generate_completions
 from left_trainer.evaluation.text_metrics import decode
 from left_trainer.methods import get_method
 from left_trainer.methods.apply import method_name
 from left_trainer.methods.registry import METHODS
-from left_trainer.models import is_adapter_directory, load_model, model_family
-from left_trainer.task_ids import task_inputs
-from left_trainer.training_args import LeftTrainingArguments
+from left_trainer.models import ModelSource, is_adapter_directory, load_model, load_tokenizer
 
 
 class Generator:
@@ -32,9 +30,10 @@ class Generator:
     def __init__(
         self, path: str, num_beams: int = 1, max_new_tokens: int = 128, device: torch.device | str | None = None
     ) -> None:
-        self.family = model_family(path)
-        self.tokenizer = _tokenizer(path)
-        self.model = load_model(path, is_trainable=False)
+        source = ModelSource.of(path)
+        self.family = source.family
+        self.tokenizer = load_tokenizer(source)
+        self.model = load_model(source, is_trainable=False)
         prepare_for_use(self.model)
         self.model.to(device or torch.accelerator.current_accelerator() or "cpu").eval()
         self.arguments = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "do_sample": False}
@@ -69,14 +68,11 @@ def load_for_merge(path: str) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """
     if not is_adapter_directory(path):
         raise ValueError(f"{path!r} holds no adapter (no adapter_config.json), so there is nothing to merge.")
-    name = method_name(PeftConfig.from_pretrained(path))
+    source = ModelSource.of(path)
+    name = method_name(source.adapter)
     if not get_method(name).mergeable:
         raise ValueError(
             f"{path!r} was trained with {name}, which adds inputs and not weights, so it cannot be merged. Serve it as "
             "an adapter: PeftModel.from_pretrained(base, path)."
         )
-    return load_model(path, is_trainable=False), _tokenizer(path)
-
-
-def _tokenizer(path: str) -> PreTrainedTokenizerBase:
-    return load_tokenizer(path, LeftTrainingArguments())
+    return load_model(source, is_trainable=False), load_tokenizer(source)

@@ -1,0 +1,121 @@
+"""What a user passes as `model`, looked at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from left_trainer.models.family import ModelFamily, model_family
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+# What `AutoModel` keeps from the config, which would take them for fields of its own.
+NOT_FOR_CONFIG = ("dtype", "torch_dtype", "quantization_config")
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSource:
+    """A model that is to be trained or used: its config, its family, and how its weights are loaded.
+
+    Made once for a run. Whoever needs to know something about the model asks this, so that the hub is asked once.
+
+    Args:
+        model: What the user passed: a hub name, a path, a model, or a model with an adapter.
+        base_name: Hub name or path of the base model's weights; the name of its class where a model has neither.
+        config: Of the base model.
+        family: Of the base model.
+        adapter: Config of the adapter that the path holds or the model carries, if there is one.
+        options: For `from_pretrained` of the weights.
+        learning_rate_factor: What a method's default learning rate is multiplied by for this model.
+    """
+
+    model: str | PreTrainedModel | PeftModel
+    base_name: str
+    config: PreTrainedConfig
+    family: ModelFamily
+    adapter: PeftConfig | None
+    options: Mapping[str, Any]
+    learning_rate_factor: float = 1.0
+
+    @classmethod
+    def of(cls, model: Any, options: Mapping[str, Any] | None = None, learning_rate_factor: float = 1.0) -> ModelSource:
+        """Look at `model`: a hub name, a path, a `PreTrainedModel` or a `PeftModel`. No weights are loaded.
+
+        Args:
+            model: What the user passed. A `ModelSource` is returned as it is.
+            options: For `from_pretrained`, as TRL's `model_init_kwargs`. Fields of the config are set on the config.
+            learning_rate_factor: What a method's default learning rate is multiplied by for this model.
+
+        Raises:
+            TypeError: Something else was passed.
+            ValueError: There is no such model, or it does not generate text.
+        """
+        if isinstance(model, ModelSource):
+            return model
+        if isinstance(model, os.PathLike):
+            model = os.fspath(model)
+        if not isinstance(model, (str, PreTrainedModel, PeftModel)):
+            raise TypeError(
+                f"model is a {type(model).__name__}. Pass a hub name, a path, a PreTrainedModel or a PeftModel, for "
+                "example LeftTrainer('google/flan-t5-small', args, ...)."
+            )
+        if isinstance(model, str):
+            adapter = PeftConfig.from_pretrained(model) if is_adapter_directory(model) else None
+            base_name = adapter.base_model_name_or_path if adapter else model
+            config, unused = _load_config(base_name, options or {})
+            return cls(model, base_name, config, model_family(config), adapter, unused, learning_rate_factor)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        adapter = model.active_peft_config if isinstance(model, PeftModel) else None
+        base_name = base.config._name_or_path or type(base).__name__
+        return cls(model, base_name, base.config, model_family(base), adapter, options or {}, learning_rate_factor)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the user passed a model and not the name of one."""
+        return not isinstance(self.model, str)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the base model's own weights are quantized."""
+        return getattr(self.config, "quantization_config", None) is not None
+
+    @property
+    def title(self) -> str:
+        """The model in a sentence: the name or path that the user passed, or the model's class."""
+        return self.model if isinstance(self.model, str) else type(self.model).__name__
+
+    @property
+    def hub_options(self) -> dict[str, Any]:
+        """The options that say what to ask the hub for."""
+        return {name: value for name, value in self.options.items() if name in HUB_ARGUMENTS}
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether code that comes with the model may run."""
+        return bool(self.options.get("trust_remote_code", False))
+
+
+def is_adapter_directory(path: str) -> bool:
+    """Whether a local folder holds an adapter."""
+    return (Path(path) / ADAPTER_CONFIG_FILE).is_file()
+
+
+def _load_config(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """The config of a hub name or path, and the options that remain for the weights: some are fields of the config."""
+    for_config = {key: value for key, value in options.items() if key not in NOT_FOR_CONFIG}
+    try:
+        config, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **for_config)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model={name!r} is neither a directory with a config.json nor a model that the Hugging Face hub has "
+            "under this name (for a private one pass a token: `hf auth login`, or model_init_kwargs={'token': ...}). "
+            f"The loader said: {' '.join(str(error).split())[:300]}"
+        ) from error
+    kept = {*unused, *HUB_ARGUMENTS, *NOT_FOR_CONFIG, "trust_remote_code"}
+    return config, {key: value for key, value in options.items() if key in kept}

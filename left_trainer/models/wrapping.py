@@ -1,0 +1,57 @@
+"""What stands around a model: wrappers for several devices, an adapter, warnings while it is put there."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+UPSTREAM_WARNINGS = (
+    "`is_gradient_checkpointing`",  # peft 0.21 reads a name that transformers 5.23 deprecates
+    "Unsupported layer type",  # LN tuning knows torch's own normalization layers and trains the others as well
+    "Failed to load the CUDA extension",  # BOFT, where there is no CUDA
+    "Sparse invariant checks",  # FRoD's sparse core; torch tells every program that has one
+    "Detected that the base layer has no bias term",  # BEFT; merging then says so
+    "Setting boft_n_butterfly_factor to 1",  # BOFT without CUDA, where it is 1 already
+    "`init_lora_weights` is 'eva'",
+    "lora with eva initialization used with low_cpu_mem_usage=False",
+    r"The following rank_pattern keys did not match .*\.lora_E",  # AdaLoRA's name factors, peft 0.21 looks for modules
+)
+
+
+_UNWRAPPED: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+
+
+def unwrapped(model: torch.nn.Module) -> Any:
+    """What the wrappers for several devices hold.
+
+    Looked up once for each model: accelerate looks at every module of it, which in a small model's training takes a
+    twentieth of the time.
+    """
+    found = _UNWRAPPED.get(model)
+    inner = found() if found else None
+    if inner is None:
+        inner = extract_model_from_parallel(model)
+        _UNWRAPPED[model] = weakref.ref(inner)
+    return inner
+
+
+def without_adapter(model: PreTrainedModel | PeftModel) -> Any:
+    """The transformers model inside of an adapter's, or `model` itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextlib.contextmanager
+def without_upstream_warnings() -> Iterator[None]:
+    """Hide what wrapping a model warns about and a user can do nothing about."""
+    with warnings.catch_warnings():
+        for message in UPSTREAM_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        yield

@@ -1,0 +1,85 @@
+"""Which rows make a batch: for text, and when asked for, equally long ones; in generation, never joined ones."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from datasets import Dataset
+from torch.utils.data import Sampler, SequentialSampler
+
+from left_trainer.data.sampling import PADDED_COLUMNS, LengthGroupedSampler, row_lengths
+from left_trainer.kernels.fast_paths import first_reason
+from left_trainer.models import ModelFamily
+from left_trainer.training_args import LeftTrainingArguments
+
+GROUP_BY_LENGTH = "group_by_length"
+
+
+class BatchingHost(Protocol):
+    """What batching needs of a trainer."""
+
+    args: LeftTrainingArguments
+    family: ModelFamily
+    state: Any
+    data_collator: Any
+    rows_were_text: bool
+    has_own_sampler: bool
+    _train_batch_size: int
+
+
+def length_grouped_sampler(trainer: BatchingHost, dataset: Dataset) -> LengthGroupedSampler:
+    """The sampler of rows for which `why_not_grouped` is `None`."""
+    args = trainer.args
+    return LengthGroupedSampler(
+        row_lengths(dataset, PADDED_COLUMNS[trainer.family]),
+        trainer._train_batch_size,
+        args.world_size * args.gradient_accumulation_steps,
+        args.seed if args.data_seed is None else args.data_seed,
+        # Not through set_epoch: on several processes, accelerate 1.15 hands it on to its own samplers alone once it
+        # skips the batches before a checkpoint, and the resumed epoch would have the order of the first.
+        epoch=lambda: int(trainer.state.epoch or 0),
+    )
+
+
+def sequential_sampler(args: LeftTrainingArguments, dataset: Any) -> Sampler[int] | None:
+    """The order in which `group_by_length` leaves evaluation rows.
+
+    `Trainer` would permute them too: predictions would no longer be in the order of their rows.
+    """
+    return SequentialSampler(dataset) if args.world_size == 1 else None
+
+
+def were_text(dataset: Any) -> bool:
+    """Whether the rows that a user gave hold text, and not tokens."""
+    return "input_ids" not in (getattr(dataset, "column_names", None) or ())
+
+
+def why_not_grouped(trainer: BatchingHost, dataset: Any) -> str | None:
+    """Why training rows of similar length are not put together; `None` where they are."""
+    args, strategy = trainer.args, trainer.args.train_sampling_strategy
+    unset = strategy is None
+    reasons = {
+        f"train_sampling_strategy={strategy!r}": strategy not in (None, GROUP_BY_LENGTH),
+        "the trainer has a sampler of its own": trainer.has_own_sampler,
+        f"the rows are in a {type(dataset).__name__}": not isinstance(dataset, Dataset),
+        "the rows were given as tokens": unset and not trainer.rows_were_text,
+        "packing=True": unset and args.packing,
+        "padding_free=True": unset and args.padding_free,
+        "the rows have no input_ids": "input_ids" not in (getattr(dataset, "column_names", None) or ()),
+    }
+    return first_reason(reasons)
+
+
+@contextlib.contextmanager
+def one_row_for_each_prompt(trainer: BatchingHost) -> Iterator[None]:
+    """Inside, TRL's collator does not join the rows of a batch into one, as it does with `packing`."""
+    collator = trainer.data_collator
+    if trainer.args.predict_with_generate and getattr(collator, "padding_free", False):
+        trainer.data_collator = dataclasses.replace(collator, padding_free=False)
+    try:
+        yield
+    finally:
+        trainer.data_collator = collator

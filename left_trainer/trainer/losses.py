@@ -1,0 +1,212 @@
+r"""The loss of both model families.
+
+In a step with the micro-batches $b$ of all ranks and $N$ target tokens in all of them, the loss is
+
+$$\frac{1}{N} \sum_b \sum_{i \in b} \ell_i + \sum_t \tau_t$$
+
+where $\ell_i$ is what the first of these says: the user's `compute_loss_func`, the loss of the method's record, or the
+negative log-likelihood of a token. The terms $\tau_t$ are added in training alone. `checks.check_losses` refuses two
+that would replace each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers.trainer_pt_utils import LabelSmoother
+
+from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, FastPath, first_reason
+from left_trainer.kernels.linear_cross_entropy import TokenLoss
+from left_trainer.kernels.output_head import loss_at_output_head, why_not_at_output_head
+from left_trainer.methods import PeftMethod
+from left_trainer.methods.hooks import LossTerm
+from left_trainer.models import ModelFamily, unwrapped, without_adapter
+from left_trainer.models.decoder_inputs import with_decoder_inputs
+from left_trainer.token_mean import IGNORE_INDEX, accumulated_token_loss, share_of_tokens
+from left_trainer.training_args import LeftTrainingArguments
+
+Tokens: TypeAlias = torch.Tensor | int | None
+
+
+class LossHost(Protocol):
+    """What `compute_loss` needs of the trainer whose method it is."""
+
+    args: LeftTrainingArguments
+    model: nn.Module
+    family: ModelFamily
+    method: PeftMethod | None
+    accelerator: Accelerator
+    compute_loss_func: Callable[..., torch.Tensor] | None
+    label_smoother: LabelSmoother | None
+    loss_terms: Sequence[LossTerm]
+    fast_paths: dict[str, FastPath]
+    only_loss_wanted: bool
+    is_deepspeed_enabled: bool
+    is_fsdp_enabled: bool
+
+    def parent_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Tokens
+    ) -> Any:
+        """The loss of Hugging Face's trainer."""
+
+    def log_token_metrics(self, n_tokens: torch.Tensor, n_correct: torch.Tensor, inputs: Mapping[str, Any]) -> None:
+        """Note what a trainer logs beside the loss."""
+
+
+def compute_loss(
+    self: LossHost,
+    model: nn.Module,
+    inputs: dict[str, Any],
+    return_outputs: bool = False,
+    num_items_in_batch: Tokens = None,
+) -> Any:
+    """The share of a micro-batch in the loss of the accumulated batch, see the module's equation.
+
+    Args:
+        self: The trainer.
+        model: With the wrappers for several devices.
+        inputs: A batch; `labels`, `(batch, target)`, have -100 where nothing is predicted.
+        return_outputs: Whether the outputs are wanted too.
+        num_items_in_batch: Target tokens of the accumulated batch of all ranks; `None` outside of training, where the
+            mean over the micro-batch is wanted.
+
+    Returns:
+        A scalar, with the model's outputs where they are wanted.
+    """
+    labels = inputs.get("labels")
+    if self.compute_loss_func is not None:
+        loss, outputs = _users_loss(self, model, inputs, num_items_in_batch)
+    elif self.method is not None and self.method.loss is not None:
+        self.fast_paths[LINEAR_CROSS_ENTROPY].record(_who_computes_the_loss(self))
+        loss, outputs = self.method.loss(model, inputs, num_items_in_batch, loss_ranks(self))
+    elif labels is None:
+        result = self.parent_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = result if return_outputs else (result, None)
+    else:
+        loss, outputs = _token_mean(self, model, inputs, return_outputs, num_items_in_batch)
+    if model.training and labels is not None:
+        share = share_of_tokens(labels, num_items_in_batch, loss_ranks(self))
+        for term in self.loss_terms:
+            loss = loss + term(unwrapped(model), inputs, share)
+    return (loss, outputs) if return_outputs else loss
+
+
+def loss_ranks(host: LossHost) -> int:
+    """Number of ranks over which the target tokens of a step are summed."""
+    return host.accelerator.num_processes if host.args.average_tokens_across_devices else 1
+
+
+def _who_computes_the_loss(host: LossHost) -> str | None:
+    """In place of the token mean; `None` where it is that."""
+    if host.compute_loss_func is not None:
+        return "compute_loss_func computes the loss"
+    if host.method is not None and host.method.loss is not None:
+        return f"peft_method={host.method.name!r} computes the loss"
+    return None
+
+
+def why_full_logits(host: LossHost, inputs: Mapping[str, Any], return_outputs: bool) -> str | None:
+    """Why the loss of a batch is not taken at the output head; `None` where it may be, if the model allows it."""
+    args = host.args
+    reasons = {
+        "use_linear_cross_entropy=False": not args.use_linear_cross_entropy,
+        f"loss_type={args.loss_type!r}": args.loss_type != "nll",
+        "the label smoother is not Hugging Face's": type(host.label_smoother) not in (type(None), LabelSmoother),
+        "the logits are asked for": return_outputs and not host.only_loss_wanted,
+        "the batch brings its own shifted labels": "shift_labels" in inputs,
+        "use_liger_kernel=True": args.use_liger_kernel,
+        "torch_compile=True": args.torch_compile,
+        "DeepSpeed shards the weights": host.is_deepspeed_enabled,
+        "FSDP shards the weights": host.is_fsdp_enabled,
+        "tensor, context or sequence parallelism": host.accelerator.parallelism_config is not None,
+        "DataParallel runs several replicas": args.n_gpu > 1,
+    }
+    return _who_computes_the_loss(host) or first_reason(reasons)
+
+
+def _users_loss(host: LossHost, model: nn.Module, inputs: dict[str, Any], num_items: Tokens) -> tuple[Any, Any]:
+    """What `compute_loss_func` makes of outputs and labels, which have the same length for every method."""
+    host.fast_paths[LINEAR_CROSS_ENTROPY].record(_who_computes_the_loss(host))
+    assert host.compute_loss_func is not None
+    labels = inputs.get("labels")
+    outputs = _outputs_with_logits(host, model, inputs)
+    loss = host.compute_loss_func(outputs, labels, num_items_in_batch=num_items)
+    if num_items is not None:
+        loss = loss * loss_ranks(host)
+    if labels is not None:
+        _log_metrics_of_logits(host, outputs.logits, inputs)
+    return loss, outputs
+
+
+def _outputs_with_logits(host: LossHost, model: nn.Module, inputs: dict[str, Any]) -> Any:
+    """Outputs of the model with logits for each label, `(batch, target, vocabulary)`.
+
+    An encoder-decoder model is called with the labels too, because PEFT hands the decoder's input on for some methods
+    only. Logits of virtual tokens, for which there are no labels, are cut off.
+    """
+    if host.family == "encoder_decoder":
+        return model(**with_decoder_inputs(without_adapter(unwrapped(model)), inputs))
+    outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+    n_virtual = outputs.logits.shape[1] - inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+    if n_virtual > 0:
+        outputs["logits"] = outputs.logits[:, n_virtual:]
+    return outputs
+
+
+def _token_mean(
+    host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Tokens
+) -> tuple[torch.Tensor, Any]:
+    """Without logits where that is exact and they are not wanted, else from the model's own loss."""
+    fast = _at_output_head(host, model, inputs, return_outputs)
+    if fast is not None:
+        outputs, tokens = fast
+        loss = tokens.mean
+        if num_items is not None:
+            loss = tokens.loss_sum / torch.as_tensor(num_items).clamp(min=1) * loss_ranks(host)
+        host.log_token_metrics(tokens.n_tokens, tokens.n_correct, inputs)
+        return loss, outputs
+    labels, smoother = inputs["labels"], host.label_smoother
+    if host.family == "encoder_decoder":
+        outputs = _outputs_with_logits(host, model, inputs)
+        mean = outputs["loss"] if smoother is None else smoother(outputs, labels)
+        return accumulated_token_loss(mean, labels, num_items, loss_ranks(host)), outputs
+    if smoother is not None:
+        outputs = _outputs_with_logits(host, model, inputs)
+        _log_metrics_of_logits(host, outputs.logits, inputs)
+        loss = smoother(outputs, labels, shift_labels=True, num_items_in_batch=num_items)
+        return loss if num_items is None else loss * loss_ranks(host), outputs
+    # Outputs that nobody asked for would cost TRL a second forward pass.
+    result = host.parent_loss(model, inputs, return_outputs, num_items)
+    return result if return_outputs else (result, None)
+
+
+def _at_output_head(
+    host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool
+) -> tuple[Any, TokenLoss] | None:
+    """The model's outputs, whose logits have no rows, and the loss. `None` where the loss needs full logits."""
+    base = without_adapter(unwrapped(model))
+    reason = why_full_logits(host, inputs, return_outputs) or why_not_at_output_head(base)
+    outputs = tokens = None
+    if reason is None:
+        args = host.args
+        with loss_at_output_head(
+            base, args.label_smoothing_factor, args.linear_cross_entropy_workspace_bytes
+        ) as captured:
+            outputs = model(**inputs, use_cache=False) if host.family == "decoder_only" else model(**inputs)
+        tokens = captured.tokens
+        reason = None if tokens else f"{type(model).__name__} computes the loss"
+    host.fast_paths[LINEAR_CROSS_ENTROPY].record(reason)
+    return (outputs, tokens) if tokens else None
+
+
+def _log_metrics_of_logits(host: LossHost, logits: torch.Tensor, inputs: Mapping[str, Any]) -> None:
+    labels = inputs["labels"]
+    if host.family == "decoder_only":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    is_target = labels.ne(IGNORE_INDEX)
+    n_correct = (logits.detach().argmax(-1).eq(labels) & is_target).sum()
+    host.log_token_metrics(is_target.sum(), n_correct, inputs)

@@ -1,0 +1,175 @@
+"""From what a user asks for to the model, the tokenizer and the arguments that a trainer is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from left_trainer.data.features import first_row_ids
+from left_trainer.methods import PeftMethod, get_method
+from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns, is_made_by, method_name
+from left_trainer.methods.registry import METHODS
+from left_trainer.models import ModelSource, build_skeleton, load_model, load_tokenizer
+from left_trainer.trainer.checks import Request, check_tokenizer
+from left_trainer.trainer.evaluation import default_generation_length
+from left_trainer.training_args import LeftTrainingArguments
+
+DEFAULT_MAX_NEW_TOKENS = 128
+# Set by the user; the method's default; that times the factor of the model.
+LearningRateSource = Literal["given", "default", "scaled_default"]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a trainer is made of.
+
+    Args:
+        model: Loaded and wrapped.
+        tokenizer: Given, or the one saved with the model.
+        args: With what the user left open.
+        learning_rate_source: Where the learning rate comes from.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    args: LeftTrainingArguments
+    learning_rate_source: LearningRateSource
+
+
+def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Preparation:
+    """Load tokenizer and model, apply the method, and decide what the user left open.
+
+    Args:
+        request: Checked.
+        tokenizer: By default the one saved with the model.
+
+    Raises:
+        ValueError: A tokenizer that cannot be used, or as `prepare_model`.
+    """
+    source, args, method = request.source, request.args, request.method
+    tokenizer = tokenizer or load_tokenizer(source)
+    check_tokenizer(tokenizer, args, source.config)
+    options = options_from_data(request, tokenizer)
+    model = prepare_model(request, options)
+    rate, rate_source = choose_learning_rate(args, method, source)
+    resolved: dict[str, Any] = {"peft_kwargs": options, "learning_rate": rate}
+    if args.predict_with_generate:
+        resolved["generation_max_length"] = default_generation_length(model, args, DEFAULT_MAX_NEW_TOKENS)
+        if args.packing and args.eval_packing is None:
+            resolved["eval_packing"] = False  # prompts are generated from one by one
+    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source)
+
+
+def method_of(source: ModelSource, args: LeftTrainingArguments, peft_config: PeftConfig | None) -> PeftMethod | None:
+    """The record of what will be trained; `None` for an explicit config whose type has none.
+
+    An explicit config beats an adapter that the model carries, which beats `args.peft_method`, unless that names a
+    preset of the same config: LoRA+ trains a LoRA.
+    """
+    config, asked = peft_config or source.adapter, get_method(args.peft_method)
+    if config is None or is_made_by(config, asked):
+        return asked
+    return METHODS.find(method_name(config))
+
+
+def choose_learning_rate(
+    args: LeftTrainingArguments, method: PeftMethod | None, source: ModelSource
+) -> tuple[float, LearningRateSource]:
+    """The user's learning rate, or the method's default for this model."""
+    if args.learning_rate is not None:
+        return args.learning_rate, "given"
+    default = (method or get_method("lora")).learning_rate
+    if source.learning_rate_factor == 1:
+        return default, "default"
+    return source.learning_rate_factor * default, "scaled_default"
+
+
+def options_from_data(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The user's options, with those that the method takes from the first training row."""
+    args, method, dataset = request.args, request.method, request.train_dataset
+    options = args.peft_options
+    if method is None or method.derive_from_data is None or dataset is None:
+        return options
+    ids = first_row_ids(dataset, tokenizer, args.dataset_text_field)
+    return {**method.derive_from_data(tokenizer, ids), **options}
+
+
+def prepare_model(request: Request, options: Mapping[str, Any]) -> PreTrainedModel | PeftModel:
+    """Load the model if it is a name or path, and apply the method unless it already carries an adapter.
+
+    Args:
+        request: What the user asks for.
+        options: Of the method.
+
+    Raises:
+        ValueError: A module pattern that matches nothing or a method that does not fit the model (before weights are
+            loaded, where the model is a name or path), an adapter together with `peft_config`, an adapter without a
+            trainable parameter, or a loaded model without the quantization that the method needs.
+    """
+    source, seed = request.source, request.args.seed
+    if source.adapter is not None:
+        return _with_its_adapter(request)
+    method, config = request.method, request.peft_config
+    shape = source.model if source.is_loaded else build_skeleton(source)
+    if config is None:
+        asked = get_method(request.args.peft_method)
+        config = build_config(shape, asked, options, source.family)
+        _check_quantization(request, asked)
+    if config is not None:
+        check_patterns(shape, config)
+    model = source.model if source.is_loaded else load_model(source, quantization_config=_quantization(request))
+    if request.peft_config is not None:
+        return apply_config(model, request.peft_config, seed=seed, name=method.name if method else None)
+    return apply_built(model, get_method(request.args.peft_method), config, seed)
+
+
+def _with_its_adapter(request: Request) -> PeftModel:
+    """The model with the adapter that it came with, which is trained further."""
+    source = request.source
+    if request.peft_config is not None:
+        raise ValueError(
+            "model is a PeftModel and peft_config is given too. Pass the PeftModel alone to train its adapter "
+            "further, or its base model, model.unload(), with the new config."
+        )
+    if isinstance(source.model, str):
+        return load_model(source, quantization_config=request.quantization_config)
+    if not any(parameter.requires_grad for parameter in source.model.parameters()):
+        raise ValueError(
+            "model is a PeftModel without a trainable parameter. Load it for training: "
+            "PeftModel.from_pretrained(base, path, is_trainable=True)."
+        )
+    return source.model
+
+
+def _quantization(request: Request) -> Any:
+    """The user's config, else the one that the method needs, unless the base is quantized already."""
+    method = get_method(request.args.peft_method)
+    if request.quantization_config is None and method.quantization and not request.source.is_quantized:
+        return method.quantization()
+    return request.quantization_config
+
+
+def _check_quantization(request: Request, method: PeftMethod) -> None:
+    if method.quantization and request.source.is_loaded and not request.source.is_quantized:
+        raise ValueError(
+            f"peft_method={method.name!r} needs a quantized base, and the {request.source.title} given is not. "
+            "Pass its name or path, which is then loaded in 4 bits, or load it with a quantization_config."
+        )
+
+
+@contextlib.contextmanager
+def unrounded_adapter(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Inside, a trainer may be made of `model`; afterwards its trained parameters are what they were.
+
+    TRL rounds the adapter of a quantized model to bfloat16, whatever precision the run asks for (trl 1.16).
+    """
+    trained = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in trained and parameter.dtype != trained[name].dtype:
+            parameter.data = trained[name].to(parameter.device)
