@@ -50,15 +50,24 @@ def load_tokenizer(model: str | Path | ModelSource, **options: Any) -> PreTraine
         options: As `model_init_kwargs`: `revision`, `token`, `trust_remote_code`, ...
 
     Raises:
-        ValueError: There is no such model.
+        ValueError: There is no such model, or no tokenizer beside it.
     """
     source = ModelSource.of(model, options)
-    folder = source.model if isinstance(source.model, str) else source.base_name
-    if Path(folder).is_dir() and not any(Path(folder).glob("*token*")):
-        folder = source.config._name_or_path
-    return AutoTokenizer.from_pretrained(
-        folder, config=source.config, trust_remote_code=source.trust_remote_code, **source.hub_options
-    )
+    name = source.model if isinstance(source.model, str) else source.base_name
+    if Path(name).is_dir() and not any(Path(name).glob("*token*")):
+        name = source.base_name
+    advice = "Pass the one that the model was trained with: processing_class=AutoTokenizer.from_pretrained(...)."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, config=source.config, trust_remote_code=source.trust_remote_code, **source.hub_options
+        )
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())[:300]
+        raise ValueError(f"There is no tokenizer for model={name!r}. {advice} The loader said: {cause}") from error
+    # Where there are no files, transformers makes a tokenizer of special tokens alone for some model types (5.23).
+    if len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()) <= 1:
+        raise ValueError(f"There is no tokenizer for model={name!r}, or one without a vocabulary. {advice}")
+    return tokenizer
 
 
 def _load_adapter(model: PreTrainedModel, path: str, is_trainable: bool) -> PeftModel:

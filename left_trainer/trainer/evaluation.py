@@ -50,12 +50,11 @@ class EvaluationHost(LossHost, Protocol):
     processing_class: PreTrainedTokenizerBase
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
     preprocess_logits_for_metrics: Callable[..., Any] | None
+    compute_loss: Callable[..., Any]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]: ...
 
     def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[None]: ...
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def is_local_process_zero(self) -> bool: ...
 
