@@ -124,14 +124,14 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         if self.linear_cross_entropy_workspace_bytes < 1:
             raise ValueError(
-                f"linear_cross_entropy_workspace_bytes={self.linear_cross_entropy_workspace_bytes} is no amount of "
-                "memory. Pass a positive number of bytes, or use_linear_cross_entropy=False for full logits."
+                f"linear_cross_entropy_workspace_bytes={self.linear_cross_entropy_workspace_bytes} must be at least "
+                "1. Pass a number of bytes, or use_linear_cross_entropy=False for full logits."
             )
         if self.train_sampling_strategy not in (None, *SAMPLING_STRATEGIES):
             raise ValueError(
-                f"train_sampling_strategy={self.train_sampling_strategy!r} is unknown."
-                f"{did_you_mean(self.train_sampling_strategy, SAMPLING_STRATEGIES)} Allowed: "
-                f"{', '.join(SAMPLING_STRATEGIES)}; leave it out for the one that suits the rows."
+                f"train_sampling_strategy={self.train_sampling_strategy!r} is not known."
+                f"{did_you_mean(self.train_sampling_strategy, SAMPLING_STRATEGIES)} Expected one "
+                f"of {', '.join(SAMPLING_STRATEGIES)}, or leave it out to choose by the kind of rows."
             )
         self.peft_kwargs = check_peft_kwargs(get_method(self.peft_method), self.peft_kwargs)
         if self.bf16 and not torch.accelerator.is_available():
@@ -179,17 +179,17 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         for name, replacement in REPLACED_FIELDS.items():
             if getattr(self, name) != defaults[name]:
-                raise ValueError(f"{name}={getattr(self, name)!r} has no effect any more. Use {replacement} instead.")
+                raise ValueError(f"{name}={getattr(self, name)!r} no longer has an effect. Use {replacement} instead.")
         named = self.length_column_name != defaults["length_column_name"]
         if named and self.train_sampling_strategy != "batch_rebalance":
             raise ValueError(
                 f"length_column_name={self.length_column_name!r} has no effect: group_by_length counts the tokens "
-                "itself, in less time than reading a column takes. Remove it."
+                "itself. Remove it."
             )
         if self.eval_packing and self.predict_with_generate:
             raise ValueError(
-                "eval_packing=True joins rows, and predict_with_generate=True needs every prompt on its own. Set "
-                "eval_packing=False; packing=True may stay."
+                "eval_packing=True joins rows, but predict_with_generate=True needs one prompt per row. Set "
+                "eval_packing=False; packing=True can stay."
             )
         if family == "encoder_decoder":
             for name in DECODER_ONLY_FIELDS:

@@ -162,7 +162,7 @@ def test_one_column_may_be_source_and_target(tmp_path):
 
 def test_a_task_without_data_asks_for_them():
     task = dataclasses.replace(TASK, generate_row=None, embedded_splits={})
-    with pytest.raises(ValueError, match=r"task 'summarization' comes without data. Pass --train_file"):
+    with pytest.raises(ValueError, match=r"task 'summarization' has no data of its own. Pass --train_file"):
         load_task_data(task, DataArguments())
 
 

@@ -30,7 +30,7 @@ def text_columns(rows: Dataset, columns: Mapping[str, str], split: str) -> Datas
         if column not in rows.column_names:
             hint = did_you_mean(column, rows.column_names)
             raise ValueError(
-                f"The {split} rows have no column {column!r} to take the {role} from.{hint} "
+                f"The {split} rows have no column {column!r} for the {role}.{hint} "
                 f"Present: {', '.join(rows.column_names)}. Name it with --{role}_column."
             )
 
@@ -48,7 +48,7 @@ def _text(value: Any, feature: Any, role: str, split: str, index: int) -> str:
         text = "\n".join(value)
     if not isinstance(text, str) or not text.strip():
         raise ValueError(
-            f"Row {index} of the {split} rows has {value!r} as its {role}; a non-empty text, a list of turns or a "
-            "datasets.ClassLabel is needed. Remove such rows, or write the values as text."
+            f"Row {index} of the {split} rows has {value!r} as its {role}. Expected a text that is not empty, a list "
+            "of turns or a datasets.ClassLabel. Remove such rows, or convert the values to text."
         )
     return text

@@ -112,7 +112,7 @@ def embedded_data(task: Task) -> DatasetDict:
     """
     generate_row = task.generate_row
     if generate_row is None:
-        raise ValueError(f"The task {task.name!r} comes without data. Pass --train_file or --dataset_name.")
+        raise ValueError(f"The task {task.name!r} has no data of its own. Pass --train_file or --dataset_name.")
     splits: dict[str, Dataset] = {}
     taken: set[str] = set()
     for split in reversed(SPLITS):  # so that a small supply of sources is short in training, not in the test
@@ -154,7 +154,7 @@ def _load(name: str, config_name: str | None, token: str | None) -> DatasetDict:
         lines = str(error.__cause__ or error).strip().splitlines()
         cause = " ... ".join(dict.fromkeys((lines[0], lines[-1])))
         raise ValueError(
-            f"dataset_name={name!r} cannot be read: {cause}. Files whose columns differ are no one data set: pass them "
+            f"dataset_name={name!r} cannot be read: {cause}. Files with different columns do not form one dataset: pass them "
             "with --train_file, --validation_file and --test_file."
         ) from error
 

@@ -123,7 +123,7 @@ def check_peft_kwargs(method: PeftMethod, peft_kwargs: str | Mapping[str, Any] |
             )
         if name in method.preset and value != method.preset[name]:
             raise ValueError(
-                f"peft_kwargs has {name}={value!r}, but {name}={method.preset[name]!r} is what makes "
+                f"peft_kwargs has {name}={value!r}, but {name}={method.preset[name]!r} defines "
                 f"peft_method={method.name!r}. Remove it, or choose another method; `left-trainer methods` lists them."
             )
         if isinstance(value, str) and name in ("target_modules", "feedforward_modules") and value.isidentifier():

@@ -64,7 +64,7 @@ def every_layer(model: PreTrainedModel, config: PeftConfig) -> dict[str, Any]:
     if model.config.model_type not in ADAPTION_PROMPT_TYPES:
         raise ValueError(
             f"peft_method='adaption_prompt' works on {', '.join(ADAPTION_PROMPT_TYPES)} models, and this one is "
-            f"{model.config.model_type}. Choose another method; p_tuning_v2 is the nearest."
+            f"{model.config.model_type}. Choose another method; p_tuning_v2 is the most similar."
         )
     layers = model.config.num_hidden_layers
     return {"adapter_layers": max(1, layers - layers // 16)}

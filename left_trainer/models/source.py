@@ -113,8 +113,8 @@ def _load_config(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedConfi
         config, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **for_config)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model={name!r} is neither a directory with a config.json nor a model that the Hugging Face hub has "
-            "under this name (for a private one pass a token: `hf auth login`, or model_init_kwargs={'token': ...}). "
+            f"model={name!r} is neither a directory with a config.json nor the name of a model on the Hugging Face "
+            "hub (for a private model pass a token: `hf auth login`, or model_init_kwargs={'token': ...}). "
             f"The loader said: {' '.join(str(error).split())[:300]}"
         ) from error
     kept = {*unused, *HUB_ARGUMENTS, *NOT_FOR_CONFIG, "trust_remote_code"}

@@ -38,7 +38,7 @@ def clear_checkpoints(args: LeftTrainingArguments) -> None:
     checkpoints = sorted(Path(args.output_dir or "").glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
     if checkpoints and not args.overwrite_output_dir:
         raise FileExistsError(
-            f"output_dir={args.output_dir!r} holds {checkpoints[-1].name} of an earlier run. Go on with it by "
+            f"output_dir={args.output_dir!r} holds {checkpoints[-1].name} of an earlier run. Continue it with "
             "train(resume_from_checkpoint=True), choose another directory, or replace it with "
             "overwrite_output_dir=True (--overwrite_output_dir)."
         )
@@ -59,6 +59,6 @@ def last_complete_checkpoint(output_dir: str) -> str:
     if not checkpoints:
         raise FileNotFoundError(
             f"resume_from_checkpoint=True, but output_dir={output_dir!r} holds no complete checkpoint. Pass the path "
-            "of one, or start afresh without resume_from_checkpoint."
+            "of one, or start a new run without resume_from_checkpoint."
         )
     return str(max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2])))

@@ -110,8 +110,8 @@ def check_output_dir(args: LeftTrainingArguments) -> None:
     found = [name for name in RESULT_FILES if (directory / name).exists()]
     if found and not (args.overwrite_output_dir or args.resume_from_checkpoint):
         raise FileExistsError(
-            f"output_dir={str(directory)!r} already holds {found[0]} of an earlier run. Choose another directory, go "
-            "on with that run by resume_from_checkpoint, or replace it with overwrite_output_dir=True "
+            f"output_dir={str(directory)!r} already holds {found[0]} of an earlier run. Choose another directory, "
+            "continue that run with resume_from_checkpoint, or replace it with overwrite_output_dir=True "
             "(--overwrite_output_dir)."
         )
     existing = directory
@@ -122,7 +122,7 @@ def check_output_dir(args: LeftTrainingArguments) -> None:
             pass
     except OSError as error:
         raise PermissionError(
-            f"output_dir={str(directory)!r} cannot be written: {str(existing)!r} says {error.strerror!r}. Choose "
+            f"output_dir={str(directory)!r} cannot be written to ({str(existing)!r}: {error.strerror}). Choose "
             "another output_dir."
         ) from error
 
@@ -142,8 +142,8 @@ def check_evaluation_loss(args: LeftTrainingArguments, eval_dataset: Any) -> Non
         return
     if not args.predict_with_generate:
         raise ValueError(
-            "eval_loss_with_generation=False leaves an evaluation without generation with nothing to compute. Remove "
-            "it, or set predict_with_generate=True."
+            "eval_loss_with_generation=False needs predict_with_generate=True: otherwise an evaluation has nothing to "
+            "compute. Remove it, or set predict_with_generate=True."
         )
     names = [f"{name}_loss" for name in eval_dataset] if isinstance(eval_dataset, dict) else ["loss"]
     if (args.metric_for_best_model or "").removeprefix("eval_") in names:
@@ -199,8 +199,8 @@ def check_task_ids(request: Request) -> None:
         )
     if dataset is not None and TASK_IDS not in next(iter(dataset)):
         raise ValueError(
-            f"peft_method={method.name!r} with several tasks needs to know which row belongs to which. Add a column "
-            f"{TASK_IDS!r} of integers from 0 to train_dataset, or leave the number of tasks at 1."
+            f"peft_method={method.name!r} with several tasks needs to know the task of each row. Add a column "
+            f"{TASK_IDS!r} of integers, counted from 0, to train_dataset, or leave the number of tasks at 1."
         )
 
 

@@ -91,7 +91,7 @@ class LeftTrainer(GeneratingTrainer):
         super().__init_subclass__(**kwargs)
         if not issubclass(cls, (Seq2SeqTrainer, SFTTrainer)):
             raise TypeError(
-                f"{cls.__name__} extends LeftTrainer, which only chooses a class. Extend the one for your models:\n"
+                f"{cls.__name__} extends LeftTrainer, which only chooses a class. Extend the class for your models:\n"
                 f"    class {cls.__name__}(LeftSeq2SeqTrainer): ...  # T5, BART, Marian, ...\n"
                 f"    class {cls.__name__}(LeftSFTTrainer): ...  # Llama, GPT-2, Qwen, ..."
             )

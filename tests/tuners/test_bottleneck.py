@@ -305,11 +305,17 @@ def test_an_unknown_model_type_works_with_named_modules(method: str, monkeypatch
             lambda: ParallelAdapterConfig(modules_to_save=["post_attention_layernorm"]),
             "holds 'post_attention_layernorm', the input of which adapters read",
         ),
-        (lambda: HoulsbyAdapterConfig(reduction_factor=0), "reduction_factor=0 is not possible. Allowed: 1 or more"),
-        (lambda: HoulsbyAdapterConfig(bottleneck_size=0), "bottleneck_size=0 is not possible"),
-        (lambda: HoulsbyAdapterConfig(dropout=1.0), "dropout=1.0 is not possible"),
-        (lambda: HoulsbyAdapterConfig(non_linearity="swoosh"), "non_linearity='swoosh' is not possible. .*swish"),
-        (lambda: HoulsbyAdapterConfig(init_weights="bert"), "init_weights='bert' is not possible. .*normal, zero"),
+        (lambda: HoulsbyAdapterConfig(reduction_factor=0), "reduction_factor=0 is not valid: it must be at least 1"),
+        (lambda: HoulsbyAdapterConfig(bottleneck_size=0), "bottleneck_size=0 is not valid"),
+        (lambda: HoulsbyAdapterConfig(dropout=1.0), "dropout=1.0 is not valid"),
+        (
+            lambda: HoulsbyAdapterConfig(non_linearity="swoosh"),
+            "non_linearity='swoosh' is not valid: it must be one of .*swish",
+        ),
+        (
+            lambda: HoulsbyAdapterConfig(init_weights="bert"),
+            "init_weights='bert' is not valid: it must be one of normal, zero",
+        ),
         (lambda: PfeifferAdapterConfig(invertible_reduction_factor=0), "invertible_reduction_factor=0"),
     ],
 )

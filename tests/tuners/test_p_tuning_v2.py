@@ -383,7 +383,7 @@ def test_refuses_models_that_go_round_the_attention_interface() -> None:
 def test_refuses_attention_that_does_not_tell_its_shape() -> None:
     base = base_model("llama")
     del base.model.layers[1].self_attn.head_dim
-    with pytest.raises(ValueError, match="LlamaAttention does not tell"):
+    with pytest.raises(ValueError, match="LlamaAttention does not give"):
         get_peft_model(base, PTuningV2Config())
     assert not attentions(base)
 

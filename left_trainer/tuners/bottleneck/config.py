@@ -59,19 +59,19 @@ class BottleneckConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, value, valid, allowed in (
-            ("reduction_factor", self.reduction_factor, self.reduction_factor >= 1, "1 or more"),
+            ("reduction_factor", self.reduction_factor, self.reduction_factor >= 1, "at least 1"),
             (
                 "bottleneck_size",
                 self.bottleneck_size,
                 self.bottleneck_size is None or self.bottleneck_size >= 1,
-                "None or 1 or more",
+                "None or at least 1",
             ),
-            ("dropout", self.dropout, 0 <= self.dropout < 1, "0 up to, not including, 1"),
-            ("non_linearity", self.non_linearity, self.non_linearity in ACT2FN, ", ".join(sorted(ACT2FN))),
-            ("init_weights", self.init_weights, self.init_weights in INIT_WEIGHTS, ", ".join(INIT_WEIGHTS)),
+            ("dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and less than 1"),
+            ("non_linearity", self.non_linearity, self.non_linearity in ACT2FN, f"one of {', '.join(sorted(ACT2FN))}"),
+            ("init_weights", self.init_weights, self.init_weights in INIT_WEIGHTS, f"one of {', '.join(INIT_WEIGHTS)}"),
         ):
             if not valid:
-                raise ValueError(f"{name}={value!r} is not possible. Allowed: {allowed}.")
+                raise ValueError(f"{name}={value!r} is not valid: it must be {allowed}.")
 
 
 @dataclass
@@ -128,7 +128,7 @@ class PfeifferAdapterConfig(BottleneckConfig):
         self.peft_type = peft_type("pfeiffer_adapter")
         if self.invertible_reduction_factor < 1:
             raise ValueError(
-                f"invertible_reduction_factor={self.invertible_reduction_factor!r} is not possible. Allowed: 1 or more."
+                f"invertible_reduction_factor={self.invertible_reduction_factor!r} is not valid: it must be at least 1."
             )
 
 

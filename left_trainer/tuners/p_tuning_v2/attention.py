@@ -52,7 +52,7 @@ def check_attention_implementation(module: nn.Module, config: PreTrainedConfig) 
 
     Raises:
         ValueError: Flash or flex attention, whose masks have no columns for a prefix; or GPT-2's upcast attention,
-            which goes round the attention interface.
+            which bypasses the attention interface.
     """
     implementation = config._attn_implementation
     if implementation not in SUPPORTED_IMPLEMENTATIONS:
@@ -62,7 +62,7 @@ def check_attention_implementation(module: nn.Module, config: PreTrainedConfig) 
         )
     if implementation == "eager" and getattr(module, "reorder_and_upcast_attn", False):
         raise ValueError(
-            "reorder_and_upcast_attn=True with eager attention goes round the attention interface, so no prefix can "
+            "reorder_and_upcast_attn=True with eager attention bypasses the attention interface, so prefixes cannot "
             'reach it. Load the model with attn_implementation="sdpa" or reorder_and_upcast_attn=False.'
         )
 
@@ -78,7 +78,7 @@ def key_value_shape(attention: nn.Module) -> tuple[int, int]:
     heads = next((getattr(attention, name) for name in HEAD_COUNT_NAMES if hasattr(attention, name)), default)
     if head_dim is None or heads is None:
         raise ValueError(
-            f"{type(attention).__name__} does not tell the shape of its keys and values: P-tuning v2 reads "
+            f"{type(attention).__name__} does not give the shape of its keys and values: P-tuning v2 reads "
             f"{' or '.join(HEAD_DIM_NAMES)}, and {' or '.join(HEAD_COUNT_NAMES)}. Leave it out with exclude_modules."
         )
     return heads // getattr(attention, "num_key_value_groups", 1), head_dim

@@ -52,8 +52,8 @@ class PTuningV2Config(PeftConfig):
         super().__post_init__()
         self.peft_type = peft_type("p_tuning_v2")
         if self.num_virtual_tokens < 1:
-            raise ValueError(f"num_virtual_tokens={self.num_virtual_tokens}: must be 1 or more, for example 20.")
+            raise ValueError(f"num_virtual_tokens={self.num_virtual_tokens}: must be at least 1, for example 20.")
         if self.init_std < 0:
-            raise ValueError(f"init_std={self.init_std}: must be 0 or more, for example 0.02.")
+            raise ValueError(f"init_std={self.init_std}: must be at least 0, for example 0.02.")
         if not 0 <= self.prefix_dropout < 1:
             raise ValueError(f"prefix_dropout={self.prefix_dropout}: must be in [0, 1), for example 0.1.")

@@ -114,7 +114,7 @@ class ParameterTypesConfig(SelectiveConfig):
         if isinstance(self.types, str):
             self.types = [self.types]
         if not self.types:
-            raise ValueError(f"types={self.types!r} names nothing to train. Allowed: {', '.join(TYPES)}.")
+            raise ValueError(f"types={self.types!r} is empty. Allowed: {', '.join(TYPES)}.")
         for name in self.types:
             if name not in TYPES:
                 raise ValueError(

@@ -74,7 +74,9 @@ def select_layers(
             size = len(model.get_submodule(name))  # type: ignore[arg-type]
             chosen += tuple(f"{name}.{index}." for index in block_indices(layers, size, part))
     if not chosen:
-        raise ValueError(f"stack={stack!r}: {type(model).__name__} is no encoder-decoder model. Leave stack='both'.")
+        raise ValueError(
+            f"stack={stack!r}: {type(model).__name__} is not an encoder-decoder model. Leave stack='both'."
+        )
     return {name: list(own_parameters(module)) for name, module in owners.items() if name.startswith(chosen)}
 
 
@@ -112,7 +114,7 @@ def block_indices(layers: str | int | list[int], size: int, part: str) -> list[i
     else:
         indices = [int(index) for index in (layers if isinstance(layers, list) else str(layers).split(","))]
     if min(indices) < 0 or max(indices) >= size:
-        raise ValueError(f"layers={layers!r} asks for more than the {size} blocks of the {part}, 0 to {size - 1}.")
+        raise ValueError(f"layers={layers!r} is out of range: the {part} has {size} blocks, 0 to {size - 1}.")
     return indices
 
 
