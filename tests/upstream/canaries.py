@@ -1,0 +1,178 @@
+"""Which test fails once a workaround can go, or when an internal of another package moves.
+
+A place is a function, class or constant of the package, or a module. `test_canaries.py` fails for what is missing here.
+"""
+
+from __future__ import annotations
+
+# Workarounds that name the version they work around: place and library, and the tests that fail once they can go.
+STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("length_grouped_sampler", "accelerate"): ("test_a_sampler_does_not_hear_of_the_epoch_once_batches_are_skipped",),
+    ("keep_unpacked", "bitsandbytes"): ("test_an_evaluation_takes_the_gradients_of_a_4_bit_layer_away",),
+    ("UPSTREAM_WARNINGS", "peft"): ("test_a_hidden_warning_is_still_given", "test_every_hidden_warning_has_a_canary"),
+    ("UPSTREAM_WARNINGS", "transformers"): ("test_a_hidden_warning_is_still_given",),
+    ("adapter_disabled", "peft"): ("test_disable_adapter_leaves_generate_as_it_is",),
+    ("call_inner_model", "peft"): (
+        "test_adalora_adds_its_penalty_in_evaluation_too",
+        "test_adaption_prompts_keep_the_forward_of_the_model_that_was_wrapped",
+    ),
+    ("generate_completions", "peft"): ("test_virtual_tokens_stand_before_the_padding",),
+    ("initialize_eva", "peft"): ("test_eva_masks_a_decoder_by_the_source", "test_eva_waits_for_ever_for_tokens"),
+    ("initialize_loftq", "peft"): ("test_loftq_needs_an_accelerator_or_leaves_the_scaling_out",),
+    ("numbered_experts", "peft"): ("test_names_of_experts_are_not_found",),
+    ("peft_type", "peft"): ("test_new_names_of_methods_are_refused",),
+    ("repeat_task_ids", "peft"): ("test_poly_keeps_one_task_for_each_row_of_the_input",),
+    ("residual_base", "peft"): (
+        "test_corda_cannot_be_loaded_again",
+        "test_lora_ga_is_loaded_onto_the_unchanged_base",
+    ),
+    ("save_with_classifier", "peft"): ("test_the_classifier_of_x_lora_is_not_saved",),
+    ("soft_prompts", "peft"): ("test_generate_leaves_out_the_prompts_of_the_decoder",),
+    ("FusedNewGELU", "transformers"): ("test_the_tanh_form_of_gelu_keeps_more_than_its_input",),
+    ("_evaluating_parent", "transformers"): (
+        "test_generated_rows_are_padded_to_the_limit",
+        "test_rows_that_fill_the_last_batch_are_counted",
+    ),
+    ("accumulated_token_loss", "transformers"): ("test_the_loss_ignores_the_size_of_the_accumulated_batch",),
+    ("decoder_input_ids", "transformers"): ("test_fsmt_writes_into_the_labels_that_it_shifts",),
+    ("results_on_host", "transformers"): ("test_results_are_joined_on_the_device_with_every_batch",),
+    ("text_metrics", "transformers"): ("test_beam_search_fills_rows_with_the_end_where_the_padding_is_0",),
+    ("with_decoder_inputs", "transformers"): ("test_the_decoder_of_fsmt_reads_the_source",),
+    ("without_filling", "transformers"): ("test_beam_search_fills_rows_with_the_end_where_the_padding_is_0",),
+    ("unrounded_adapter", "trl"): ("test_the_adapter_of_a_quantized_model_is_rounded",),
+}
+
+# The same for workarounds that name no version, by place.
+UNSTAMPED: dict[str, tuple[str, ...]] = {
+    "AdaLoraCallback": ("test_a_trainer_does_not_run_the_schedule_of_adalora",),
+    "BottleneckModel": ("test_putting_a_module_back_needs_a_weight",),
+    "LeftSFTTrainer": ("test_rows_for_predict_are_not_prepared",),
+    "LeftTrainingArguments": (
+        "test_bf16_on_a_cpu_has_to_be_asked_for",
+        "test_pinned_memory_without_an_accelerator_is_warned_of",
+    ),
+    "LoggingCallback": ("test_trackers_are_called_before_the_callbacks_of_the_user",),
+    "PTuningV2Model": ("test_putting_a_module_back_needs_a_weight",),
+    "_load_adapter": ("test_a_soft_prompt_is_not_loaded_for_training",),
+    "_single_rows": ("test_corda_takes_one_row_at_a_time",),
+    "check_devices": ("test_several_gpus_in_one_process_are_wrapped_in_data_parallel",),
+    "check_patterns": ("test_a_target_that_matches_nothing_is_passed_over",),
+    "context_loss": ("test_the_loss_of_cpt_is_the_mean_of_a_micro_batch",),
+    "decoder_key_value_shape": ("test_prefixes_are_shaped_by_the_encoder",),
+    "from_arguments": ("test_the_name_of_a_deprecated_field_is_warned_of",),
+    "initialize_lora_ga": ("test_lora_ga_lets_its_hooks_warn",),
+    "last_complete_checkpoint": ("test_a_checkpoint_that_was_cut_off_is_taken_for_the_last",),
+    "one_row_for_each_prompt": ("test_rows_of_a_batch_are_joined_by_a_collator_that_can_be_replaced",),
+    "register_with_peft": ("test_a_missing_kernel_is_logged_at_import",),
+    "reparameterization": ("test_fourierft_starts_at_random",),
+    "sequential_sampler": ("test_evaluation_rows_are_permuted_with_those_of_training",),
+    "text_metrics": ("test_the_id_that_pads_labels_cannot_be_decoded",),
+    "training_only_state": (
+        "test_adalora_saves_only_the_ranks_that_are_left",
+        "test_an_encoder_of_prompts_is_not_saved",
+    ),
+    "without_rank_warnings": ("test_empty_factors_of_adalora_are_warned_of",),
+}
+
+TRAINER = "test_trainer_calls_what_we_override"
+TUNER = "test_peft_calls_what_our_tuners_override"
+IMPORT = "test_what_we_import_is_there_and_takes_what_we_pass"
+HOOKS = "test_modules_keep_their_hooks_in_dicts"
+MEMORY = "test_the_memory_of_a_gpu_can_be_recorded"
+MODEL_NAMES = "test_classes_of_models_are_found_by_type"
+PARSER = "test_a_parser_keeps_its_defaults_where_we_clear_them"
+ENUM = "test_an_enum_finds_a_member_that_is_added_as_its_own_are"
+SHARDING = "test_sharding_can_be_asked_for"
+FOUR_BIT = "test_a_4_bit_layer_has_what_we_read"
+ATTENTION = "test_attention_goes_through_an_interface_that_is_found_by_name"
+
+# Private names of other packages in use, or overridden, and imports that are no public API.
+INTERNALS: dict[str, str] = {
+    # transformers
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": MODEL_NAMES,
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES": MODEL_NAMES,
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": MODEL_NAMES,
+    "_attn_implementation": ATTENTION,
+    "_gen_kwargs": "test_seq2seq_trainer_reads_the_arguments_of_generation",
+    "_get_eval_sampler": TRAINER,
+    "_get_num_items_in_batch": "test_trainer_counts_the_targets_of_batches",
+    "_get_train_sampler": TRAINER,
+    "_load_best_model": TRAINER,
+    "_load_from_checkpoint": TRAINER,
+    "_name_or_path": "test_a_config_knows_where_it_is_from",
+    "_prepare_inputs": TRAINER,
+    "_save": TRAINER,
+    "_set_signature_columns_if_needed": "test_columns_are_kept_by_the_list_that_we_extend",
+    "_signature_columns": "test_the_columns_that_are_kept_are_a_list_that_may_grow",
+    "_train_batch_size": "test_trainer_knows_the_rows_of_a_batch",
+    "is_deepspeed_zero3_enabled": SHARDING,
+    "is_fsdp_managed_module": SHARDING,
+    # trl
+    "_VALID_DICT_FIELDS": "test_a_field_may_be_a_dict_in_json",
+    "_formatting_func": "test_rows_are_prepared_as_we_ask",
+    "_metrics": "test_the_metrics_of_tokens_are_kept_where_we_write_them",
+    "_prepare_dataset": "test_rows_are_prepared_as_we_ask",
+    "_total_train_tokens": "test_the_metrics_of_tokens_are_kept_where_we_write_them",
+    # peft
+    "AuxiliaryTrainingWrapper": IMPORT,
+    "BaseTuner": IMPORT,
+    "BaseTunerLayer": IMPORT,
+    "CordaConfig": IMPORT,
+    "Linear": IMPORT,
+    "Linear4bit": IMPORT,
+    "LoraLayer": IMPORT,
+    "PolyRouter": "test_a_router_of_poly_is_called_with_tasks_and_rows",
+    "TRANSFORMERS_MODEL_CONFIG": "test_the_types_of_adaption_prompts_are_a_mapping",
+    "_SafetensorLoader": "test_weights_on_disk_are_found_by_their_names_in_the_model",
+    "_active_adapter": "test_a_layer_keeps_its_active_adapters_where_we_set_them",
+    "_check_merge_allowed": TUNER,
+    "_check_target_module_exists": TUNER,
+    "_create_and_replace": TUNER,
+    "_get_base_layer_device_and_dtype": "test_an_adapter_follows_what_a_layer_says_of_its_base",
+    "_move_adapter_to_device_of_base_layer": "test_an_adapter_follows_what_a_layer_says_of_its_base",
+    "_prepare_adapter_config": TUNER,
+    "_prepare_model": TUNER,
+    "_remove_adapter_name_from_key": TUNER,
+    "_replace_module": TUNER,
+    "_unload_and_optionally_merge": TUNER,
+    "check_adapters_to_merge": IMPORT,
+    "check_target_module_exists": IMPORT,
+    "preprocess_corda": IMPORT,
+    "transpose": IMPORT,
+    # torch
+    "_backward_hooks": HOOKS,
+    "_backward_pre_hooks": HOOKS,
+    "_compiled_call_impl": "test_a_compiled_module_is_known_by_its_call",
+    "_dump_snapshot": MEMORY,
+    "_forward_hooks": HOOKS,
+    "_forward_pre_hooks": HOOKS,
+    "_parameters": "test_modules_keep_their_parameters_in_a_dict",
+    "_record_memory_history": MEMORY,
+    "_version": "test_a_change_in_place_raises_the_version_of_a_tensor",
+    # Python
+    "_actions": PARSER,
+    "_defaults": PARSER,
+    "_member_map_": ENUM,
+    "_member_names_": ENUM,
+    "_value2member_map_": ENUM,
+}
+
+# Undocumented names without an underscore or in a text, which no walk tells from the package's own.
+UNMARKED: dict[str, str] = {
+    "ALL_ATTENTION_FUNCTIONS": ATTENTION,
+    "compute_type_is_set": FOUR_BIT,
+    "eager_attention_forward": ATTENTION,
+    "packing_format_for_cpu": FOUR_BIT,
+    "support_avx512bf16_for_cpu": FOUR_BIT,
+}
+
+# What looks like an internal and is none.
+DOCUMENTED = {
+    "_exit": "os documents it",
+    "_lora_linear_cast": "ours, put on a tensor",
+    "_name_": "enum documents it",
+    "_replace": "collections documents it for named tuples",
+    "_value_": "enum documents it",
+    "disable_progress_bar": "transformers documents its logging module",
+    "tqdm": "of the same module",
+}

@@ -1,0 +1,183 @@
+"""What transformers still does wrong, and left_trainer mends."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import tiny_model, tiny_tokenizer
+from datasets import Dataset
+from package_walk import home
+from torch.utils.data import SequentialSampler
+from transformers import (
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.activations import NewGELUActivation
+from transformers.trainer_pt_utils import EvalLoopContainer
+from transformers.trainer_utils import get_last_checkpoint
+
+ROWS = Dataset.from_dict({"input_ids": [[5, 6, 7, 1], [8, 9, 1]] * 2, "labels": [[5, 6, 1], [7, 1]] * 2})
+QUIET: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}
+
+
+def make_trainer(folder: Any, **options: Any) -> Seq2SeqTrainer:
+    tokenizer = tiny_tokenizer("encoder_decoder")
+    return Seq2SeqTrainer(
+        tiny_model("t5"),
+        Seq2SeqTrainingArguments(str(folder), **{**QUIET, **options}),
+        train_dataset=ROWS,
+        eval_dataset=ROWS,
+        processing_class=tokenizer,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+    )
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_the_loss_ignores_the_size_of_the_accumulated_batch(model_type):
+    ids = torch.tensor([[5, 6, 7, 1]])
+    model = tiny_model(model_type)
+    with torch.no_grad():
+        mean = model(input_ids=ids, labels=ids).loss
+        share = mean
+        with contextlib.suppress(TypeError):
+            share = model(input_ids=ids, labels=ids, num_items_in_batch=torch.tensor(8)).loss
+    assert torch.equal(share, mean), (
+        f"The loss of {model_type} now honours num_items_in_batch: remove {home('accumulated_token_loss')} for it."
+    )
+
+
+def test_generated_rows_are_padded_to_the_limit(tmp_path):
+    trainer = make_trainer(tmp_path, predict_with_generate=True, generation_max_length=12)
+    trainer.model.generation_config.max_length = 12
+    trainer.model.generate = lambda **inputs: torch.zeros(len(inputs["input_ids"]), 3, dtype=torch.long)
+    assert trainer.predict(ROWS).predictions.shape[1] == 12, (
+        f"Seq2SeqTrainer no longer pads what it generates: see what is left for {home('_evaluating_parent')}."
+    )
+
+
+def test_rows_that_fill_the_last_batch_are_counted(tmp_path, monkeypatch):
+    without_filling = []
+    gather = Accelerator.gather_for_metrics
+    monkeypatch.setattr(
+        Accelerator,
+        "gather_for_metrics",
+        lambda self, data, *rest: without_filling.append(1) or gather(self, data, *rest),
+    )
+    Trainer.evaluate(make_trainer(tmp_path, predict_with_generate=True, generation_max_length=4))
+    assert without_filling
+    without_filling.clear()
+    make_trainer(tmp_path, predict_with_generate=True, generation_max_length=4).evaluate()
+    assert not without_filling, (
+        "Seq2SeqTrainer now drops the rows that fill the last batch of several processes: see what is left for "
+        f"{home('_evaluating_parent')}."
+    )
+
+
+def test_results_are_joined_on_the_device_with_every_batch():
+    container = EvalLoopContainer()
+    for rows in range(1, 4):
+        container.add(torch.zeros(rows, 2))
+    assert isinstance(container.tensors, torch.Tensor), (
+        f"Trainer no longer joins results batch by batch on the device: remove {home('results_on_host')}."
+    )
+
+
+def test_beam_search_fills_rows_with_the_end_where_the_padding_is_0():
+    def ends_the_first_row(row: int, tokens: torch.Tensor) -> list[int]:
+        return [1] if row == 0 else list(range(20, 40))
+
+    inputs = {"input_ids": torch.tensor([[5, 6, 1], [9, 8, 1]]), "prefix_allowed_tokens_fn": ends_the_first_row}
+    model = tiny_model("t5")
+    assert model.generate(**inputs, max_new_tokens=6)[0, 2:].eq(0).all()
+    filling = model.generate(**inputs, max_new_tokens=6, num_beams=2)[0, 2:]
+    assert len(filling) == 5
+    assert filling.eq(1).all(), (
+        "Beam search now fills rows with the padding token where its id is 0: count lengths by it in "
+        f"{home('text_metrics')} and {home('without_filling')}."
+    )
+
+
+def test_the_tanh_form_of_gelu_keeps_more_than_its_input():
+    kept = []
+    x = torch.randn(4, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        NewGELUActivation()(x)
+    assert len(kept) > 1, f"transformers' NewGELUActivation is now one operation: remove {home('FusedNewGELU')}."
+    torch.testing.assert_close(NewGELUActivation()(x), torch.nn.functional.gelu(x, approximate="tanh"))
+
+
+def test_evaluation_rows_are_permuted_with_those_of_training(tmp_path):
+    trainer = make_trainer(tmp_path, train_sampling_strategy="group_by_length")
+    assert not isinstance(trainer._get_eval_sampler(ROWS), SequentialSampler), (
+        f"Trainer now keeps the order of evaluation rows: remove {home('sequential_sampler')}."
+    )
+
+
+def test_bf16_on_a_cpu_has_to_be_asked_for(tmp_path):
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator")
+    is_refused = False
+    try:
+        TrainingArguments(str(tmp_path), bf16=True)
+    except ValueError:
+        is_refused = True
+    assert is_refused, (
+        f"transformers now takes bf16=True on a CPU: remove use_cpu from {home('LeftTrainingArguments')}."
+    )
+
+
+def test_the_name_of_a_deprecated_field_is_warned_of(tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        TrainingArguments(str(tmp_path), gradient_checkpointing=True)
+    assert any("gradient_checkpointing" in str(warning.message) for warning in caught), (
+        f"transformers no longer warns of gradient_checkpointing: keep the field in {home('from_arguments')}."
+    )
+
+
+def test_the_id_that_pads_labels_cannot_be_decoded():
+    is_refused = False
+    try:
+        tiny_tokenizer("encoder_decoder").batch_decode([[5, -100]])
+    except OverflowError:
+        is_refused = True
+    assert is_refused, (
+        f"Tokenizers now decode -100: remove the ids put in its place by decode in {home('text_metrics')}."
+    )
+
+
+def test_a_checkpoint_that_was_cut_off_is_taken_for_the_last(tmp_path):
+    (tmp_path / "checkpoint-3").mkdir()
+    assert get_last_checkpoint(str(tmp_path)), (
+        f"transformers now passes over checkpoints that were cut off: remove {home('last_complete_checkpoint')}."
+    )
+
+
+def test_several_gpus_in_one_process_are_wrapped_in_data_parallel(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.args._n_gpu = 2
+    assert isinstance(trainer._wrap_model(trainer.model), torch.nn.DataParallel), (
+        f"Trainer no longer uses nn.DataParallel: remove {home('check_devices')}."
+    )
+
+
+def test_trackers_are_called_before_the_callbacks_of_the_user(tmp_path, monkeypatch):
+    class Tracker(TrainerCallback): ...
+
+    class OfUser(TrainerCallback): ...
+
+    monkeypatch.setattr("transformers.trainer.get_reporting_integration_callbacks", lambda report_to: [Tracker])
+    trainer = Trainer(tiny_model("t5"), TrainingArguments(str(tmp_path), **QUIET), callbacks=[OfUser()])
+    kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
+    assert kinds.index(Tracker) < kinds.index(OfUser), (
+        f"Trainer now calls its trackers after the user's callbacks: see what is left for {home('LoggingCallback')}."
+    )
