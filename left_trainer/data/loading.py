@@ -154,8 +154,8 @@ def _load(name: str, config_name: str | None, token: str | None) -> DatasetDict:
         lines = str(error.__cause__ or error).strip().splitlines()
         cause = " ... ".join(dict.fromkeys((lines[0], lines[-1])))
         raise ValueError(
-            f"dataset_name={name!r} cannot be read: {cause}. Files with different columns do not form one dataset: pass them "
-            "with --train_file, --validation_file and --test_file."
+            f"dataset_name={name!r} cannot be read: {cause}. Files with different columns do not form one dataset: "
+            "pass them with --train_file, --validation_file and --test_file."
         ) from error
 
 

@@ -77,10 +77,6 @@ class SelectiveModel(BaseTuner):
         layer.update_layer(adapter_name, self._selection[current_key], self._trainers)
         self._replace_module(parent, target_name, layer, target)
 
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # The copies are made on the right device, and PEFT's own version needs a `weight`.
-        setattr(parent, child_name, new_module)
-
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         if not isinstance(adapter_name, str) and len(adapter_name) > 1:
             raise ValueError(f"adapter_name={adapter_name!r}: these adapters replace parameters. Activate one of them.")
