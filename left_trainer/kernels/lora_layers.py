@@ -101,17 +101,25 @@ def _why_not_fused(layer: Any, x: torch.Tensor, names: list[str], *parts: Any) -
 
     It is asked at every call of every layer, when a small model decodes mostly at this: hence no loop over attributes.
     """
+    base, lora_a, lora_b, dropout = parts
+    if has_torch_hooks(base) or has_torch_hooks(lora_a) or has_torch_hooks(lora_b) or has_torch_hooks(dropout):
+        return "a part of the layer has hooks, as offloading and sharding put there"
+    return _why_not_this_adapter(layer, names, lora_a, dropout) or _why_not_this_base(base, lora_a, x)
+
+
+def _why_not_this_adapter(layer: Any, names: list[str], lora_a: nn.Module, dropout: nn.Module) -> str | None:
     if layer.lora_variant:
         for name in names:
             if name in layer.lora_variant:
                 return f"{type(layer.lora_variant[name]).__name__} computes another update"
-    base, lora_a, lora_b, dropout = parts
     if layer.lora_bias[names[0]]:
         return "lora_bias=True"
     if type(lora_a) is not nn.Linear or type(dropout) not in (nn.Identity, nn.Dropout):
         return f"the adapter is made of {type(lora_a).__name__} and {type(dropout).__name__}"
-    if has_torch_hooks(base) or has_torch_hooks(lora_a) or has_torch_hooks(lora_b) or has_torch_hooks(dropout):
-        return "a part of the layer has hooks, as offloading and sharding put there"
+    return None
+
+
+def _why_not_this_base(base: Any, lora_a: Any, x: torch.Tensor) -> str | None:
     weight = base.weight
     if weight.requires_grad:
         return "the base weight is trained"

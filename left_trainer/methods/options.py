@@ -81,26 +81,31 @@ def _matches(value: Any, hint: Any) -> bool:
     nested = nested_config(hint)
     if nested and isinstance(value, Mapping):
         return set(value) <= set(option_types(nested))
-    if hint is Any or isinstance(hint, typing.TypeVar):
-        return True
     if origin in (Union, types.UnionType):
         return any(_matches(value, argument) for argument in arguments)
     if origin is Literal:
-        # PEFT writes an open-ended choice as 'pissa_niter_[number of iters]'.
-        open_ended = tuple(str(choice).partition("[")[0] for choice in arguments if "[" in str(choice))
-        return value in arguments or str(value).startswith(open_ended)
+        return _is_choice(value, arguments)
     if origin in (list, set, tuple):
         return isinstance(value, (list, set, tuple)) and all(
             any(_matches(item, argument) for argument in arguments if argument is not ...) for item in value
         )
-    if origin is dict:
-        return isinstance(value, Mapping)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Mapping) if origin is dict else _is_plain(value, hint)
+
+
+def _is_choice(value: Any, choices: tuple[Any, ...]) -> bool:
+    """Whether `value` is one of `choices`. PEFT writes an open-ended one as 'pissa_niter_[number of iters]'."""
+    open_ended = tuple(str(choice).partition("[")[0] for choice in choices if "[" in str(choice))
+    return value in choices or str(value).startswith(open_ended)
+
+
+def _is_plain(value: Any, hint: Any) -> bool:
+    """Whether `value` is of a type without arguments. An integer is a float, a truth value is no number."""
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return True
     if hint is None:
         return value is None
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
     return not isinstance(hint, type) or isinstance(value, hint) or (issubclass(hint, str) and isinstance(value, str))
 
 

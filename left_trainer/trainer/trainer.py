@@ -43,7 +43,7 @@ from left_trainer.trainer.columns import with_task_column, with_task_ids
 from left_trainer.trainer.evaluation import EvalDatasets, GeneratingTrainer
 from left_trainer.trainer.losses import compute_loss
 from left_trainer.trainer.model_card import create_model_card
-from left_trainer.trainer.preparation import method_of, prepare, unrounded_adapter
+from left_trainer.trainer.preparation import Preparation, method_of, prepare, unrounded_adapter
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 
@@ -125,25 +125,13 @@ class LeftTrainer(GeneratingTrainer):
         quantization_config: Any = None,
     ) -> None:
         args = LeftTrainingArguments.from_arguments(args or LeftTrainingArguments())
-        self.source = self._source_of(model, args)
-        self.method = method_of(self.source, args, peft_config)
-        request = Request(
-            source=self.source,
-            args=args,
-            method=self.method,
-            peft_config=peft_config,
-            quantization_config=quantization_config,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            compute_loss_func=compute_loss_func,
-            formatting_func=formatting_func,
-        )
+        source = self._source_of(model, args)
+        method = method_of(source, args, peft_config)
+        given = (peft_config, quantization_config, train_dataset, eval_dataset, compute_loss_func, formatting_func)
+        request = Request(source, args, method, *given)
         check(request)
         ready = prepare(request, processing_class)
-        self.learning_rate_source = ready.learning_rate_source
-        self.rows_were_text = batching.were_text(train_dataset)
-        self.hooks = MethodHooks(self.method, ready.args.peft_options, is_new=self.source.adapter is None)
-        self._set_up_model(ready.model, ready.args)
+        self._take_over(request, ready)
         if ready.args.predict_with_generate:
             compute_metrics = compute_metrics or text_metrics(ready.tokenizer)
         with unrounded_adapter(ready.model):
@@ -160,10 +148,7 @@ class LeftTrainer(GeneratingTrainer):
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
                 **({"formatting_func": formatting_func} if self.family == "decoder_only" else {}),
             )
-        # Not through the constructor: TRL's warns of a second forward pass, which its own loss would take.
-        self.compute_loss_func = compute_loss_func
-        self.loss_terms = self.hooks.loss_terms()
-        self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the tokens of all micro-batches for any model
+        self._set_up_loss(compute_loss_func)
         use_compact_output(self)
 
     def _source_of(self, model: Any, args: LeftTrainingArguments) -> ModelSource:
@@ -180,13 +165,25 @@ class LeftTrainer(GeneratingTrainer):
             )
         return source
 
-    def _set_up_model(self, model: PreTrainedModel | PeftModel, args: LeftTrainingArguments) -> None:
-        """How the model computes: fused layers, what the method changes, inputs that checkpointing needs."""
+    def _take_over(self, request: Request, ready: Preparation) -> None:
+        """What is known before Hugging Face's constructor runs, and how the model computes from now on."""
+        model, args = ready.model, ready.args
+        self.source, self.method = request.source, request.method
+        self.learning_rate_source = ready.learning_rate_source
+        self.rows_were_text = batching.were_text(request.train_dataset)
+        self.hooks = MethodHooks(self.method, args.peft_options, is_new=self.source.adapter is None)
         self.fast_paths[LORA_LINEAR] = use_lora_linear(model, args.use_lora_linear)
         self.fast_paths[GELU] = use_fused_gelu(model, args.use_fused_gelu)
         if args.gradient_checkpointing and isinstance(model, PeftModel):
             model.enable_input_require_grads()
         self.hooks.prepare(model)
+
+    def _set_up_loss(self, compute_loss_func: Callable[..., torch.Tensor] | None) -> None:
+        """What `compute_loss` goes by, where Hugging Face's constructor would decide otherwise."""
+        # Not through the constructor: TRL's warns of a second forward pass, which its own loss would take.
+        self.compute_loss_func = compute_loss_func
+        self.loss_terms = self.hooks.loss_terms()
+        self.model_accepts_loss_kwargs = True  # for any model, the loss is divided by the tokens of all micro-batches
 
     @functools.cached_property
     def fast_paths(self) -> dict[str, FastPath]:

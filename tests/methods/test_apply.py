@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from transformers import MT5Config, MT5ForConditionalGeneration
 from left_trainer import PeftMethod, apply_method, get_method, list_methods, register_method
 from left_trainer.methods.apply import apply_config
 from left_trainer.methods.method import Feature
-from left_trainer.methods.options import check_peft_kwargs, option_types, parse_peft_kwargs
+from left_trainer.methods.options import _matches, check_peft_kwargs, option_types, parse_peft_kwargs
 from left_trainer.models import model_family
 
 # Shape of bigscience/mt0-large.
@@ -232,3 +232,24 @@ def test_names_cannot_be_taken_twice(registered):
         register_method(dataclasses.replace(get_method("ia3"), name="new", aliases=("full",)))
     assert isinstance(get_method("full_finetuning"), PeftMethod)
     assert parse_peft_kwargs("a=1") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "fits"),
+    [
+        (1, float, True),
+        (True, float, False),
+        (True, int, False),
+        (1.5, int, False),
+        ("q", list[str] | str | None, True),
+        (["q", 1], list[str], False),
+        (None, int | None, True),
+        ("pissa_niter_4", Literal["pissa", "pissa_niter_[number of iters]"], True),
+        ("pisa", Literal["pissa"], False),
+        ({"a": 1}, dict[str, int], True),
+        ([1], dict[str, int], False),
+        (object(), Any, True),
+    ],
+)
+def test_what_fits_the_type_of_an_option(value, hint, fits):
+    assert _matches(value, hint) == fits
