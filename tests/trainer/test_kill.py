@@ -14,7 +14,7 @@ from conftest import losses
 
 SCRIPT = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 from test_kill import make_trainer
 make_trainer(sys.argv[2], slow=True).train()
 """
@@ -64,7 +64,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize(("step", "delay"), [(2, 0.0), (4, 0.01), (7, 0.03)])
 def test_a_killed_run_is_resumed(step, delay, uninterrupted, tmp_path):
     """Killed as soon as a checkpoint's folder appears, or a little later: during or after writing its files."""
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path)]
+    command = [sys.executable, "-c", SCRIPT, f"{Path(__file__).parent}:{Path(__file__).parents[1]}", str(tmp_path)]
     with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / f"checkpoint-{step}").exists():
