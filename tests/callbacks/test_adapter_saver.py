@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,17 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
 from datasets import Dataset
 from peft import PeftModel
 
 from left_trainer import AdapterSaverCallback, LeftTrainer, apply_method
 from left_trainer.adapters.files import TRAINING_STATE_FILE, save_adapter
+from log_history import losses
+from processes import ENVIRONMENT
+from tiny import tiny_model
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[2])
-from conftest import tiny_model
+from tiny import tiny_model
 import safetensors.torch, peft.peft_model
 from left_trainer import apply_method
 from left_trainer.adapters import files
@@ -29,7 +29,7 @@ model = apply_method(tiny_model("t5"), "p_tuning", {"num_virtual_tokens": 3, "en
 files.save_adapter(model, sys.argv[1])
 for parameter in model.prompt_encoder.parameters():
     parameter.data.add_(1)
-point = sys.argv[3]
+point = sys.argv[2]
 def kill(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 if point == "adapter":
@@ -45,9 +45,8 @@ files.save_adapter(model, sys.argv[1])
 @pytest.mark.parametrize("point", ["adapter", "sidecar", "flush"])
 def test_a_kill_while_saving_leaves_the_earlier_adapter(point, tmp_path):
     target = tmp_path / "adapter"
-    tests = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_SAVING), str(target), tests, point]
-    result = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_SAVING), str(target), point]
+    result = subprocess.run(command, capture_output=True, env=ENVIRONMENT)
     assert result.returncode == -signal.SIGKILL, result.stderr.decode()
     expected = apply_method(tiny_model("t5"), "p_tuning", {"num_virtual_tokens": 3, "encoder_hidden_size": 8}, seed=1)
     loaded = PeftModel.from_pretrained(tiny_model("t5"), target)
@@ -133,8 +132,6 @@ def test_a_prefix_projection_resumes(make_args, tokenizers, tmp_path):
     def trainer():
         args = make_args(peft_method="prefix_tuning", peft_kwargs=options, save_strategy="steps", save_steps=2)
         return LeftTrainer(tiny_model("t5"), args, train_dataset=rows, processing_class=tokenizers["encoder_decoder"])
-
-    from conftest import losses
 
     whole = trainer()
     whole.train()

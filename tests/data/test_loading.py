@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model, tiny_tokenizer
 from datasets import ClassLabel, Dataset, Features, Translation, Value
 
 from left_trainer import (
@@ -25,6 +24,7 @@ from left_trainer.data.features import tokenize_pairs
 from left_trainer.data.loading import embedded_data, to_prompts
 from left_trainer.models import ModelSource
 from left_trainer.tasks.task import check_prompt
+from tiny import tiny_model, tiny_tokenizer
 
 TASK = get_task("summarization")
 ROWS = [{"document": f"Text number {i}.", "summary": f"Number {i}.", "other": i} for i in range(40)]

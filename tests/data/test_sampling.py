@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import FAMILY_TYPES, losses, tiny_model, tiny_rows
 from datasets import Dataset, IterableDataset
 from torch.utils.data import SequentialSampler
 
 from left_trainer import LeftSeq2SeqTrainer, LeftTrainer, LeftTrainingArguments
 from left_trainer.data.sampling import POOL_STEPS, LengthGroupedSampler, row_lengths
+from log_history import losses
+from tiny import FAMILY_TYPES, tiny_model, tiny_rows
 
 N_ROWS = 203
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from method_settings import apply_or_skip
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import EvalPrediction
 
@@ -14,6 +13,7 @@ from left_trainer.adapters.task_ids import task_inputs
 from left_trainer.evaluation.generation import generate_completions, split_prompts
 from left_trainer.evaluation.metrics import METRICS, load_metric
 from left_trainer.evaluation.text_metrics import decode
+from method_settings import apply_or_skip
 
 
 @pytest.mark.parametrize("name", sorted(set(METRICS) - {"distinct"}))

@@ -7,9 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ENCODER_DECODER_TYPES, FAMILY_TYPES, tiny_model, tiny_rows
 from datasets import Dataset, IterableDataset
-from method_settings import apply_or_skip
 from torch.utils.data import RandomSampler
 from transformers import GenerationConfig
 
@@ -19,6 +17,8 @@ from left_trainer.embedded import MODEL_PATHS
 from left_trainer.evaluation.batches import batches_of_similar_length, join_batches, without_filling
 from left_trainer.models import model_family
 from left_trainer.runs.report import build_report, write_report
+from method_settings import apply_or_skip
+from tiny import ENCODER_DECODER_TYPES, FAMILY_TYPES, tiny_model, tiny_rows
 
 FAMILIES = tuple(FAMILY_TYPES)
 ROWS = Dataset.from_list(tiny_rows(18, seed=3))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILY_TYPES, gradient_norms, losses, tiny_model, tiny_rows
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
@@ -24,6 +23,8 @@ from trl import SFTConfig, SFTTrainer
 
 from left_trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer, apply_method
 from left_trainer.adapters.files import TRAINING_STATE_FILE
+from log_history import gradient_norms, losses
+from tiny import FAMILY_TYPES, tiny_model, tiny_rows
 
 
 def test_front_door_chooses_and_isinstance_holds(rows, make_args, tokenizers, saved_models):
