@@ -13,8 +13,6 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
 from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     Trainer,
@@ -287,14 +285,6 @@ def test_without_adapter_is_the_base_model(make_args, saved_models):
         assert (disabled.predictions == base.predictions).all(), family
         assert disabled.metrics["test_loss"] == pytest.approx(base.metrics["test_loss"], abs=1e-6)
         assert enabled.metrics["test_loss"] != pytest.approx(base.metrics["test_loss"], abs=1e-6)
-
-
-def test_bart_as_a_decoder_only_model_is_not_an_encoder_decoder():
-    from left_trainer.models import model_family
-
-    config = BartConfig(vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1)
-    assert model_family(BartForConditionalGeneration(config)) == "encoder_decoder"
-    assert model_family(config) == "encoder_decoder"
 
 
 def test_push_to_hub_uploads_the_adapter_with_its_card(rows, make_args, saved_models, monkeypatch):
