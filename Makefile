@@ -27,7 +27,7 @@ test: $(INSTALLED) ## Run the tests
 
 test-all: $(INSTALLED) ## Run the tests and the long ones
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "long or not long"
-	TEST_MODEL_TYPES="bart opt" $(BIN)/python -m pytest -n $(TEST_WORKERS) tests/test_method_invariants.py
+	TEST_MODEL_TYPES="bart opt" $(BIN)/python -m pytest -n $(TEST_WORKERS) tests/methods/test_method_invariants.py
 
 quality: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Tiny models, a tiny tokenizer and tiny data: everything the tests need, made from configs, offline."""
+"""Fixtures of all tests; the functions and models that they share with the tests are in support/."""
 
 from __future__ import annotations
 
@@ -11,127 +11,23 @@ os.environ.setdefault("CI", "1")  # keeps TRL from reporting usage
 
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from left_trainer.models import FAMILIES, auto_class, model_family
+from left_trainer.models import FAMILIES
 from left_trainer.training_args import LeftTrainingArguments
-
-REPOSITORY = Path(__file__).parents[1]
-SHARED = REPOSITORY.parent / "shared"
-VOCABULARY_SIZE = 300
-TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-TINY_BART = {
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
-    "max_position_embeddings": 128,
-    "decoder_start_token_id": 1,
-    "forced_eos_token_id": None,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-    "scale_embedding": False,
-}
-TINY_T5 = {
-    "d_model": 16,
-    "d_kv": 12,  # heads x d_kv differs from d_model, as in mT5-small
-    "num_heads": 2,
-    "d_ff": 32,
-    "num_layers": 2,
-    "num_decoder_layers": 2,
-    "decoder_start_token_id": 0,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-}
-# Wide enough an initialisation that a prompt can move the logits of a model this small.
-TINY_LLAMA = {
-    "initializer_range": 0.3,
-    **TINY,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "max_position_embeddings": 128,
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "t5": TINY_T5,
-    "mt5": {**TINY_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-    "bart": TINY_BART,
-    "mbart": TINY_BART,
-    "marian": TINY_BART,
-    "pegasus": TINY_BART,
-    "blenderbot": TINY_BART,
-    "llama": {**TINY_LLAMA, "num_key_value_heads": 1},
-    "mistral": {**TINY_LLAMA, "num_key_value_heads": 1},
-    "qwen2": {**TINY_LLAMA, "num_key_value_heads": 1},
-    "opt": {**TINY, "hidden_size": 16, "ffn_dim": 32, "word_embed_proj_dim": 16, "max_position_embeddings": 128},
-    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, "initializer_range": 0.3, **TINY},
-}
-ENCODER_DECODER_TYPES = ("t5", "mt5", "bart", "mbart", "marian", "pegasus", "blenderbot")
-MODEL_TYPES = os.environ.get("TEST_MODEL_TYPES", "t5 llama").split()
-FAMILY_TYPES = dict(zip(("encoder_decoder", "decoder_only"), MODEL_TYPES, strict=True))
+from tiny import FAMILY_TYPES, tiny_model, tiny_rows, tiny_tokenizer
 
 disable_progress_bars()
 logging.disable_progress_bar()
 torch.set_num_threads(1)
 # accelerate collects garbage at the start of every training; what the imports made is not garbage.
 gc.freeze()
-
-
-def tiny_model(model_type: str, seed: int = 0, dropout: float = 0.0, **overrides: Any) -> PreTrainedModel:
-    """A randomly initialised model of a few thousand parameters."""
-    options = {**CONFIGS[model_type], "vocab_size": VOCABULARY_SIZE, **overrides}
-    config = AutoConfig.for_model(model_type, **options)
-    for name in ("dropout", "dropout_rate", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop"):
-        if hasattr(config, name):
-            setattr(config, name, dropout)
-    if hasattr(config, "attn_pdrop"):
-        config.attn_pdrop = dropout
-    set_seed(seed)
-    return auto_class(model_family(config)).from_config(config).eval()
-
-
-def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with a few merges; adds `</s>` for encoder-decoder models, `<s>` for the others."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
-        special_tokens=["<pad>", "</s>", "<s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator([row["prompt"] + row["completion"] for row in tiny_rows(64)], trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single="$A </s>" if family == "encoder_decoder" else "<s> $A", special_tokens=[("</s>", 1), ("<s>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", bos_token="<s>", model_max_length=128
-    )
-
-
-def tiny_rows(size: int = 16, seed: int = 0) -> list[dict[str, str]]:
-    """Prompt/completion rows of uneven lengths."""
-    rng = Random(seed)
-    colours = ("red", "green", "blue", "black")
-    return [
-        {
-            "prompt": f"Repeat {rng.randint(0, 99)} " + "and so on " * rng.randint(0, 3) + "now:",
-            "completion": " " + " ".join(rng.choice(colours) for _ in range(rng.randint(1, 6))),
-        }
-        for _ in range(size)
-    ]
 
 
 @pytest.fixture
@@ -184,13 +80,3 @@ def no_weights(monkeypatch):
         raise AssertionError("weights were loaded before the check")
 
     monkeypatch.setattr("left_trainer.trainer.preparation.load_model", refuse)
-
-
-def losses(trainer: Any) -> list[float]:
-    """The logged training losses, in order."""
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def gradient_norms(trainer: Any) -> list[float]:
-    """The logged gradient norms, in order."""
-    return [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SHARED
 
 from left_trainer import get_method
+from places import REPOSITORY, SHARED
+from processes import ENVIRONMENT
 
 BENCHMARKS = REPOSITORY / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -26,9 +26,8 @@ ONE_OF_EACH_KIND = ("mt5_small_lora", "llama_lora", "generation")
 
 def run(name: str, results: Path, *flags: str) -> tuple[subprocess.CompletedProcess, dict]:
     command = [sys.executable, str(BENCHMARKS / "race.py"), "--tiny", "--races", name, "--results", str(results)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(
-        [*command, "--pairs", "1", *flags], capture_output=True, text=True, env=environment, check=False
+        [*command, "--pairs", "1", *flags], capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
     assert results.exists(), result.stderr[-3000:]
     return result, json.loads(results.read_text())[0]
@@ -71,8 +70,7 @@ def test_a_race_that_needs_a_gpu_is_not_run_without_one(tmp_path):
 
 def test_the_limit_of_a_race():
     command = [sys.executable, str(BENCHMARKS / "limit.py"), "bart_base_lora", "--tiny"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
     row = result.stdout.splitlines()[-1].strip("| ").split(" | ")
     rival, ours, needed = (float(cell.removesuffix(" s")) for cell in row[1:4])
     assert row[0] == "bart_base_lora"

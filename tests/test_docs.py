@@ -9,13 +9,15 @@ import json
 import re
 
 import pytest
-from conftest import REPOSITORY, losses, tiny_model
 
 from left_trainer import DataArguments, LeftTrainer, ModelArguments, get_task, list_methods, list_tasks
 from left_trainer.methods.options import known_options
 from left_trainer.methods.registry import METHODS
 from left_trainer.runs.fine_tuning import fine_tune, set_up
 from left_trainer.tasks.registry import TASKS
+from log_history import losses
+from places import REPOSITORY
+from tiny import tiny_model
 
 
 @pytest.fixture

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import losses, tiny_rows
 from datasets import Dataset
 
 from left_trainer import LeftTrainer, LeftTrainingArguments
 from left_trainer.cli.main import main
+from log_history import losses
+from tiny import tiny_rows
 
 FILES = Path(__file__).parent / "fixtures" / "left_trainer_0_1"
 EXPECTED = json.loads((FILES / "expected.json").read_text())
-sys.path.insert(0, str(FILES))
-
-from make import CHECKPOINT, INPUTS, STEPS  # noqa: E402
+MAKE = runpy.run_path(str(FILES / "make.py"))
+CHECKPOINT, INPUTS, STEPS = (MAKE[name] for name in ("CHECKPOINT", "INPUTS", "STEPS"))
 
 
 @pytest.fixture

@@ -1,60 +1,16 @@
-"""Adapters on disk: whole or absent, the right ones kept, loadable by PEFT alone."""
+"""Which adapters are kept during a training, and that a training goes on from them."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import tiny_model
 from datasets import Dataset
 from peft import PeftModel
 
-from left_trainer import AdapterSaverCallback, LeftTrainer, apply_method
-from left_trainer.adapters.files import TRAINING_STATE_FILE, save_adapter
-
-KILLED_WHILE_SAVING = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[2])
-from conftest import tiny_model
-import safetensors.torch, peft.peft_model
-from left_trainer import apply_method
-from left_trainer.adapters import files
-model = apply_method(tiny_model("t5"), "p_tuning", {"num_virtual_tokens": 3, "encoder_hidden_size": 8}, seed=1)
-files.save_adapter(model, sys.argv[1])
-for parameter in model.prompt_encoder.parameters():
-    parameter.data.add_(1)
-point = sys.argv[3]
-def kill(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-if point == "adapter":
-    peft.peft_model.safe_save_file = kill
-elif point == "sidecar":
-    files.save_file = kill
-else:
-    files.os.fsync = kill
-files.save_adapter(model, sys.argv[1])
-"""
-
-
-@pytest.mark.parametrize("point", ["adapter", "sidecar", "flush"])
-def test_a_kill_while_saving_leaves_the_earlier_adapter(point, tmp_path):
-    target = tmp_path / "adapter"
-    tests = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_SAVING), str(target), tests, point]
-    result = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == -signal.SIGKILL, result.stderr.decode()
-    expected = apply_method(tiny_model("t5"), "p_tuning", {"num_virtual_tokens": 3, "encoder_hidden_size": 8}, seed=1)
-    loaded = PeftModel.from_pretrained(tiny_model("t5"), target)
-    ids = torch.tensor([[5, 6, 7]])
-    with torch.no_grad():
-        inputs = {"input_ids": ids, "decoder_input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        torch.testing.assert_close(loaded.eval()(**inputs).logits, expected.eval()(**inputs).logits)
+from left_trainer import AdapterSaverCallback, LeftTrainer
+from log_history import losses
+from tiny import tiny_model
 
 
 def run(make_args, tokenizers, rows, saver, **overrides):
@@ -114,18 +70,6 @@ def test_adapters_of_an_earlier_run_are_not_mixed_in(make_args, tokenizers, rows
     run(make_args, tokenizers, rows, AdapterSaverCallback(tmp_path / "adapters"), overwrite_output_dir=True)
 
 
-def test_the_sidecar_holds_what_peft_leaves_out(tmp_path):
-    for method, options, expected in (
-        ("p_tuning", {"num_virtual_tokens": 3, "encoder_hidden_size": 8}, True),
-        ("prefix_tuning", {"num_virtual_tokens": 3, "prefix_projection": True, "encoder_hidden_size": 8}, True),
-        ("prefix_tuning", {"num_virtual_tokens": 3}, False),
-        ("lora", {}, False),
-    ):
-        target = save_adapter(apply_method(tiny_model("t5"), method, options), tmp_path / method)
-        assert (target / TRAINING_STATE_FILE).is_file() is expected, (method, options)
-        assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
-
-
 def test_a_prefix_projection_resumes(make_args, tokenizers, tmp_path):
     rows = Dataset.from_list([{"prompt": f"Say {i}", "completion": f"{i}{i}"} for i in range(8)])
     options = {"num_virtual_tokens": 3, "prefix_projection": True, "encoder_hidden_size": 8}
@@ -133,8 +77,6 @@ def test_a_prefix_projection_resumes(make_args, tokenizers, tmp_path):
     def trainer():
         args = make_args(peft_method="prefix_tuning", peft_kwargs=options, save_strategy="steps", save_steps=2)
         return LeftTrainer(tiny_model("t5"), args, train_dataset=rows, processing_class=tokenizers["encoder_decoder"])
-
-    from conftest import losses
 
     whole = trainer()
     whole.train()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import losses, tiny_model
 from datasets import Dataset
 from peft import LoraConfig, PromptEncoderConfig, get_peft_model
 from transformers import (
@@ -21,6 +20,8 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from left_trainer import AdapterSaverCallback, MemoryProfilerCallback, StepTimerCallback, TrainableParametersCallback
+from log_history import losses
+from tiny import tiny_model
 
 FEATURES = [{"input_ids": [5 + i, 6, 7], "labels": [8, 9 + i % 5, 1]} for i in range(16)]
 OPTIONS = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_model
-from method_settings import apply_or_skip
 from torch import nn
 
 from left_trainer import apply_method, list_methods
 from left_trainer.callbacks.trainable_parameters import count_parameters, format_count, parameter_numel
+from method_settings import apply_or_skip
+from tiny import tiny_model
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart", "llama", "gpt2"])

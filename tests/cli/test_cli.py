@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_rows
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -19,8 +17,8 @@ from left_trainer import LeftTrainer, LeftTrainingArguments, ModelArguments, get
 from left_trainer.cli.main import COMMANDS, main
 from left_trainer.embedded import LEARNING_RATE_FACTOR, MODEL_NAMES
 from left_trainer.trainer.preparation import choose_learning_rate
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+from processes import ENVIRONMENT
+from tiny import tiny_rows
 
 
 @pytest.fixture(scope="module")

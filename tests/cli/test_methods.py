@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from conftest import tiny_model
 
 from left_trainer import apply_method, get_method, list_methods
 from left_trainer.callbacks.trainable_parameters import count_parameters
@@ -18,6 +17,7 @@ from left_trainer.cli.methods import FAMILIES, WORKS_WITH
 from left_trainer.embedded import MODEL_PATHS
 from left_trainer.methods.method import Feature, MethodFamily
 from left_trainer.models import load_model
+from tiny import tiny_model
 
 RECORD_KEYS = {
     *("name", "aliases", "family", "summary", "paper", "learning_rate", "learning_rate_source", "equation"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model, tiny_rows
 
 from left_trainer import LeftTrainer, get_method, list_methods
 from left_trainer.cli.main import main
@@ -23,8 +21,9 @@ from left_trainer.comparison.general_text import MAX_WORDS, N_PASSAGES, general_
 from left_trainer.comparison.grid import DEFAULT_METHODS, DEFAULT_TASKS, GridOptions, make_grid
 from left_trainer.comparison.results import read_cells, read_results
 from left_trainer.embedded import LEARNING_RATE_FACTOR
+from processes import ENVIRONMENT
+from tiny import tiny_model, tiny_rows
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 # Figures that depend on how busy the machine is.
 MEASURED = ("peak_memory_train_bytes", "peak_memory_generation_bytes", "train_steps_per_second")
 MEASURED += ("target_tokens_per_second", "generation_samples_per_second")

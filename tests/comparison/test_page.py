@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_summary import ARABIC, COLUMNS, FAILED, METHODS, SCRIPT, TASKS, make_summary
 
 from left_trainer.comparison.page import write_page
+from page_summary import ARABIC, COLUMNS, FAILED, METHODS, SCRIPT, TASKS, make_summary
 
 SUMMARY = make_summary()
 DIRECTIONS = {key: better for key, _, _, better, _ in COLUMNS}

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-from conftest import tiny_rows
+from processes import ENVIRONMENT
+from tiny import tiny_rows
 
 SCRIPT = """
 import json
 import sys
 import time
 
-sys.path.insert(0, sys.argv[1])
-from conftest import FAMILY_TYPES, tiny_model, tiny_tokenizer
+from tiny import FAMILY_TYPES, tiny_model, tiny_tokenizer
 from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer import LeftTrainer, LeftTrainingArguments
 
-folder, name = sys.argv[2:]
+folder, name = sys.argv[1:]
 counts = dict.fromkeys(FAMILY_TYPES, 0)
 call = PreTrainedTokenizerBase.__call__
 
@@ -51,9 +50,8 @@ def tokenized_texts(folder: Path, name: str, processes: int) -> list[dict[str, i
     launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, *launch, str(script), str(Path(__file__).parents[1]), str(folder), name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    command = [sys.executable, *launch, str(script), str(folder), name]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr
     return [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(processes)]
 

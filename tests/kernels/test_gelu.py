@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_model
 from transformers.activations import NewGELUActivation
 
 from left_trainer.kernels.gelu import FusedNewGELU, use_fused_gelu
+from tiny import tiny_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY_SIZE, tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from torch import nn
 
 from left_trainer.kernels.lora_layers import FusedLinear, use_lora_linear
+from tiny import VOCABULARY_SIZE, tiny_model
 
 TARGETS = {"t5": ["q", "v", "wi", "wo"], "gpt2": ["c_attn", "c_proj", "c_fc"]}
 # In float64, so that a wrong term cannot pass as rounding.

@@ -8,8 +8,6 @@ from typing import Any, Literal, get_args
 
 import pytest
 import torch
-from conftest import CONFIGS, tiny_model
-from method_settings import settings
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import MT5Config, MT5ForConditionalGeneration
@@ -19,6 +17,8 @@ from left_trainer.methods.apply import apply_config
 from left_trainer.methods.method import Feature
 from left_trainer.methods.options import _matches, check_peft_kwargs, option_types, parse_peft_kwargs
 from left_trainer.models import model_family
+from method_settings import settings
+from tiny import CONFIGS, tiny_model
 
 # Shape of bigscience/mt0-large.
 MT0_LARGE = {

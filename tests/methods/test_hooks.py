@@ -6,15 +6,15 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_model, tiny_rows, tiny_tokenizer
 from datasets import Dataset
-from method_settings import BaseModels
 from peft import PeftModel
 from peft.tuners.adalora.layer import AdaLoraLayer
 from transformers import AutoModelForCausalLM
 
 from left_trainer import LeftTrainer, LeftTrainingArguments, apply_method, get_method
 from left_trainer.adapters.residual_base import lora_layers
+from method_settings import BaseModels
+from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 FAMILY = "decoder_only"
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from peft import get_peft_model
 from transformers import (
     AutoModel,
@@ -29,6 +28,7 @@ from transformers import (
 )
 
 from left_trainer import get_method
+from places import REPOSITORY
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}

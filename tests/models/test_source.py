@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model, tiny_rows
 from datasets import Dataset
 from transformers import BertConfig, BertForMaskedLM
 
@@ -15,6 +14,7 @@ from left_trainer import LeftTrainer, apply_method, get_task
 from left_trainer.embedded import MODEL_PATHS
 from left_trainer.models import FAMILIES, ModelSource, load_model, load_tokenizer
 from left_trainer.runs.fine_tuning import set_up, training_parser
+from tiny import tiny_model, tiny_rows
 
 # Each of these asks the hub, or parses what the user wrote; a run does it once.
 ONCE = ("AutoConfig.from_pretrained", "model_family", "parse_peft_kwargs")

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
-from conftest import VOCABULARY_SIZE, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from left_trainer.kernels.lora_layers import use_lora_linear
+from tiny import VOCABULARY_SIZE, tiny_model
 
 distributed.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))

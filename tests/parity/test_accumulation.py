@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ENCODER_DECODER_TYPES, gradient_norms, losses, tiny_model
 from datasets import Dataset
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from left_trainer import LeftTrainer
 from left_trainer.models import model_family
+from log_history import gradient_norms, losses
+from tiny import ENCODER_DECODER_TYPES, tiny_model
 
 SPLITS = ((8, 1), (2, 4), (1, 8))
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIGS, TINY, TINY_BART, TINY_LLAMA, TINY_T5, VOCABULARY_SIZE, gradient_norms, losses
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
 from left_trainer import LeftTrainer
 from left_trainer.kernels.output_head import DECODER_ONLY_TYPES, ENCODER_DECODER_TYPES
 from left_trainer.models import auto_class, model_family
+from log_history import gradient_norms, losses
+from tiny import CONFIGS, TINY, TINY_BART, TINY_LLAMA, TINY_T5, VOCABULARY_SIZE
 
 WINDOWS = {"attention_window": [8, 8], "max_encoder_position_embeddings": 128, "max_decoder_position_embeddings": 128}
 EXPERTS = {"num_experts": 2, "encoder_sparse_step": 2, "decoder_sparse_step": 2, "expert_capacity": 64}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from conftest import gradient_norms, losses, tiny_rows, tiny_tokenizer
 from datasets import Dataset
-from method_settings import CASES, BaseModels, model_argument, settings
 from peft import AdaLoraConfig, LoraConfig, XLoraConfig
 
 from left_trainer import LeftTrainer, get_method
 from left_trainer.models import auto_class
+from log_history import gradient_norms, losses
+from method_settings import CASES, BaseModels, model_argument, settings
+from tiny import tiny_rows, tiny_tokenizer
 
 WITH_LORA_LAYERS = (LoraConfig, AdaLoraConfig, XLoraConfig)
 LORA_CASES = [case for case in CASES if issubclass(get_method(case[0]).config_class or object, WITH_LORA_LAYERS)]

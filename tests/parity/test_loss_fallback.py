@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TINY_BART, TINY_T5, VOCABULARY_SIZE, losses, tiny_model
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -18,6 +17,8 @@ from transformers.trainer_pt_utils import LabelSmoother
 from left_trainer import LeftTrainer, get_task
 from left_trainer.models import model_family
 from left_trainer.runs.report import build_report
+from log_history import losses
+from tiny import TINY_BART, TINY_T5, VOCABULARY_SIZE, tiny_model
 
 
 def run(model, rows, make_args, tokenizers, fast, trainer_options=None, **arguments):

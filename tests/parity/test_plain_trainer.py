@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from conftest import losses, tiny_model
 from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from left_trainer import LeftTrainer
+from log_history import losses
+from tiny import tiny_model
 
 OPTIONS = {
     "max_steps": 6,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from processes import ENVIRONMENT
 
 SCRIPT = Path(__file__).with_name("two_processes_script.py")
 
@@ -24,7 +25,7 @@ def run(
         [*command, str(batch_size), str(accumulation), sort, str(output)],
         check=True,
         capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
     return json.loads(output.read_text())
 
@@ -63,6 +64,6 @@ def test_the_fused_lora_pass_under_fsdp2():
         [*launch, str(SCRIPT.with_name("sharded_lora_script.py"))],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
     assert result.returncode == 0, result.stderr

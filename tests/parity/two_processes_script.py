@@ -6,13 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from conftest import gradient_norms, losses, tiny_model, tiny_rows, tiny_tokenizer
 from datasets import Dataset
 
 from left_trainer import LeftTrainer, LeftTrainingArguments
 from left_trainer.models import model_family
+from log_history import gradient_norms, losses
+from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 model_type, batch_size, accumulation, sort, output = sys.argv[1:]
 model = tiny_model(model_type)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SHARED
 
 from left_trainer import list_methods
 from left_trainer.methods.registry import METHODS
+from places import REPOSITORY, SHARED
+from processes import ENVIRONMENT
 
 REPORT_KEYS = {
     "method", "task", "base_model", "trainable_parameters", "total_parameters", "metrics", "train_steps_per_second",
     "train_samples_per_second", "generation_samples_per_second", "peak_memory_bytes", "adapter_size_bytes", "versions",
     "seed", "learning_rate_source", "train_target_tokens_per_second",
 }  # fmt: skip
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 SMALL = ("--max_train_samples=64", "--max_eval_samples=8")

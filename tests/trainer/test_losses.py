@@ -7,9 +7,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import gradient_norms, losses, tiny_model, tiny_rows
 from datasets import Dataset
-from method_settings import CASES, BaseModels, model_argument, settings
 from torch.nn.functional import cross_entropy
 
 from left_trainer import LeftTrainer, get_method
@@ -18,6 +16,9 @@ from left_trainer.methods.registry import METHODS
 from left_trainer.models import FAMILIES, auto_class, unwrapped, without_adapter
 from left_trainer.models.decoder_inputs import with_decoder_inputs
 from left_trainer.token_mean import accumulated_token_loss
+from log_history import gradient_norms, losses
+from method_settings import CASES, BaseModels, model_argument, settings
+from tiny import tiny_model, tiny_rows
 
 MODEL_TYPES = {"encoder_decoder": "t5", "decoder_only": "llama"}
 PENALTY = 0.25

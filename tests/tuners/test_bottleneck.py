@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODER_DECODER_TYPES, TINY_LLAMA, VOCABULARY_SIZE, tiny_model
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_
 from left_trainer.tuners.bottleneck import HoulsbyAdapterConfig, ParallelAdapterConfig, PfeifferAdapterConfig
 from left_trainer.tuners.bottleneck.layer import BottleneckLayer
 from left_trainer.tuners.bottleneck.layouts import LAYOUTS
+from tiny import ENCODER_DECODER_TYPES, TINY_LLAMA, VOCABULARY_SIZE, tiny_model
 
 CONFIGS = {
     "houlsby": lambda **options: HoulsbyAdapterConfig(reduction_factor=4, **options),

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODER_DECODER_TYPES, TINY_LLAMA, VOCABULARY_SIZE, tiny_model
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
@@ -18,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_
 from left_trainer.tuners.p_tuning_v2 import PTuningV2Config
 from left_trainer.tuners.p_tuning_v2.attention import RoutedConfig
 from left_trainer.tuners.p_tuning_v2.layer import PTuningV2Layer
+from tiny import ENCODER_DECODER_TYPES, TINY_LLAMA, VOCABULARY_SIZE, tiny_model
 
 TOKENS = 3
 GROUPED = {**TINY_LLAMA, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}

@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import tiny_model
 from peft import PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from left_trainer.tuners.bottleneck import HoulsbyAdapterConfig
 from left_trainer.tuners.registration import peft_type, register_tuners
+from tiny import tiny_model
 
 OURS = {
     "BITFIT",

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODER_DECODER_TYPES, TINY_LLAMA, VOCABULARY_SIZE, tiny_model
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from transformers import (
 )
 
 from left_trainer.tuners.selective import BitFitConfig, LayersConfig, ParameterTypesConfig, SelectiveLayer
+from tiny import ENCODER_DECODER_TYPES, TINY_LLAMA, VOCABULARY_SIZE, tiny_model
 
 FURTHER_TYPES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16, "init_std": 0.3, "dropout": 0.0},

@@ -7,9 +7,7 @@ import warnings
 from typing import Any
 
 import torch
-from conftest import tiny_model
 from datasets import Dataset
-from method_settings import two_adapters
 from package_walk import home
 from peft import (
     AdaLoraConfig,
@@ -21,6 +19,9 @@ from peft import (
 from peft.tuners.adalora.layer import AdaLoraLayer
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
+
+from method_settings import two_adapters
+from tiny import tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 

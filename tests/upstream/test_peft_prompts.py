@@ -6,7 +6,6 @@ import contextlib
 
 import pytest
 import torch
-from conftest import tiny_model
 from package_walk import home
 from peft import (
     AdaptionPromptConfig,
@@ -19,6 +18,8 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file
+
+from tiny import tiny_model
 
 SOURCE = torch.tensor([[5, 6, 7, 8]])
 

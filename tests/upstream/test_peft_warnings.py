@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_model
 from package_walk import constant, home
 from peft import (
     AdaLoraConfig,
@@ -22,6 +21,8 @@ from peft import (
     PeftModel,
     get_peft_model,
 )
+
+from tiny import tiny_model
 
 UPSTREAM_WARNINGS: tuple[str, ...] = constant("UPSTREAM_WARNINGS")
 

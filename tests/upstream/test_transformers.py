@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import tiny_model, tiny_tokenizer
 from datasets import Dataset
 from package_walk import home
 from torch.utils.data import SequentialSampler
@@ -24,6 +23,8 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 from transformers.trainer_pt_utils import EvalLoopContainer
 from transformers.trainer_utils import get_last_checkpoint
+
+from tiny import tiny_model, tiny_tokenizer
 
 ROWS = Dataset.from_dict({"input_ids": [[5, 6, 7, 1], [8, 9, 1]] * 2, "labels": [[5, 6, 1], [7, 1]] * 2})
 QUIET: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}

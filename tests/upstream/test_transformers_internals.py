@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_model
 from datasets import Dataset
 from package_walk import home
 from transformers import AutoConfig, Trainer, TrainingArguments
 from transformers.models.auto import modeling_auto
+
+from tiny import tiny_model
 
 ROWS = Dataset.from_dict({"input_ids": [[5, 6, 7, 1]] * 4, "labels": [[5, 6, 1]] * 4, "other": [0] * 4})
 # What Trainer has to call in a run for our overrides to be heard, with the arguments that they take.

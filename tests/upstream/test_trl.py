@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_model, tiny_rows, tiny_tokenizer
 from datasets import Dataset
 from package_walk import home
 from peft import LoraConfig, get_peft_model
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 ROWS = Dataset.from_list(tiny_rows(4))
 

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model, tiny_tokenizer
 from datasets import ClassLabel, Dataset, Features, Translation, Value
 
 from left_trainer import (
@@ -21,10 +20,10 @@ from left_trainer import (
     load_tokenizer,
     prepare_task_data,
 )
-from left_trainer.data.features import tokenize_pairs
 from left_trainer.data.loading import embedded_data, to_prompts
 from left_trainer.models import ModelSource
 from left_trainer.tasks.task import check_prompt
+from tiny import tiny_model, tiny_tokenizer
 
 TASK = get_task("summarization")
 ROWS = [{"document": f"Text number {i}.", "summary": f"Number {i}.", "other": i} for i in range(40)]
@@ -210,28 +209,6 @@ def test_a_soft_prompt_and_a_long_source_fit_into_absolute_positions(make_args, 
     trainer = LeftTrainer(str(folder), args, train_dataset=data["train"], processing_class=tokenizer)
     trainer.train()
     assert 90 <= len(trainer.train_dataset[0]["input_ids"]) <= 128 - 30
-
-
-def test_labels_end_once(tokenizers):
-    tokenizer = tokenizers["encoder_decoder"]
-    rows = Dataset.from_list([{"prompt": "a", "completion": " b" * n} for n in (1, 40)])
-    for features in tokenize_pairs(rows, tokenizer, max_length=8):
-        assert features["labels"][-1] == tokenizer.eos_token_id
-        assert features["labels"].count(tokenizer.eos_token_id) == 1
-        assert len(features["labels"]) <= 8
-    decoder = tokenizers["decoder_only"]  # adds no end by itself, as some encoder-decoder tokenizers do not
-    assert tokenize_pairs(rows, decoder, max_length=8)[1]["labels"][-1] == decoder.eos_token_id
-    assert len(tokenize_pairs(rows, decoder, max_length=8)[1]["labels"]) == 8
-
-
-def test_truncation_keeps_the_side_that_was_asked_for(tokenizers):
-    rows = Dataset.from_list([{"prompt": "first " + "and " * 50 + "last", "completion": "x"}])
-    tokenizer = tokenizers["encoder_decoder"]
-    start = tokenizer.decode(tokenize_pairs(rows, tokenizer, 8, "keep_start")[0]["input_ids"])
-    end = tokenizer.decode(tokenize_pairs(rows, tokenizer, 8, "keep_end")[0]["input_ids"])
-    assert start.startswith("fir")
-    assert "ast" in end
-    assert tokenizer.truncation_side == "right"
 
 
 @pytest.mark.parametrize("prompt", ["{source} {source}", "{text}", "", "{source", "{}"])

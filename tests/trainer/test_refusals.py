@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -18,6 +17,7 @@ from transformers import (
 
 from left_trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
 from left_trainer.adapters.files import TRAINING_STATE_FILE
+from tiny import tiny_model
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,18 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ENCODER_DECODER_TYPES, FAMILY_TYPES, tiny_model, tiny_rows
 from datasets import Dataset, IterableDataset
-from method_settings import apply_or_skip
 from torch.utils.data import RandomSampler
 from transformers import GenerationConfig
 
 from left_trainer import LeftSeq2SeqTrainer, LeftTrainer, get_task, list_methods
 from left_trainer.data.loading import embedded_data
 from left_trainer.embedded import MODEL_PATHS
-from left_trainer.evaluation.batches import batches_of_similar_length, join_batches, without_filling
+from left_trainer.evaluation.batches import without_filling
 from left_trainer.models import model_family
 from left_trainer.runs.report import build_report, write_report
+from method_settings import apply_or_skip
+from tiny import ENCODER_DECODER_TYPES, FAMILY_TYPES, tiny_model, tiny_rows
 
 FAMILIES = tuple(FAMILY_TYPES)
 ROWS = Dataset.from_list(tiny_rows(18, seed=3))
@@ -274,35 +274,3 @@ def test_a_loss_that_is_needed_cannot_be_left_out(make_args, tokenizers, saved_m
         LeftTrainer(path, make_args(**options, **best), eval_dataset=ROWS)
     with pytest.raises(ValueError, match="or set predict_with_generate=True"):
         LeftTrainer(path, make_args(eval_loss_with_generation=False), eval_dataset=ROWS)
-
-
-def test_short_rows_form_larger_batches():
-    lengths = [30, 5, 10, 6, 28, 7, 8, 9]
-    batches = batches_of_similar_length(lengths, lengths, batch_size=2)
-    assert sorted(row for batch in batches for row in batch) == list(range(8))
-    assert [lengths[row] for batch in batches for row in batch] == sorted(lengths, reverse=True)
-    assert [len(batch) for batch in batches] == [2, 6]  # 2 x 30 tokens, and as many: 6 x 10
-    assert batches_of_similar_length([3, 3, 3], [3, 3, 3], batch_size=2) == [[0, 1], [2]]
-    assert [len(batch) for batch in batches_of_similar_length([100, *[1] * 20], [100, *[1] * 20], 2)] == [2, 8, 8, 3]
-    assert batches_of_similar_length([], [], 4) == []
-
-
-def test_a_rows_own_end():
-    def cut(*tokens):
-        return without_filling(np.array(tokens), [1, 9], 0).tolist()
-
-    assert cut(0, 5, 6, 1, 0, 0) == [0, 5, 6, 1]
-    assert cut(0, 5, 6, 1, 1, 1) == [0, 5, 6, 1]  # as beam search fills up where the padding token's id is 0
-    assert cut(0, 5, 9, 0) == [0, 5, 9]
-    assert cut(0, 5, 6) == [0, 5, 6]
-    assert cut(0, 5, 0) == [0, 5]
-    assert cut(1) == [1]
-    assert cut(0, 1, 0, 0) == [0, 1]
-    assert without_filling(np.array([5, 1, 1]), [1], 1).tolist() == [5, 1]  # padded with the end of sequence
-
-
-def test_joining_batches():
-    joined = join_batches([np.array([[1, 2]]), np.array([[3], [4]])])
-    assert joined.tolist() == [[1, 2], [3, -100], [4, -100]]
-    assert join_batches([np.array([1.0]), np.array([2.0])]).tolist() == [1, 2]
-    assert join_batches(None) is None

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAMILY_TYPES, tiny_model, tiny_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from left_trainer import apply_method, get_method, list_methods
 from left_trainer.models import model_family
+from tiny import FAMILY_TYPES, tiny_model, tiny_tokenizer
 
 # Options beside the method's own defaults. Every registered method has an entry; a new one without fails the suite.
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import gradient_norms, losses, tiny_rows, tiny_tokenizer
 from datasets import Dataset
-from method_settings import CASES, SETTINGS, BaseModels, is_adapter, model_argument, settings
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from left_trainer import LeftTrainer, LeftTrainingArguments, get_method, list_methods
 from left_trainer.adapters.task_ids import task_inputs
 from left_trainer.models import FAMILIES, auto_class
+from log_history import gradient_norms, losses
+from method_settings import CASES, SETTINGS, BaseModels, is_adapter, model_argument, settings
+from tiny import tiny_rows, tiny_tokenizer
 
 TOTAL_STEPS = 8
 pytestmark = [

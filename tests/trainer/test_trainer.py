@@ -9,13 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILY_TYPES, gradient_norms, losses, tiny_model, tiny_rows
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
 from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     Trainer,
@@ -24,6 +21,8 @@ from trl import SFTConfig, SFTTrainer
 
 from left_trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer, apply_method
 from left_trainer.adapters.files import TRAINING_STATE_FILE
+from log_history import gradient_norms, losses
+from tiny import FAMILY_TYPES, tiny_model, tiny_rows
 
 
 def test_front_door_chooses_and_isinstance_holds(rows, make_args, tokenizers, saved_models):
@@ -286,14 +285,6 @@ def test_without_adapter_is_the_base_model(make_args, saved_models):
         assert (disabled.predictions == base.predictions).all(), family
         assert disabled.metrics["test_loss"] == pytest.approx(base.metrics["test_loss"], abs=1e-6)
         assert enabled.metrics["test_loss"] != pytest.approx(base.metrics["test_loss"], abs=1e-6)
-
-
-def test_bart_as_a_decoder_only_model_is_not_an_encoder_decoder():
-    from left_trainer.models import model_family
-
-    config = BartConfig(vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1)
-    assert model_family(BartForConditionalGeneration(config)) == "encoder_decoder"
-    assert model_family(config) == "encoder_decoder"
 
 
 def test_push_to_hub_uploads_the_adapter_with_its_card(rows, make_args, saved_models, monkeypatch):
