@@ -9,7 +9,7 @@ import package_walk
 import pytest
 from canaries import DOCUMENTED, INTERNALS, STAMPED, UNMARKED, UNSTAMPED
 
-TABLE = "tests/upstream/canaries.py"
+TABLE = "tests/support/canaries.py"
 
 
 def nodes() -> list[ast.AST]:
