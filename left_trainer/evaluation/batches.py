@@ -15,7 +15,7 @@ from left_trainer.token_mean import IGNORE_INDEX
 MAX_WIDENING = 4  # of a batch of short rows: what a row takes whatever its length, its logits, is not counted
 
 
-def why_rows_stay_in_order(dataloader: DataLoader[Any]) -> str | None:
+def why_not_reordered(dataloader: DataLoader[Any]) -> str | None:
     """Why the rows behind `dataloader` cannot be read in another order first; `None` where they can."""
     if isinstance(dataloader.dataset, IterableDataset):
         return "the dataset is streamed"

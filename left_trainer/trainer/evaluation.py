@@ -22,7 +22,7 @@ from left_trainer.evaluation.batches import (
     batches_of_similar_length,
     join_batches,
     pad_rows,
-    why_rows_stay_in_order,
+    why_not_reordered,
     without_filling,
 )
 from left_trainer.evaluation.generation import (
@@ -36,7 +36,7 @@ from left_trainer.evaluation.row_losses import SOURCES, encode, row_losses, why_
 from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, SHARED_ENCODER, SORTED_GENERATION, first_reason
 from left_trainer.models import ModelFamily, unwrapped
 from left_trainer.token_mean import IGNORE_INDEX, accumulated_token_loss
-from left_trainer.trainer.losses import LossHost, loss_ranks, why_full_logits
+from left_trainer.trainer.losses import LossHost, loss_ranks, why_not_linear_cross_entropy
 from left_trainer.training_args import LeftTrainingArguments
 
 # For each batch: new token ids `(batch, new tokens)`, and the loss summed over its target tokens where it is known.
@@ -81,7 +81,7 @@ class GenerationInEvaluation:
 
     def start(self, dataloader: Any) -> None:
         """Before the rows of `dataloader` are read: lay out in which order to generate for them."""
-        reason = self.why_in_order(dataloader)
+        reason = self.why_not_by_length(dataloader)
         self.trainer.fast_paths[SORTED_GENERATION].record(reason)
         self._batches = None if reason else self._by_length(dataloader)
 
@@ -94,7 +94,7 @@ class GenerationInEvaluation:
         mean = loss_sum / labels.ne(IGNORE_INDEX).sum().clamp(min=1)
         return accumulated_token_loss(mean, labels, count, loss_ranks(self.trainer))
 
-    def why_in_order(self, dataloader: Any) -> str | None:
+    def why_not_by_length(self, dataloader: Any) -> str | None:
         """Why the rows are generated in the batches of `dataloader`; `None` where similar lengths go together."""
         config = unwrapped(self.trainer.model).generation_config
         arguments, family = self.arguments, self.trainer.family
@@ -107,16 +107,16 @@ class GenerationInEvaluation:
             "num_return_sequences": (settings["num_return_sequences"] or 1) > 1,
             "max_length counts the padding of the prompts": family == "decoder_only" and "max_length" in arguments,
         }
-        return first_reason(reasons) or why_rows_stay_in_order(dataloader)
+        return first_reason(reasons) or why_not_reordered(dataloader)
 
-    def why_encode_twice(self, row: dict[str, Any]) -> str | None:
+    def why_not_shared_encoder(self, row: dict[str, Any]) -> str | None:
         """Why the loss takes a forward pass of its own; `None` where it uses the encoder's output of generation."""
         if not type(self.trainer).compute_loss.__module__.startswith("left_trainer."):
             return "compute_loss is overridden"
         if not {*SOURCES, "labels"} >= set(row):
             return "the batch has further inputs"
-        full_logits = why_full_logits(self.trainer, row, return_outputs=False)
-        return full_logits or why_not_shared_encoder(unwrapped(self.trainer.model))
+        reason = why_not_linear_cross_entropy(self.trainer, row, return_outputs=False)
+        return reason or why_not_shared_encoder(unwrapped(self.trainer.model))
 
     def _by_length(self, dataloader: Any) -> GeneratedBatches:
         """Generate for rows of similar length together, then yield the batches of `dataloader`."""
@@ -143,7 +143,7 @@ class GenerationInEvaluation:
         """Whether the loss is taken from the encoder's output of generation."""
         if not self.trainer.args.eval_loss_with_generation or "labels" not in row:
             return False
-        reason = self.why_encode_twice(row)
+        reason = self.why_not_shared_encoder(row)
         self.trainer.fast_paths[SHARED_ENCODER].record(reason)
         return reason is None
 

@@ -109,7 +109,7 @@ def _who_computes_the_loss(host: LossHost) -> str | None:
     return None
 
 
-def why_full_logits(host: LossHost, inputs: Mapping[str, Any], return_outputs: bool) -> str | None:
+def why_not_linear_cross_entropy(host: LossHost, inputs: Mapping[str, Any], return_outputs: bool) -> str | None:
     """Why the loss of a batch is not taken at the output head; `None` where it may be, if the model allows it."""
     args = host.args
     reasons = {
@@ -189,7 +189,7 @@ def _at_output_head(
 ) -> tuple[Any, TokenLoss] | None:
     """The model's outputs, whose logits have no rows, and the loss. `None` where the loss needs full logits."""
     base = without_adapter(unwrapped(model))
-    reason = why_full_logits(host, inputs, return_outputs) or why_not_at_output_head(base)
+    reason = why_not_linear_cross_entropy(host, inputs, return_outputs) or why_not_at_output_head(base)
     outputs = tokens = None
     if reason is None:
         args = host.args
