@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import PeftMethod
+from left_trainer.methods.virtual_tokens import VirtualTokens
 from left_trainer.token_mean import IGNORE_INDEX
 
 MAX_CPT_TOKENS = 32
@@ -22,6 +24,12 @@ def first_example(tokenizer: PreTrainedTokenizerBase, row: list[int]) -> dict[st
     ids = row[-MAX_CPT_TOKENS:]
     types = [CPT_INPUT] * (len(ids) - 1) + [CPT_ANSWER]
     return {"cpt_token_ids": ids, "cpt_mask": [1] * len(ids), "cpt_tokens_type_mask": types}
+
+
+def context_length(options: Mapping[str, Any]) -> int:
+    """How many tokens the context has, or may have where it is yet to be taken from the data."""
+    ids = options.get("cpt_token_ids")
+    return MAX_CPT_TOKENS if ids is None else len(ids)
 
 
 def context_loss(
@@ -52,6 +60,7 @@ CPT = PeftMethod(
     when_to_use="Few-shot learning: the context is real text that may move only a little, against overfitting.",
     derive_from_data=first_example,
     loss=context_loss,
+    virtual_tokens=VirtualTokens("input", count=context_length),
     required={
         "cpt_token_ids": "the token ids of the context, with cpt_mask and cpt_tokens_type_mask of the same length. "
         "LeftTrainer takes them from the first row of train_dataset."

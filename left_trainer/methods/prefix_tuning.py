@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import Feature, PeftMethod
-from left_trainer.methods.virtual_tokens import NUM_VIRTUAL_TOKENS
+from left_trainer.methods.virtual_tokens import IN_DECODER_CACHE, NUM_VIRTUAL_TOKENS
 
 PREFIX_LIMITS: dict[Feature, str] = {
     **NO_PACKING,
@@ -48,6 +48,7 @@ PREFIX_TUNING = PeftMethod(
     "decoder only; `p_tuning_v2` reaches encoder, decoder and cross-attention.",
     defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
     derive=decoder_key_value_shape,
+    virtual_tokens=IN_DECODER_CACHE,
     unsupported=PREFIX_LIMITS,
 )
 
@@ -63,5 +64,6 @@ CARTRIDGE = PeftMethod(
     when_to_use="A long document or a corpus that would otherwise stand in every prompt, distilled into a cache.",
     defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
     derive=decoder_key_value_shape,
+    virtual_tokens=IN_DECODER_CACHE,
     unsupported=PREFIX_LIMITS,
 )

@@ -10,7 +10,7 @@ from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.prefix_tuning import CARTRIDGE, PREFIX_TUNING
 from left_trainer.methods.registry import register_method
-from left_trainer.methods.virtual_tokens import NUM_VIRTUAL_TOKENS
+from left_trainer.methods.virtual_tokens import BEFORE_INPUT, NUM_VIRTUAL_TOKENS, VirtualTokens
 from left_trainer.tuners.p_tuning_v2 import PTuningV2Config
 
 register_method(
@@ -26,6 +26,7 @@ register_method(
         when_to_use="The smallest adapters: a few thousand numbers a task, one frozen model for all. It needs a "
         "high learning rate and pays off on large models.",
         defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
+        virtual_tokens=BEFORE_INPUT,
         unsupported=NO_PACKING,
     )
 )
@@ -43,6 +44,7 @@ register_method(
         when_to_use="Like prompt tuning, with an encoder in training that makes it converge faster; only the computed "
         "prompts are needed afterwards.",
         defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS, "encoder_hidden_size": 128},
+        virtual_tokens=BEFORE_INPUT,
         unsupported=NO_PACKING,
     )
 )
@@ -80,6 +82,9 @@ register_method(
         "task it is prompt tuning with a low-rank factor.",
         # With two, PEFT trains prompts in the decoder that its `generate` leaves out (peft 0.21).
         defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS, "num_tasks": 1, "num_transformer_submodules": 1},
+        virtual_tokens=VirtualTokens(
+            "input", before_target_too=lambda options: options.get("num_transformer_submodules") == 2
+        ),
         unsupported=NO_PACKING,
     )
 )
