@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from left_trainer.adapters.files import complete_adapter_directory, load_training_only_state, save_adapter
+from left_trainer.methods.saving import complete_adapter_directory, restore_training_state, save_adapter
 
 BEST = "best"
 BEST_FILE = "best.json"
@@ -66,7 +66,7 @@ class AdapterSaverCallback(TrainerCallback):
             return
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if checkpoint.is_dir():
-            load_training_only_state(_unwrap(model), checkpoint)
+            restore_training_state(_unwrap(model), checkpoint)
         record = self.directory / BEST / BEST_FILE
         if record.is_file():
             self.best_metric = json.loads(record.read_text(encoding="utf-8"))["best_metric"]
@@ -126,7 +126,7 @@ class AdapterSaverCallback(TrainerCallback):
         """After `load_best_model_at_end`, restore what the best checkpoint's adapter file leaves out."""
         self._is_training = False
         if args.load_best_model_at_end and state.best_model_checkpoint:
-            load_training_only_state(_unwrap(model), state.best_model_checkpoint)
+            restore_training_state(_unwrap(model), state.best_model_checkpoint)
 
     def _save(self, model: PeftModel, global_step: int, notes: dict[str, str] | None = None) -> Path:
         path = self._root() / f"step-{global_step}"

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from peft import AdaLoraConfig, PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from left_trainer.adapters.training_state import (
+    TrainingState,
+    collect_trained_parameters,
+    part_of,
+    prefixed,
+    restore_trained_parameters,
+)
 from left_trainer.methods.inner_forward import call_inner_model
 from left_trainer.methods.lora_defaults import SWEEP
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.targets import query_value
+
+SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # attributes of PEFT's RankAllocator, and parts of the training state
+KEPT_RANKS = "kept_ranks"
 
 
 class AdaLoraCallback(TrainerCallback):
@@ -54,6 +65,28 @@ def orthogonality_penalty(model: PeftModel) -> torch.Tensor:
     return model.active_peft_config.orth_reg_weight * torch.stack(distances).mean()
 
 
+def collect_ranks(model: PeftModel) -> dict[str, torch.Tensor]:
+    """All ranks, the importance scores that choose among them, and which are kept; PEFT saves the ranks kept only."""
+    allocator = model.base_model.rankallocator
+    pattern = model.active_peft_config.rank_pattern or {}
+    return {
+        **collect_trained_parameters(model),
+        **{name: tensor for score in SCORES for name, tensor in prefixed(score, getattr(allocator, score)).items()},
+        **prefixed(KEPT_RANKS, {name: torch.tensor(kept) for name, kept in pattern.items()}),
+    }
+
+
+def restore_ranks(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `collect_ranks` gave."""
+    restore_trained_parameters(model, state)
+    allocator = model.base_model.rankallocator
+    device = {name: parameter.device for name, parameter in model.base_model.model.named_parameters()}
+    for score in SCORES:
+        setattr(allocator, score, {name: tensor.to(device[name]) for name, tensor in part_of(state, score).items()})
+    kept = {name: mask.tolist() for name, mask in part_of(state, KEPT_RANKS).items()}
+    model.active_peft_config.rank_pattern = kept or None
+
+
 ADALORA = PeftMethod(
     name="adalora",
     family="reparameterization",
@@ -70,5 +103,7 @@ ADALORA = PeftMethod(
     prepare=call_inner_model,
     callback=AdaLoraCallback,
     penalty=orthogonality_penalty,
+    training_state=TrainingState(collect_ranks, restore_ranks),
+    saving_warnings=(".*have invalid shape",),  # of factors that are empty, because every rank was taken away
     mergeable=True,
 )

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 
-from left_trainer.adapters.residual_base import lora_layers, remember_initial_adapter
+from left_trainer.adapters.residual_base import RESIDUAL_BASE, lora_layers, remember_initial_adapter
 from left_trainer.methods.lora_defaults import DEFAULTS, PLAIN_START, SWEEP
 from left_trainer.methods.method import Batches, PeftMethod
 from left_trainer.methods.residual_start import RESIDUAL, RESIDUAL_LIMITS, on_base_layers
@@ -63,6 +63,7 @@ CORDA = PeftMethod(
     resolve_targets=query_value,
     hook_options={"corda_method": "ipm", "calibration_batches": 16},
     initialize=initialize_corda,
+    training_state=RESIDUAL_BASE,
     unsupported=RESIDUAL_LIMITS,
     mergeable=True,
 )

@@ -9,6 +9,7 @@ import torch
 from peft import CPTConfig, PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from left_trainer.adapters.prompt_encoder import PROMPT_ENCODER
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.virtual_tokens import VirtualTokens
@@ -61,6 +62,7 @@ CPT = PeftMethod(
     derive_from_data=first_example,
     loss=context_loss,
     virtual_tokens=VirtualTokens("input", count=context_length),
+    training_state=PROMPT_ENCODER,
     required={
         "cpt_token_ids": "the token ids of the context, with cpt_mask and cpt_tokens_type_mask of the same length. "
         "LeftTrainer takes them from the first row of train_dataset."

@@ -11,7 +11,7 @@ from peft.tuners.lora.config import LoraGAConfig
 from peft.tuners.lora.loraga import preprocess_loraga
 from transformers import PreTrainedModel
 
-from left_trainer.adapters.residual_base import lora_layers, remember_initial_adapter
+from left_trainer.adapters.residual_base import RESIDUAL_BASE, lora_layers, remember_initial_adapter
 from left_trainer.methods.lora_defaults import DEFAULTS, PLAIN_START, SWEEP
 from left_trainer.methods.method import Batches, PeftMethod
 from left_trainer.methods.residual_start import RESIDUAL, RESIDUAL_LIMITS, on_base_layers
@@ -56,6 +56,7 @@ LORA_GA = PeftMethod(
     derive=half_rank,
     hook_options={"calibration_batches": 8},
     initialize=initialize_lora_ga,
+    training_state=RESIDUAL_BASE,
     unsupported=RESIDUAL_LIMITS,
     mergeable=True,
 )

@@ -10,6 +10,7 @@ import torch
 from peft import PeftConfig, PeftModel, PromptLearningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from left_trainer.adapters.training_state import TrainingState
 from left_trainer.methods.virtual_tokens import Positions, VirtualTokens
 from left_trainer.models import FAMILIES, ModelFamily
 
@@ -54,6 +55,8 @@ class PeftMethod:
             target tokens in the accumulated batch (`None` in evaluation) and the number of ranks; with the outputs.
         penalty: A scalar that is added to the loss of a whole accumulated batch once.
         virtual_tokens: Where the method puts virtual tokens and how many; `None` where it puts none into the sequence.
+        training_state: What training goes on from and PEFT's adapter file leaves out; `None` where it leaves out none.
+        saving_warnings: Regular expressions of what PEFT warns about when it saves the adapter, where that is expected.
         unsupported: What the method does not work with, and why; a run that asks for it is refused with this reason.
         requires: Packages needed beside ours: what to install, by the name that is imported.
         aliases: Further names.
@@ -92,6 +95,8 @@ class PeftMethod:
     loss: Callable[[PeftModel, dict[str, Any], torch.Tensor | int | None, int], tuple[torch.Tensor, Any]] | None = None
     penalty: Callable[[PeftModel], torch.Tensor] | None = None
     virtual_tokens: VirtualTokens | None = None
+    training_state: TrainingState | None = None
+    saving_warnings: tuple[str, ...] = ()
     unsupported: Mapping[Feature, str] = field(default_factory=dict, hash=False)
     requires: Mapping[str, str] = field(default_factory=dict, hash=False)
     aliases: tuple[str, ...] = ()

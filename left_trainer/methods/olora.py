@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 
-from left_trainer.adapters.residual_base import lora_layers, remember_initial_adapter
+from left_trainer.adapters.residual_base import RESIDUAL_BASE, lora_layers, remember_initial_adapter
 from left_trainer.methods.limits import NO_CONV1D
 from left_trainer.methods.lora_defaults import DEFAULTS, PLAIN_START, SWEEP
 from left_trainer.methods.method import Batches, PeftMethod
@@ -37,6 +37,7 @@ OLORA = PeftMethod(
     preset=PLAIN_START,
     resolve_targets=query_value,
     initialize=initialize_olora,
+    training_state=RESIDUAL_BASE,
     unsupported={**RESIDUAL_LIMITS, **NO_CONV1D},
     mergeable=True,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel
 
-from left_trainer.adapters.residual_base import lora_layers, remember_initial_adapter
+from left_trainer.adapters.residual_base import RESIDUAL_BASE, lora_layers, remember_initial_adapter
 from left_trainer.methods.lora_defaults import DEFAULTS, PLAIN_START, SWEEP
 from left_trainer.methods.method import Batches, PeftMethod
 from left_trainer.methods.residual_start import RESIDUAL, RESIDUAL_LIMITS
@@ -34,6 +34,7 @@ PISSA = PeftMethod(
     preset=PLAIN_START,
     resolve_targets=query_value,
     initialize=initialize_pissa,
+    training_state=RESIDUAL_BASE,
     unsupported=RESIDUAL_LIMITS,
     mergeable=True,
 )

@@ -7,6 +7,7 @@ from typing import Any
 from peft import CartridgeConfig, PeftConfig, PrefixTuningConfig
 from transformers import PreTrainedModel
 
+from left_trainer.adapters.prompt_encoder import PROMPT_ENCODER
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import Feature, PeftMethod
 from left_trainer.methods.virtual_tokens import IN_DECODER_CACHE, NUM_VIRTUAL_TOKENS
@@ -49,6 +50,7 @@ PREFIX_TUNING = PeftMethod(
     defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
     derive=decoder_key_value_shape,
     virtual_tokens=IN_DECODER_CACHE,
+    training_state=PROMPT_ENCODER,
     unsupported=PREFIX_LIMITS,
 )
 
@@ -65,5 +67,6 @@ CARTRIDGE = PeftMethod(
     defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
     derive=decoder_key_value_shape,
     virtual_tokens=IN_DECODER_CACHE,
+    training_state=PROMPT_ENCODER,
     unsupported=PREFIX_LIMITS,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peft import MultitaskPromptTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
+from left_trainer.adapters.prompt_encoder import PROMPT_ENCODER
 from left_trainer.methods.adaption_prompt import ADAPTION_PROMPT
 from left_trainer.methods.cpt import CPT
 from left_trainer.methods.limits import NO_PACKING
@@ -27,6 +28,7 @@ register_method(
         "high learning rate and pays off on large models.",
         defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
         virtual_tokens=BEFORE_INPUT,
+        training_state=PROMPT_ENCODER,
         unsupported=NO_PACKING,
     )
 )
@@ -45,6 +47,7 @@ register_method(
         "prompts are needed afterwards.",
         defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS, "encoder_hidden_size": 128},
         virtual_tokens=BEFORE_INPUT,
+        training_state=PROMPT_ENCODER,
         unsupported=NO_PACKING,
     )
 )
@@ -85,6 +88,7 @@ register_method(
         virtual_tokens=VirtualTokens(
             "input", before_target_too=lambda options: options.get("num_transformer_submodules") == 2
         ),
+        training_state=PROMPT_ENCODER,
         unsupported=NO_PACKING,
     )
 )

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
+from left_trainer.adapters.training_state import TRAINED_PARAMETERS
 from left_trainer.methods.lora_defaults import SWEEP
 from left_trainer.methods.method import PeftMethod
 from left_trainer.token_mean import accumulated_token_loss
@@ -57,6 +58,7 @@ XLORA = PeftMethod(
     derive=numbered_experts,
     prepare=save_with_classifier,
     loss=loss_from_logits,
+    training_state=TRAINED_PARAMETERS,  # PEFT does not load its classifier into a model that has one
     required={"adapters": "a dict from names to the folders of LoRA adapters of this base model, at least one."},
     unsupported={
         "encoder_decoder": "PEFT's classifier reads the hidden states of decoder-only models.",

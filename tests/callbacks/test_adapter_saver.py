@@ -16,7 +16,8 @@ from datasets import Dataset
 from peft import PeftModel
 
 from left_trainer import AdapterSaverCallback, LeftTrainer, apply_method
-from left_trainer.adapters.files import TRAINING_STATE_FILE, save_adapter
+from left_trainer.adapters.files import TRAINING_STATE_FILE
+from left_trainer.methods.saving import save_adapter
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys
@@ -25,8 +26,9 @@ from conftest import tiny_model
 import safetensors.torch, peft.peft_model
 from left_trainer import apply_method
 from left_trainer.adapters import files
+from left_trainer.methods.saving import save_adapter
 model = apply_method(tiny_model("t5"), "p_tuning", {"num_virtual_tokens": 3, "encoder_hidden_size": 8}, seed=1)
-files.save_adapter(model, sys.argv[1])
+save_adapter(model, sys.argv[1])
 for parameter in model.prompt_encoder.parameters():
     parameter.data.add_(1)
 point = sys.argv[3]
@@ -38,7 +40,7 @@ elif point == "sidecar":
     files.save_file = kill
 else:
     files.os.fsync = kill
-files.save_adapter(model, sys.argv[1])
+save_adapter(model, sys.argv[1])
 """
 
 
