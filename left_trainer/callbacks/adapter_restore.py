@@ -14,17 +14,17 @@ from left_trainer.training_args import LeftTrainingArguments
 
 
 class AdapterRestoreCallback(TrainerCallback):
-    """Restore, on a plain `Trainer`, what PEFT's adapter file leaves out: P-tuning's encoder, AdaLoRA's ranks, ...
+    """Restore, on a plain `Trainer`, what PEFT's adapter file leaves out, such as P-tuning's encoder.
 
-    This callback acts. It changes the weights of the model, where `Trainer` would go on from wrong ones:
+    This callback acts: it changes the weights of the model, where `Trainer` would go on from wrong ones.
 
     - On each save it adds to the checkpoint what the adapter file leaves out.
     - On resume it restores that from the checkpoint, which has to be in `output_dir`.
     - After `load_best_model_at_end` it restores that from the best checkpoint.
 
-    Methods that leave nothing out are not touched. With `LeftTrainingArguments` it does nothing, because `LeftTrainer`
-    does all of this by itself. It also restores prefix projections, on which `Trainer` stops with a shape error before
-    any callback is asked.
+    It does nothing for methods that need only the adapter file. It does nothing with `LeftTrainingArguments` either:
+    `LeftTrainer` restores by itself. It cannot help prefix tuning with a projection: `Trainer` stops on its checkpoints
+    with a shape error before any callback is called. `LeftTrainer` resumes it.
 
     Logs no keys. Files: `adapter_training_state.safetensors` in each checkpoint of such a method.
 
