@@ -31,7 +31,7 @@ from left_trainer import (
     load_tokenizer,
     text_metrics,
 )
-from left_trainer.data.loading import to_prompts, virtual_tokens
+from left_trainer.data.loading import to_prompts
 from left_trainer.embedded import MODEL_PATHS
 from left_trainer.models import ModelFamily, ModelSource
 
@@ -127,7 +127,7 @@ def make_trainer(
         **arguments,
     )
     tokenizer = load_tokenizer(model)
-    data = load_data(setting, shared, virtual_tokens(args))
+    data = load_data(setting, shared, get_method(method).positions(args.peft_options, setting.family).source)
     trainer = LeftTrainer(
         model,
         args,
@@ -142,7 +142,7 @@ def make_trainer(
 
 @functools.cache
 def load_data(setting: Setting, shared: Path, reserved: int) -> DatasetDict:
-    """The splits as prompts and completions, with `reserved` positions left for a soft prompt."""
+    """The splits as prompts and completions, with `reserved` positions left for virtual tokens."""
     files = {f"{split}_file": str(shared / setting.folder / f"{split}.jsonl") for split in ("train", "validation")}
     source_column, target_column = setting.columns
     data = DataArguments(source_column=source_column, target_column=target_column, **(files if setting.folder else {}))

@@ -30,6 +30,10 @@ SNIPPET = """from left_trainer import LeftTrainer, LeftTrainingArguments
 
 args = {arguments}
 trainer = LeftTrainer(model, args, train_dataset=rows)"""
+PLACES = {
+    "input": "before the input; they take positions of the sequence, or of the encoder",
+    "decoder_cache": "in the key/value cache; they take positions of the sequence, or of the decoder",
+}
 HOOKS = {
     "resolve_targets": "Picks target modules by their names for model types that PEFT has no default for.",
     "derive": "Takes options from the model's shape where you set none.",
@@ -42,6 +46,7 @@ HOOKS = {
     "callback": "Acts during training.",
     "loss": "Has its own loss.",
     "penalty": "Adds a term to the loss, once for each optimizer step.",
+    "training_state": "Saves and restores what training goes on from and PEFT's adapter file leaves out.",
 }
 
 
@@ -73,6 +78,7 @@ def _facts(method: PeftMethod) -> str:
         "Paper": f"[{method.paper}](https://arxiv.org/abs/{arxiv[1]})" if arxiv else method.paper,
         "Default learning rate": f"{format_rate(method.learning_rate)} ({method.learning_rate_source})",
         "Further names": ", ".join(f"`{alias}`" for alias in method.aliases),
+        "Virtual tokens": PLACES[method.virtual_tokens.place] if method.virtual_tokens else "",
         "PEFT config": f"`{config.__name__}`" if config else "none: the model's own parameters are trained",
     }
     return "\n".join(f"- **{label}**: {text}" for label, text in facts.items() if text)

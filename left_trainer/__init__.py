@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from left_trainer.tuners.import_hook import register_with_peft
 
 if TYPE_CHECKING:
-    from left_trainer.callbacks import AdapterSaverCallback, MemoryProfilerCallback, TrainableParametersCallback
+    from left_trainer.callbacks import (
+        AdapterRestoreCallback,
+        AdapterSaverCallback,
+        MemoryProfilerCallback,
+        TrainableParametersCallback,
+    )
     from left_trainer.callbacks.step_timer import StepTimerCallback
     from left_trainer.data.arguments import DataArguments, ModelArguments
     from left_trainer.data.loading import load_task_data, prepare_task_data
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdapterRestoreCallback": "left_trainer.callbacks",
     "AdapterSaverCallback": "left_trainer.callbacks",
     "DataArguments": "left_trainer.data.arguments",
     "HubDataset": "left_trainer.tasks",
@@ -53,6 +59,7 @@ _HOMES = {
     "text_metrics": "left_trainer.evaluation.text_metrics",
 }
 __all__ = [
+    "AdapterRestoreCallback",
     "AdapterSaverCallback",
     "DataArguments",
     "HubDataset",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 
@@ -49,6 +50,20 @@ class Registry(Generic[RecordT]):
                 )
         self._records.update(dict.fromkeys(names, record))
         return record
+
+    @contextlib.contextmanager
+    def temporarily(self, *records: RecordT) -> Iterator[None]:
+        """Inside, `records` are registered too. Afterwards the registry is what it was before, also after an error.
+
+        What is registered inside by other means is taken out as well. For tests and documentation.
+        """
+        before = dict(self._records)
+        try:
+            for record in records:
+                self.register(record)
+            yield
+        finally:
+            self._records = before
 
     def get(self, name: str) -> RecordT:
         """The record called `name`. Raises `ValueError`, with the allowed names, when there is none."""

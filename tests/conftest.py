@@ -79,4 +79,5 @@ def no_weights(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded before the check")
 
-    monkeypatch.setattr("left_trainer.trainer.preparation.load_model", refuse)
+    for name in ("load_model", "load_trained"):
+        monkeypatch.setattr(f"left_trainer.trainer.preparation.{name}", refuse)

@@ -22,16 +22,14 @@ from tiny import tiny_model
 
 @pytest.fixture
 def registry():
-    before = dict(METHODS._records)
-    yield
-    METHODS._records = before
+    with METHODS.temporarily():
+        yield
 
 
 @pytest.fixture
 def task_registry():
-    before = dict(TASKS._records)
-    yield
-    TASKS._records = before
+    with TASKS.temporarily():
+        yield
 
 
 def python_blocks(name: str) -> list[str]:

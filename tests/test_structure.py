@@ -122,6 +122,22 @@ def test_arguments_are_read_and_not_written():
                         assert owner not in ARGUMENTS, f"{path}:{node.lineno} writes to {ast.unparse(part)}"
 
 
+def test_only_methods_tuners_and_kernels_know_types_of_peft():
+    """Elsewhere a method's record is asked, which holds for the methods of users too."""
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] in ("methods", "tuners", "kernels"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = (getattr(node, "id", None), getattr(node, "attr", None))  # a name, an attribute
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            assert "PeftType" not in (*named, *imported), path
+
+
+def test_adapters_know_neither_models_nor_methods():
+    for path in (PACKAGE / "adapters").glob("*.py"):
+        assert not imports(path) & {"models", "methods"}, path
+
+
 def test_importing_the_package_and_asking_for_help_load_nothing_heavy():
     script = (
         "import sys, left_trainer\n"

@@ -19,11 +19,15 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import transpose
 from safetensors.torch import save_file
 from torch import nn
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
+
+from left_trainer.adapters.training_state import TRAINED, TrainingState, part_of, prefixed
+
+INITIAL = "initial"  # the part of the training state with the initial factors
 
 
 def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
@@ -71,6 +75,23 @@ def original_base(model: nn.Module) -> Iterator[None]:
     finally:
         if has_residual_base(model):
             _add_initial_adapter(model, sign=-1)
+
+
+def collect_residual_base(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The trained factors, and the initial ones, from which the base is made again; nothing on an untouched base."""
+    if not has_residual_base(model):
+        return {}
+    return {**prefixed(TRAINED, get_peft_model_state_dict(model)), **prefixed(INITIAL, initial_adapter(model))}
+
+
+def restore_residual_base(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `collect_residual_base` gave, on an untouched base or on the same residual one."""
+    if not has_residual_base(model):
+        subtract_initial_adapter(model, part_of(state, INITIAL))
+    set_peft_model_state_dict(model, part_of(state, TRAINED))
+
+
+RESIDUAL_BASE = TrainingState(collect_residual_base, restore_residual_base)
 
 
 @torch.no_grad()

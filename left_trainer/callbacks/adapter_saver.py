@@ -11,9 +11,8 @@ from typing import Any
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from left_trainer.adapters.files import complete_adapter_directory, load_training_only_state, save_adapter
+from left_trainer.methods.saving import save_adapter
 
 BEST = "best"
 BEST_FILE = "best.json"
@@ -25,9 +24,8 @@ class AdapterSaverCallback(TrainerCallback):
     Each adapter appears under its final name only when it is whole, so a kill leaves the earlier ones. The last ones
     and the best one are kept, as many as `save_total_limit` says. Each loads with `PeftModel.from_pretrained`.
 
-    On a plain `Trainer` it also makes resume and best-model restore work for P-tuning, whose encoder PEFT leaves out of
-    checkpoints: it adds the missing file to every checkpoint and restores from it. (`LeftTrainer` does so by itself,
-    for prefix projections too, on which a plain `Trainer` stops with a shape error.)
+    It observes: checkpoints and the model stay as the trainer makes them. To resume P-tuning on a plain `Trainer`, add
+    `AdapterRestoreCallback`.
 
     Logs no keys. Files, in `directory`:
 
@@ -53,8 +51,8 @@ class AdapterSaverCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Check model and directory; after a resume, restore what the checkpoint's adapter file leaves out."""
-        if not isinstance(_unwrap(model), PeftModel):
+        """Check model and directory; after a resume, read which adapter was the best."""
+        if not isinstance(unwrap(model), PeftModel):
             raise TypeError(
                 f"AdapterSaverCallback saves adapters and {type(model).__name__} has none. Remove the callback for "
                 "full fine-tuning; the trainer saves the model itself."
@@ -64,9 +62,6 @@ class AdapterSaverCallback(TrainerCallback):
         if state.global_step == 0:
             self._start_afresh(args, state)
             return
-        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if checkpoint.is_dir():
-            load_training_only_state(_unwrap(model), checkpoint)
         record = self.directory / BEST / BEST_FILE
         if record.is_file():
             self.best_metric = json.loads(record.read_text(encoding="utf-8"))["best_metric"]
@@ -87,13 +82,10 @@ class AdapterSaverCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Save the adapter, complete the checkpoint, drop adapters beyond the limit."""
+        """Save the adapter, drop adapters beyond the limit."""
         if not state.is_world_process_zero:
             return
-        self._save(_unwrap(model), state.global_step)
-        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if checkpoint.is_dir():
-            complete_adapter_directory(_unwrap(model), checkpoint)
+        self._save(unwrap(model), state.global_step)
         self._drop_beyond(args.save_total_limit)
 
     def on_evaluate(
@@ -116,17 +108,15 @@ class AdapterSaverCallback(TrainerCallback):
         if best is None or (value > best if args.greater_is_better else value < best):
             self.best_metric = value
             record = {"best_metric": value, "metric": name, "global_step": state.global_step}
-            step = self._save(_unwrap(model), state.global_step, {BEST_FILE: json.dumps(record)})
+            step = self._save(unwrap(model), state.global_step, {BEST_FILE: json.dumps(record)})
             _point(self._best_path(), step)
             self._drop_beyond(args.save_total_limit)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """After `load_best_model_at_end`, restore what the best checkpoint's adapter file leaves out."""
+        """Evaluations from here on save nothing."""
         self._is_training = False
-        if args.load_best_model_at_end and state.best_model_checkpoint:
-            load_training_only_state(_unwrap(model), state.best_model_checkpoint)
 
     def _save(self, model: PeftModel, global_step: int, notes: dict[str, str] | None = None) -> Path:
         path = self._root() / f"step-{global_step}"
@@ -156,7 +146,7 @@ class AdapterSaverCallback(TrainerCallback):
         return sorted(self._root().glob("step-*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _unwrap(model: Any) -> Any:
+def unwrap(model: Any) -> Any:
     """The model inside of DistributedDataParallel or torch.compile."""
     return extract_model_from_parallel(model, keep_torch_compile=False)
 

@@ -14,7 +14,6 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.columns import text_columns
 from left_trainer.methods import get_method
-from left_trainer.methods.options import parse_peft_kwargs
 from left_trainer.models.source import ModelSource
 from left_trainer.tasks import HubDataset, Task
 from left_trainer.tasks.task import SPLITS, check_prompt
@@ -90,18 +89,12 @@ def prepare_task_data(
     """
     source = ModelSource.of(model, loading_options(args))
     splits = load_task_data(task, data, token=source.options.get("token"))
-    reserved = virtual_tokens(args)
+    reserved = get_method(args.peft_method).positions(args.peft_options, source.family).source
 
     def prompts(rows: Dataset) -> Dataset:
         return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved)
 
     return DatasetDict({name: prompts(rows) for name, rows in splits.items()})
-
-
-def virtual_tokens(args: LeftTrainingArguments) -> int:
-    """Positions that a soft prompt takes from the model's own."""
-    options = {**get_method(args.peft_method).defaults, **parse_peft_kwargs(args.peft_kwargs)}
-    return int(options.get("num_virtual_tokens", 0))
 
 
 def embedded_data(task: Task) -> DatasetDict:
@@ -211,7 +204,7 @@ def to_prompts(
         max_length: Further bound in tokens: prompt and completion together for decoder-only models, the prompt for
             encoder-decoder models.
         prompt: Template that replaces the task's.
-        reserved: Positions of the model that a soft prompt needs.
+        reserved: Positions of the sequence, or of the encoder, that the method takes.
 
     Raises:
         ValueError: A prompt or completion that leaves no room for a source.

@@ -8,16 +8,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from peft import PeftModel, PeftType
+from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from left_trainer.adapters.residual_base import original_base
 from left_trainer.adapters.task_ids import TASK_IDS, task_inputs
 from left_trainer.callbacks.step_timer import synchronize
+from left_trainer.methods.apply import find_method
 from left_trainer.token_mean import IGNORE_INDEX
-
-EMBEDDING_PROMPTS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.MULTITASK_PROMPT_TUNING, PeftType.CPT)
 
 
 class GenerationSpeed:
@@ -102,8 +101,7 @@ def generate_completions(
     Returns:
         New token ids, `(batch, longest completion)`, without the prompts.
     """
-    is_enabled = isinstance(model, PeftModel) and "generate" not in vars(model)
-    if is_enabled and model.active_peft_config.peft_type in EMBEDDING_PROMPTS:
+    if _puts_tokens_before_input(model):
         virtual = model.get_prompt(batch_size=1, **task_inputs(model, 1))[0]
         rows = [torch.cat([virtual, model.word_embeddings(prompt).to(virtual.dtype)]) for prompt in prompts]
         rows = [row.to(model.base_model_torch_dtype or row.dtype) for row in rows]
@@ -119,6 +117,14 @@ def generate_completions(
         input_ids=ids, attention_mask=_left_mask(prompts), pad_token_id=pad_token_id, **tasks, **arguments
     )
     return tokens[:, ids.shape[1] :]
+
+
+def _puts_tokens_before_input(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether virtual tokens stand before the input, and the adapter is not disabled."""
+    if not isinstance(model, PeftModel) or "generate" in vars(model):
+        return False
+    method = find_method(model)
+    return method is not None and method.virtual_tokens is not None and method.virtual_tokens.place == "input"
 
 
 def _left_mask(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from left_trainer.adapters.task_ids import number_of_tasks
 from left_trainer.kernels.output_head import loss_at_output_head, why_not_at_output_head
+from left_trainer.methods.apply import find_method
 from left_trainer.models import without_adapter
 
 SOURCES = ("input_ids", "attention_mask")
@@ -18,8 +19,11 @@ SOURCES = ("input_ids", "attention_mask")
 def why_not_shared_encoder(model: PreTrainedModel | PeftModel) -> str | None:
     """Why generation and loss of `model` cannot share the encoder's output; `None` where they can."""
     if isinstance(model, PeftModel):
-        if model.active_peft_config.is_prompt_learning:
-            return "the adapter puts a prompt before the source"
+        method = find_method(model)
+        if method is None:
+            return "the adapter is of no registered method"
+        if method.virtual_tokens is not None:
+            return "the adapter puts virtual tokens into the sequence"
         if number_of_tasks(model.active_peft_config):
             return "the adapter needs task_ids"
         model = model.get_base_model()

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from left_trainer.methods.method import Feature, PeftMethod
 from left_trainer.methods.options import check_peft_kwargs, check_required, option_types, with_nested_configs
-from left_trainer.methods.registry import get_method, list_methods
+from left_trainer.methods.registry import METHODS, get_method, list_methods
 from left_trainer.methods.targets import count_matches, is_conv1d, peft_targets
 from left_trainer.models import ModelFamily, model_family, without_upstream_warnings
 
@@ -191,6 +191,20 @@ def method_name(config: PeftConfig) -> str:
     if plain:
         return max(plain, key=lambda method: len(method.preset)).name
     return str(config.peft_type.value).lower()
+
+
+def find_method(model: PreTrainedModel | PeftModel) -> PeftMethod | None:
+    """The record of what `model` was wrapped or trained with; `None` where there is none.
+
+    Args:
+        model: Where `apply_method` has wrapped it, the name it was given tells presets with equal configs apart.
+    """
+    config = model.active_peft_config if isinstance(model, PeftModel) else None
+    applied = vars(model).get("applied_method")  # not of the model inside
+    method = METHODS.find(applied.name) if applied else None
+    if method is not None and method.config_class is (type(config) if config else None):
+        return method
+    return METHODS.find(method_name(config)) if config else None
 
 
 def is_made_by(config: PeftConfig, method: PeftMethod) -> bool:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, PromptLearningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from left_trainer.adapters.training_state import TrainingState
+from left_trainer.methods.virtual_tokens import Positions, VirtualTokens
 from left_trainer.models import FAMILIES, ModelFamily
 
 MethodFamily = Literal["soft_prompt", "additive", "reparameterization", "selective"]
@@ -52,10 +54,16 @@ class PeftMethod:
         loss: The method's own loss where it is not the token mean: from the model, a micro-batch, the number $N$ of
             target tokens in the accumulated batch (`None` in evaluation) and the number of ranks; with the outputs.
         penalty: A scalar that is added to the loss of a whole accumulated batch once.
+        virtual_tokens: Where the method puts virtual tokens and how many; `None` where it puts none into the sequence.
+        training_state: What training goes on from and PEFT's adapter file leaves out; `None` where it leaves out none.
+        saving_warnings: Regular expressions of what PEFT warns about when it saves the adapter, where that is expected.
         unsupported: What the method does not work with, and why; a run that asks for it is refused with this reason.
         requires: Packages needed beside ours: what to install, by the name that is imported.
         aliases: Further names.
         mergeable: Whether the adapter can be folded into the base weights.
+
+    Raises:
+        ValueError: `config_class` is one of PEFT's soft prompts, and `virtual_tokens` is not set.
     """
 
     name: str
@@ -86,10 +94,22 @@ class PeftMethod:
     callback: Callable[[PeftModel], TrainerCallback | None] | None = None
     loss: Callable[[PeftModel, dict[str, Any], torch.Tensor | int | None, int], tuple[torch.Tensor, Any]] | None = None
     penalty: Callable[[PeftModel], torch.Tensor] | None = None
+    virtual_tokens: VirtualTokens | None = None
+    training_state: TrainingState | None = None
+    saving_warnings: tuple[str, ...] = ()
     unsupported: Mapping[Feature, str] = field(default_factory=dict, hash=False)
     requires: Mapping[str, str] = field(default_factory=dict, hash=False)
     aliases: tuple[str, ...] = ()
     mergeable: bool = False
+
+    def __post_init__(self) -> None:
+        is_soft_prompt = self.config_class is not None and issubclass(self.config_class, PromptLearningConfig)
+        if is_soft_prompt and self.virtual_tokens is None:
+            raise ValueError(
+                f"The method {self.name!r} learns virtual tokens and does not say where they stand. Set "
+                "virtual_tokens=BEFORE_INPUT or virtual_tokens=IN_DECODER_CACHE, from "
+                "left_trainer.methods.virtual_tokens."
+            )
 
     def supports(self, feature: Feature) -> bool:
         return feature not in self.unsupported
@@ -98,3 +118,14 @@ class PeftMethod:
     def model_families(self) -> tuple[ModelFamily, ...]:
         """Families of models that the method works on."""
         return tuple(family for family in FAMILIES if self.supports(family))
+
+    def positions(self, options: Mapping[str, Any], family: ModelFamily) -> Positions:
+        """The positions that the method takes from those of the model.
+
+        Args:
+            options: The user's, as a mapping; the record's own are added.
+            family: Of the model.
+        """
+        if self.virtual_tokens is None:
+            return Positions()
+        return self.virtual_tokens.positions({**self.defaults, **options, **self.preset}, family)

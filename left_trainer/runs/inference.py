@@ -14,7 +14,8 @@ from left_trainer.evaluation.text_metrics import decode
 from left_trainer.methods import get_method
 from left_trainer.methods.apply import method_name
 from left_trainer.methods.registry import METHODS
-from left_trainer.models import ModelSource, is_adapter_directory, load_model, load_tokenizer
+from left_trainer.methods.saving import load_trained
+from left_trainer.models import ModelSource, is_adapter_directory, load_tokenizer
 
 
 class Generator:
@@ -33,7 +34,7 @@ class Generator:
         source = ModelSource.of(path)
         self.family = source.family
         self.tokenizer = load_tokenizer(source)
-        self.model = load_model(source, is_trainable=False)
+        self.model = load_trained(source, is_trainable=False)
         prepare_for_use(self.model)
         self.model.to(device or torch.accelerator.current_accelerator() or "cpu").eval()
         self.arguments = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "do_sample": False}
@@ -75,4 +76,4 @@ def load_for_merge(path: str) -> tuple[PeftModel, PreTrainedTokenizerBase]:
             f"{path!r} was trained with {name}, which adds inputs and not weights, so it cannot be merged. Serve it as "
             "an adapter: PeftModel.from_pretrained(base, path)."
         )
-    return load_model(source, is_trainable=False), load_tokenizer(source)
+    return load_trained(source, is_trainable=False), load_tokenizer(source)

@@ -14,6 +14,7 @@ from left_trainer.data.features import first_row_ids
 from left_trainer.methods import PeftMethod, get_method
 from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns, is_made_by, method_name
 from left_trainer.methods.registry import METHODS
+from left_trainer.methods.saving import load_trained
 from left_trainer.models import ModelSource, build_skeleton, load_model, load_tokenizer
 from left_trainer.trainer.checks import Request, check_tokenizer
 from left_trainer.trainer.evaluation import default_generation_length
@@ -137,7 +138,7 @@ def _with_its_adapter(request: Request) -> PeftModel:
             "further, or its base model, model.unload(), with the new config."
         )
     if isinstance(source.model, str):
-        return load_model(source, quantization_config=request.quantization_config)
+        return load_trained(source, quantization_config=request.quantization_config)
     if not any(parameter.requires_grad for parameter in source.model.parameters()):
         raise ValueError(
             "model is a PeftModel without a trainable parameter. Load it for training: "

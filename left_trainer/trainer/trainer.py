@@ -27,7 +27,6 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 from trl import SFTTrainer
 
-from left_trainer.adapters.files import complete_adapter_directory, load_training_only_state, without_rank_warnings
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
 from left_trainer.data.features import AnyDataset, dataset_form, tokenize_pairs
 from left_trainer.evaluation.text_metrics import text_metrics
@@ -35,6 +34,7 @@ from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR, FastPath
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
+from left_trainer.methods.saving import complete_adapter_directory, restore_training_state, without_saving_warnings
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching
 from left_trainer.trainer.checkpoints import checkpoint_to_resume
@@ -288,18 +288,18 @@ class LeftTrainer(GeneratingTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         model = unwrapped(self.model)
-        with without_rank_warnings(model):
+        with without_saving_warnings(model):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             complete_adapter_directory(model, output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.hooks.restore(unwrapped(self.model), resume_from_checkpoint)
-        if not load_training_only_state(unwrapped(self.model), resume_from_checkpoint):
+        if not restore_training_state(unwrapped(self.model), resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if not load_training_only_state(unwrapped(self.model), self.state.best_model_checkpoint):
+        if not restore_training_state(unwrapped(self.model), self.state.best_model_checkpoint):
             super()._load_best_model()
 
 

@@ -12,7 +12,8 @@ import torch
 from peft import PeftModel
 
 from left_trainer import apply_method
-from left_trainer.adapters.files import TRAINING_STATE_FILE, save_adapter
+from left_trainer.adapters.files import TRAINING_STATE_FILE
+from left_trainer.methods.saving import save_adapter
 from processes import ENVIRONMENT
 from tiny import tiny_model
 
@@ -22,8 +23,9 @@ from tiny import tiny_model
 import safetensors.torch, peft.peft_model
 from left_trainer import apply_method
 from left_trainer.adapters import files
+from left_trainer.methods.saving import save_adapter
 model = apply_method(tiny_model("t5"), "p_tuning", {"num_virtual_tokens": 3, "encoder_hidden_size": 8}, seed=1)
-files.save_adapter(model, sys.argv[1])
+save_adapter(model, sys.argv[1])
 for parameter in model.prompt_encoder.parameters():
     parameter.data.add_(1)
 point = sys.argv[2]
@@ -35,7 +37,7 @@ elif point == "sidecar":
     files.save_file = kill
 else:
     files.os.fsync = kill
-files.save_adapter(model, sys.argv[1])
+save_adapter(model, sys.argv[1])
 """
 
 

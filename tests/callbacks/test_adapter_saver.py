@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 from peft import PeftModel
 
-from left_trainer import AdapterSaverCallback, LeftTrainer
+from left_trainer import AdapterRestoreCallback, AdapterSaverCallback, LeftTrainer
 from log_history import losses
 from tiny import tiny_model
 
@@ -83,3 +83,42 @@ def test_a_prefix_projection_resumes(make_args, tokenizers, tmp_path):
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-2"))
     assert losses(resumed) == pytest.approx(losses(whole), rel=1e-6)
+
+
+def test_the_callbacks_do_no_harm_under_left_trainer(make_args, tokenizers, rows, tmp_path):
+
+    def trainer(folder, callbacks):
+        args = make_args(
+            output_dir=str(tmp_path / folder),
+            peft_method="p_tuning",
+            peft_kwargs={"num_virtual_tokens": 3, "encoder_hidden_size": 8},
+            save_strategy="steps",
+            save_steps=2,
+            eval_strategy="steps",
+            eval_steps=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            greater_is_better=True,
+            learning_rate=1e-2,
+        )
+        return LeftTrainer(
+            tiny_model("t5"),
+            args,
+            train_dataset=rows,
+            eval_dataset=rows,
+            processing_class=tokenizers["encoder_decoder"],
+            callbacks=callbacks,
+        )
+
+    def both(folder):
+        return [AdapterSaverCallback(tmp_path / folder / "adapters"), AdapterRestoreCallback()]
+
+    without, observed = trainer("without", []), trainer("with", both("with"))
+    without.train()
+    observed.train()
+    assert losses(observed) == losses(without)
+    assert observed.evaluate()["eval_loss"] == pytest.approx(without.state.best_metric, abs=1e-6)
+    # From the checkpoint of another run, while output_dir holds one of the same step.
+    resumed = trainer("with", both("elsewhere"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "without" / "checkpoint-2"))
+    assert losses(resumed) == pytest.approx(losses(without), rel=1e-6)

@@ -19,7 +19,14 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from left_trainer import AdapterSaverCallback, MemoryProfilerCallback, StepTimerCallback, TrainableParametersCallback
+from left_trainer import (
+    AdapterRestoreCallback,
+    AdapterSaverCallback,
+    MemoryProfilerCallback,
+    StepTimerCallback,
+    TrainableParametersCallback,
+)
+from left_trainer.adapters.files import TRAINING_STATE_FILE
 from log_history import losses
 from tiny import tiny_model
 
@@ -34,7 +41,13 @@ OPTIONS = {
     "use_cpu": True,
     "seed": 3,
 }
-CALLBACKS = (MemoryProfilerCallback, TrainableParametersCallback, StepTimerCallback, AdapterSaverCallback)
+CALLBACKS = (
+    MemoryProfilerCallback,
+    TrainableParametersCallback,
+    StepTimerCallback,
+    AdapterSaverCallback,
+    AdapterRestoreCallback,
+)
 
 
 def plain_trainer(kind, folder, tokenizers, callbacks, config=None, **overrides):
@@ -165,7 +178,7 @@ def p_tuning():
 @pytest.mark.parametrize("with_callback", [True, False])
 def test_p_tuning_resumes_on_a_plain_trainer_with_the_callback(with_callback, tmp_path, tokenizers):
     def trainer(folder: Path, **overrides):
-        callbacks = [AdapterSaverCallback()] if with_callback else []
+        callbacks = [AdapterSaverCallback(), *([AdapterRestoreCallback()] if with_callback else [])]
         return plain_trainer("Seq2SeqTrainer", folder, tokenizers, callbacks, p_tuning(), **overrides)
 
     whole = trainer(tmp_path / "whole", lr_scheduler_type="constant")
@@ -182,7 +195,7 @@ def test_p_tuning_restores_the_best_model_on_a_plain_trainer(tmp_path, tokenizer
         "Seq2SeqTrainer",
         tmp_path,
         tokenizers,
-        [AdapterSaverCallback()],
+        [AdapterSaverCallback(), AdapterRestoreCallback()],
         p_tuning(),
         eval_strategy="steps",
         eval_steps=2,
@@ -193,3 +206,23 @@ def test_p_tuning_restores_the_best_model_on_a_plain_trainer(tmp_path, tokenizer
     trainer.train()
     assert trainer.state.best_global_step == 2
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, abs=1e-6)
+
+
+def test_the_saver_leaves_checkpoints_as_the_trainer_made_them(tmp_path, tokenizers):
+    for name, callbacks in (("without", []), ("with", [AdapterSaverCallback()])):
+        plain_trainer("Seq2SeqTrainer", tmp_path / name, tokenizers, callbacks, p_tuning()).train()
+    files = [sorted(path.name for path in (tmp_path / name / "checkpoint-2").iterdir()) for name in ("without", "with")]
+    assert files[0] == files[1]
+    assert (tmp_path / "with" / "adapters" / "step-2" / TRAINING_STATE_FILE).is_file()  # in its own folders
+
+
+def test_a_resume_that_cannot_be_restored_is_refused(tmp_path, tokenizers):
+    plain_trainer("Seq2SeqTrainer", tmp_path / "first", tokenizers, [], p_tuning(), max_steps=2).train()
+    checkpoint = tmp_path / "first" / "checkpoint-2"
+    for folder, message in (
+        ("first", "has no adapter_training_state"),
+        ("second", "Resume from a checkpoint in output"),
+    ):
+        trainer = plain_trainer("Seq2SeqTrainer", tmp_path / folder, tokenizers, [AdapterRestoreCallback()], p_tuning())
+        with pytest.raises(FileNotFoundError, match=message):
+            trainer.train(resume_from_checkpoint=str(checkpoint))

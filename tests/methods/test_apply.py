@@ -16,6 +16,7 @@ from left_trainer import PeftMethod, apply_method, get_method, list_methods, reg
 from left_trainer.methods.apply import apply_config
 from left_trainer.methods.method import Feature
 from left_trainer.methods.options import _matches, check_peft_kwargs, option_types, parse_peft_kwargs
+from left_trainer.methods.registry import METHODS
 from left_trainer.models import model_family
 from method_settings import settings
 from tiny import CONFIGS, tiny_model
@@ -38,16 +39,6 @@ MT0_LARGE_COUNTS = {
     ("prefix_tuning", "num_virtual_tokens=20"): 983_040,
     ("ia3", ""): 282_624,
 }
-
-
-@pytest.fixture(scope="module")
-def registered():
-    """The registry as it was, after a test that adds to it."""
-    from left_trainer.methods.registry import METHODS
-
-    before = dict(METHODS._records)
-    yield
-    METHODS._records = before
 
 
 @pytest.mark.parametrize(("method", "options"), list(MT0_LARGE_COUNTS))
@@ -214,18 +205,17 @@ def test_wrong_options(options, message):
         check_peft_kwargs(get_method("lora"), options)
 
 
-def test_a_method_that_does_not_work_on_a_family(registered):
-    register_method(
-        dataclasses.replace(
-            get_method("lora"), name="only_decoders", aliases=(), unsupported={"encoder_decoder": "It is a test."}
-        )
+def test_a_method_that_does_not_work_on_a_family():
+    record = dataclasses.replace(
+        get_method("lora"), name="only_decoders", aliases=(), unsupported={"encoder_decoder": "It is a test."}
     )
-    with pytest.raises(ValueError, match="It is a test"):
-        apply_method(tiny_model("t5"), "only_decoders")
-    assert isinstance(apply_method(tiny_model("llama"), "only_decoders"), PeftModel)
+    with METHODS.temporarily(record):
+        with pytest.raises(ValueError, match="It is a test"):
+            apply_method(tiny_model("t5"), "only_decoders")
+        assert isinstance(apply_method(tiny_model("llama"), "only_decoders"), PeftModel)
 
 
-def test_names_cannot_be_taken_twice(registered):
+def test_names_cannot_be_taken_twice():
     with pytest.raises(ValueError, match=r"'lora' .* is already taken"):
         register_method(dataclasses.replace(get_method("ia3"), name="lora"))
     with pytest.raises(ValueError, match="already taken"):

@@ -56,13 +56,13 @@ for case in json.loads(sys.argv[1]):
     if case["adapter"]:
         options = {}
         if case["quantized"]:
-            from left_trainer.methods.lora_hooks import nf4
+            from left_trainer.methods.qlora import nf4
             options["quantization_config"] = nf4()
         base = auto.from_pretrained(case["base"], dtype=torch.float32, **options)
         base.config.use_cache = not case["loading"]
         model = PeftModel.from_pretrained(base, case["path"], **case["loading"])
         if case["quantized"]:
-            from left_trainer.methods.lora_hooks import keep_unpacked
+            from left_trainer.methods.qlora import keep_unpacked
             keep_unpacked(model)
     else:
         model = auto.from_pretrained(case["path"])

@@ -48,8 +48,8 @@ def read_report(folder: Path) -> dict:
 def run_here(monkeypatch: pytest.MonkeyPatch, recipe: str, output_dir: Path, *flags: str) -> None:
     """Run a recipe without the seconds that a process of its own takes to start."""
     monkeypatch.setattr(sys, "argv", [recipe, "--output_dir", str(output_dir), *SMALL, *flags])
-    monkeypatch.setattr(METHODS, "_records", dict(METHODS._records))
-    runpy.run_path(str(REPOSITORY / "recipes" / recipe), run_name="__main__")
+    with METHODS.temporarily():
+        runpy.run_path(str(REPOSITORY / "recipes" / recipe), run_name="__main__")
 
 
 def check_files(folder: Path, report: dict) -> None:

@@ -8,11 +8,11 @@ import warnings
 
 import pytest
 import torch
-from package_walk import home
 from peft import LoraConfig, get_peft_model
 from peft.utils.loftq_utils import replace_lora_weights_loftq
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from package_walk import home
 from tiny import tiny_model
 
 bitsandbytes = pytest.importorskip("bitsandbytes")

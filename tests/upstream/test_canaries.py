@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import package_walk
 import pytest
+
+import package_walk
 from canaries import DOCUMENTED, INTERNALS, STAMPED, UNMARKED, UNSTAMPED
 
 TABLE = "tests/support/canaries.py"

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from package_walk import home
 from peft import LoraConfig, PeftModel, PolyConfig, get_peft_model
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import nn
 
+from package_walk import home
 from tiny import tiny_model
 
 # What PEFT has to call for our tuners to be heard, with the arguments that they take.

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from package_walk import home
 from peft import (
     AdaLoraConfig,
     LoraConfig,
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from method_settings import two_adapters
+from package_walk import home
 from tiny import tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])

@@ -6,7 +6,6 @@ import contextlib
 
 import pytest
 import torch
-from package_walk import home
 from peft import (
     AdaptionPromptConfig,
     CPTConfig,
@@ -19,6 +18,7 @@ from peft import (
 )
 from safetensors.torch import load_file
 
+from package_walk import home
 from tiny import tiny_model
 
 SOURCE = torch.tensor([[5, 6, 7, 8]])

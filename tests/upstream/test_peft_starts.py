@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from package_walk import home
 from peft import (
     EvaConfig,
     FourierFTConfig,
@@ -22,6 +21,7 @@ from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
 
+from package_walk import home
 from tiny import tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])

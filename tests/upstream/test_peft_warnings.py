@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from package_walk import constant, home
 from peft import (
     AdaLoraConfig,
     BeftConfig,
@@ -22,6 +21,7 @@ from peft import (
     get_peft_model,
 )
 
+from package_walk import constant, home
 from tiny import tiny_model
 
 UPSTREAM_WARNINGS: tuple[str, ...] = constant("UPSTREAM_WARNINGS")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from package_walk import home
 from torch.utils.data import SequentialSampler
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -24,6 +23,7 @@ from transformers.activations import NewGELUActivation
 from transformers.trainer_pt_utils import EvalLoopContainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from package_walk import home
 from tiny import tiny_model, tiny_tokenizer
 
 ROWS = Dataset.from_dict({"input_ids": [[5, 6, 7, 1], [8, 9, 1]] * 2, "labels": [[5, 6, 1], [7, 1]] * 2})

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from package_walk import home
 from transformers import AutoConfig, Trainer, TrainingArguments
 from transformers.models.auto import modeling_auto
 
+from package_walk import home
 from tiny import tiny_model
 
 ROWS = Dataset.from_dict({"input_ids": [[5, 6, 7, 1]] * 4, "labels": [[5, 6, 1]] * 4, "other": [0] * 4})

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from package_walk import home
 from peft import LoraConfig, get_peft_model
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from package_walk import home
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 ROWS = Dataset.from_list(tiny_rows(4))

@@ -1,0 +1,137 @@
+"""Saving what a method has trained, and loading it again, for training or for use."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from left_trainer.adapters.files import (
+    TRAINING_STATE_FILE,
+    read_training_state,
+    whole_directory,
+    write_training_state,
+)
+from left_trainer.methods.apply import find_method, method_name
+from left_trainer.methods.registry import METHODS
+from left_trainer.models import ModelSource, load_model, without_upstream_warnings
+
+
+def training_state(model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
+    """What training goes on from but the adapter's inference file leaves out; empty for most methods."""
+    method = find_method(model)
+    return method.training_state.collect(model) if method and method.training_state else {}
+
+
+def restore_training_state(model: PreTrainedModel | PeftModel, directory: str | Path) -> bool:
+    """Restore the sidecar from `directory` into the active adapter. `False` where none is there and none is needed.
+
+    Raises:
+        FileNotFoundError: The method needs a sidecar and the directory has none, so training cannot go on from it.
+        ValueError: The directory has a sidecar and the method knows none: another method wrote it.
+    """
+    method, state = find_method(model), read_training_state(directory)
+    if state is None:
+        if not training_state(model):
+            return False
+        raise FileNotFoundError(
+            f"{directory} has no {TRAINING_STATE_FILE}. {method.name if method else 'The adapter'} cannot be restored "
+            "for training without it: PEFT saves only what inference needs. Continue from a checkpoint written by "
+            "LeftTrainer or with AdapterRestoreCallback."
+        )
+    if method is None or method.training_state is None:
+        raise ValueError(
+            f"{directory} holds {TRAINING_STATE_FILE}, which "
+            f"{'the adapter' if method is None else f'peft_method={method.name!r}'} has no use for: the checkpoint is "
+            "of another method. Pass the peft_method that it was trained with."
+        )
+    method.training_state.restore(model, state)
+    return True
+
+
+@contextlib.contextmanager
+def without_saving_warnings(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Hide what PEFT warns about when it saves `model` and the method's record calls expected."""
+    method = find_method(model)
+    with warnings.catch_warnings():
+        for message in method.saving_warnings if method else ():
+            warnings.filterwarnings("ignore", message)
+        yield
+
+
+def complete_adapter_directory(model: PreTrainedModel | PeftModel, directory: str | Path) -> None:
+    """Add what PEFT's `save_pretrained` leaves out: the sidecar for training, and what to import before loading."""
+    write_training_state(training_state(model), directory)
+    explain_loading(model, directory)
+
+
+def explain_loading(model: PreTrainedModel | PeftModel, directory: str | Path) -> None:
+    """Say in the saved README what to import first, where the adapter's type is not PEFT's own."""
+    package = type(model.active_peft_config).__module__.partition(".")[0] if isinstance(model, PeftModel) else "peft"
+    readme = Path(directory) / "README.md"
+    if package == "peft" or not readme.is_file():
+        return
+    text = readme.read_text(encoding="utf-8")
+    code = f'import {package}\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "THIS_FOLDER")'
+    note = f"`PeftModel.from_pretrained` knows this adapter after `import {package}`:\n\n```python\n{code}\n```\n"
+    if f"import {package}" not in text:
+        readme.write_text(f"{text.rstrip()}\n\n## Load it\n\n{note}", encoding="utf-8")
+
+
+def save_adapter(model: PeftModel, directory: str | Path, notes: Mapping[str, str] | None = None) -> Path:
+    """Save the active adapter, safetensors only, with its sidecar, so that `directory` is whole or absent.
+
+    An existing `directory` is replaced. `PeftModel.from_pretrained(base, directory)` loads it.
+
+    Args:
+        model: Its active adapter is saved.
+        directory: Where.
+        notes: Further text files by name.
+    """
+    with whole_directory(directory) as folder:
+        with without_saving_warnings(model):
+            model.save_pretrained(folder, safe_serialization=True, selected_adapters=[model.active_adapter])
+        complete_adapter_directory(model, folder)
+        for name, text in (notes or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return Path(directory)
+
+
+def load_trained(
+    model: str | ModelSource, is_trainable: bool = True, quantization_config: Any = None
+) -> PreTrainedModel | PeftModel:
+    """Load the model that `model` names, with the adapter that its path holds.
+
+    Args:
+        model: Hub name or path, or what was made of one.
+        is_trainable: Whether an adapter found there is to be trained further.
+        quantization_config: As for `load_model`, which loads the base weights.
+
+    Returns:
+        A `PeftModel` where there is an adapter, a `PreTrainedModel` where there is none.
+    """
+    source = ModelSource.of(model)
+    base = load_model(source, quantization_config)
+    if source.adapter is None:
+        return base
+    with without_upstream_warnings():
+        return _with_adapter(base, str(source.model), is_trainable)
+
+
+def _with_adapter(model: PreTrainedModel, path: str, is_trainable: bool) -> PeftModel:
+    config = PeftConfig.from_pretrained(path)
+    method = METHODS.find(method_name(config))
+    if not (is_trainable and method and method.virtual_tokens):
+        return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+    # PEFT refuses to load a soft prompt for training; a new one of the same config takes what was saved.
+    config.inference_mode = False
+    wrapped = get_peft_model(model, config)
+    if not restore_training_state(wrapped, path):
+        wrapped.load_adapter(path, wrapped.active_adapter, is_trainable=True)
+    return wrapped
