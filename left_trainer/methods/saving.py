@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -121,17 +122,15 @@ def load_trained(
     if source.adapter is None:
         return base
     with without_upstream_warnings():
-        return _with_adapter(base, str(source.model), is_trainable)
+        return _with_adapter(base, str(source.model), source.adapter, is_trainable)
 
 
-def _with_adapter(model: PreTrainedModel, path: str, is_trainable: bool) -> PeftModel:
-    config = PeftConfig.from_pretrained(path)
+def _with_adapter(model: PreTrainedModel, path: str, config: PeftConfig, is_trainable: bool) -> PeftModel:
     method = METHODS.find(method_name(config))
     if not (is_trainable and method and method.virtual_tokens):
         return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
     # PEFT refuses to load a soft prompt for training; a new one of the same config takes what was saved.
-    config.inference_mode = False
-    wrapped = get_peft_model(model, config)
+    wrapped = get_peft_model(model, dataclasses.replace(config, inference_mode=False))
     if not restore_training_state(wrapped, path):
         wrapped.load_adapter(path, wrapped.active_adapter, is_trainable=True)
     return wrapped

@@ -53,7 +53,7 @@ UNSTAMPED: dict[str, tuple[str, ...]] = {
     ),
     "LoggingCallback": ("test_trackers_are_called_before_the_callbacks_of_the_user",),
     "PTuningV2Model": ("test_putting_a_module_back_needs_a_weight",),
-    "_load_adapter": ("test_a_soft_prompt_is_not_loaded_for_training",),
+    "_with_adapter": ("test_a_soft_prompt_is_not_loaded_for_training",),
     "_single_rows": ("test_corda_takes_one_row_at_a_time",),
     "check_devices": ("test_several_gpus_in_one_process_are_wrapped_in_data_parallel",),
     "check_patterns": ("test_a_target_that_matches_nothing_is_passed_over",),
@@ -67,11 +67,9 @@ UNSTAMPED: dict[str, tuple[str, ...]] = {
     "reparameterization": ("test_fourierft_starts_at_random",),
     "sequential_sampler": ("test_evaluation_rows_are_permuted_with_those_of_training",),
     "text_metrics": ("test_the_id_that_pads_labels_cannot_be_decoded",),
-    "training_only_state": (
-        "test_adalora_saves_only_the_ranks_that_are_left",
-        "test_an_encoder_of_prompts_is_not_saved",
-    ),
-    "without_rank_warnings": ("test_empty_factors_of_adalora_are_warned_of",),
+    "collect_prompt_encoder": ("test_an_encoder_of_prompts_is_not_saved",),
+    "collect_ranks": ("test_adalora_saves_only_the_ranks_that_are_left",),
+    "without_saving_warnings": ("test_empty_factors_of_adalora_are_warned_of",),
 }
 
 TRAINER = "test_trainer_calls_what_we_override"

@@ -72,7 +72,7 @@ def test_adalora_saves_only_the_ranks_that_are_left(tmp_path):
     layers = [module for module in model.modules() if isinstance(module, AdaLoraLayer)]
     whole = sum(layer.lora_E["default"].numel() for layer in layers)
     assert sum(tensor.numel() for name, tensor in saved.items() if name.endswith("lora_E")) < whole, (
-        f"peft now saves every rank of AdaLoRA: see whether {home('training_only_state')} can leave them out."
+        f"peft now saves every rank of AdaLoRA: see whether {home('collect_ranks')} can leave them out."
     )
 
 
@@ -85,7 +85,7 @@ def test_empty_factors_of_adalora_are_warned_of(tmp_path):
         warnings.simplefilter("always")
         model.save_pretrained(tmp_path)
     assert any("have invalid shape" in str(warning.message) for warning in caught), (
-        f"peft no longer warns of the empty factors of AdaLoRA: remove {home('without_rank_warnings')}."
+        f"peft no longer warns of the empty factors of AdaLoRA: remove {home('without_saving_warnings')}."
     )
 
 
