@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
+from transformers import FSMTConfig, FSMTForConditionalGeneration, set_seed
 
 from left_trainer import LeftTrainer, get_method
 from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY
@@ -18,7 +19,7 @@ from left_trainer.models.decoder_inputs import with_decoder_inputs
 from left_trainer.token_mean import accumulated_token_loss
 from log_history import gradient_norms, losses
 from method_settings import CASES, BaseModels, model_argument, settings
-from tiny import tiny_model, tiny_rows
+from tiny import VOCABULARY_SIZE, tiny_model, tiny_rows
 
 MODEL_TYPES = {"encoder_decoder": "t5", "decoder_only": "llama"}
 PENALTY = 0.25
@@ -220,3 +221,46 @@ def test_decoder_inputs_are_added_where_labels_alone_are_given(tokenizers):
     assert with_decoder_inputs(tiny_model("t5"), given) == given
     assert with_decoder_inputs(tiny_model("t5"), {"input_ids": 1}) == {"input_ids": 1}
     assert without_adapter(unwrapped(model)) is model
+
+
+def fsmt_model():
+    """FSMT makes its decoder's input of the source, writes into labels, and takes no `num_items_in_batch`."""
+    width = {"d_model": 16, "max_position_embeddings": 128, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    parts = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in parts.items()}
+    vocabulary = {"langs": ["en", "de"], "src_vocab_size": VOCABULARY_SIZE, "tgt_vocab_size": VOCABULARY_SIZE}
+    dropout = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
+    set_seed(0)
+    return FSMTForConditionalGeneration(FSMTConfig(**width, **sides, **vocabulary, **dropout, decoder_start_token_id=1))
+
+
+@pytest.mark.parametrize("users_loss", [None, token_loss], ids=["token_mean", "compute_loss_func"])
+def test_fsmt_learns_its_targets_however_the_batch_is_split(users_loss, make_args, tokenizers):
+    token_loss.shifts = False
+    rows = Dataset.from_list(tiny_rows(8))
+    results = []
+    for steps in (1, 4):
+        trainer = LeftTrainer(
+            fsmt_model(),
+            make_args(
+                max_steps=1,
+                per_device_train_batch_size=8 // steps,
+                gradient_accumulation_steps=steps,
+                train_sampling_strategy="sequential",
+            ),
+            train_dataset=rows,
+            processing_class=tokenizers["encoder_decoder"],
+            compute_loss_func=users_loss,
+        )
+        trainer.train()
+        results.append((losses(trainer)[0], gradient_norms(trainer)[0]))
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
+    model, total, n_tokens = fsmt_model(), 0.0, 0
+    for row in trainer.train_dataset:
+        labels = torch.tensor(row["labels"])
+        start = torch.cat([labels[-1:], labels[:-1]])  # FSMT's decoder starts with the end of the sequence
+        with torch.no_grad():
+            inputs = {"input_ids": torch.tensor([row["input_ids"]]), "decoder_input_ids": start[None]}
+            logits = model.eval()(**inputs).logits[0]
+        total, n_tokens = total + cross_entropy(logits, labels, reduction="sum").item(), n_tokens + len(labels)
+    assert results[0][0] == pytest.approx(total / n_tokens, rel=1e-5)

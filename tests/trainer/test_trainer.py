@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from left_trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer, apply_method
 from left_trainer.adapters.files import TRAINING_STATE_FILE
+from left_trainer.models import FAMILIES
 from log_history import gradient_norms, losses
 from tiny import FAMILY_TYPES, tiny_model, tiny_rows
 
@@ -341,3 +342,23 @@ def test_a_model_with_its_own_code(rows, make_args, tmp_path, saved_models, monk
     assert type(trainer.model.get_base_model()).__name__ == "NovelForCausalLM"
     with pytest.raises(ValueError, match="contains custom code"):
         LeftTrainer(str(folder), make_args(max_steps=1), train_dataset=rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_arguments_stay_as_they_were(family, make_args, tokenizers):
+    """What the method, the model and an evaluation decide is in the trainer's own copy."""
+    args = make_args(predict_with_generate=True, peft_method="cpt" if family == "decoder_only" else "lora")
+    before = copy.deepcopy(args.to_dict())
+    rows = Dataset.from_list(tiny_rows(4))
+    model = tiny_model("t5" if family == "encoder_decoder" else "llama")
+    trainer = LeftTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizers[family])
+    own = trainer.args
+    values = own.to_dict()
+    assert own.learning_rate == trainer.method.learning_rate
+    trainer.train()
+    trainer.evaluate()
+    loss = trainer.evaluate_loss(rows, "general")
+    assert loss == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
+    assert trainer.args is own
+    assert own.to_dict() == values
+    assert args.to_dict() == before

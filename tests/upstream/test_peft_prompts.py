@@ -112,7 +112,7 @@ def test_an_encoder_of_prompts_is_not_saved(tmp_path):
     config = PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=8)
     get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path)
     assert set(load_file(tmp_path / "adapter_model.safetensors")) == {"prompt_embeddings"}, (
-        f"peft now saves more of P-tuning than its prompts: see whether {home('collect_prompt_encoder')} can leave it out."
+        f"peft now saves more of P-tuning than its prompts: see if {home('collect_prompt_encoder')} can leave it out."
     )
 
 
