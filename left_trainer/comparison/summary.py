@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from left_trainer.comparison.results import Result
+from left_trainer.evaluation.scores import is_quality
 from left_trainer.methods.registry import METHODS
-from left_trainer.runs.report import BOOKKEEPING, finite
+from left_trainer.runs.report import finite
 from left_trainer.tasks.registry import TASKS
 
 Format = Literal["integer", "bytes", "percent", "rate", "loss", "learning_rate", "text"]
 BASE = "base"
-NOT_QUALITY = ("loss", "generated_length")  # scores of which more is not better
 FAMILIES = {
     "soft_prompt": "soft prompts",
     "additive": "additive",
@@ -192,7 +192,7 @@ def _row(key: tuple[Any, ...], group: Sequence[Result], base: Mapping[str, Any] 
                 )
             )
             for name in scores[0]
-            if name not in (*BOOKKEEPING, *NOT_QUALITY)
+            if is_quality(name)
         },
         "curves": [] if is_base else [report["loss_history"] for report in reports],
         "samples": _samples(first, base),

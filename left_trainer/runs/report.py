@@ -22,6 +22,7 @@ from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
 from left_trainer.callbacks.tables import format_table
 from left_trainer.callbacks.trainable_parameters import count_parameters
+from left_trainer.evaluation.scores import is_score, without_prefix
 from left_trainer.evaluation.text_metrics import decode
 from left_trainer.models import unwrapped
 from left_trainer.tasks import Task
@@ -29,16 +30,6 @@ from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer import LeftTrainer
 from left_trainer.trainer.model_card import package_versions
 
-# What Trainer and SFTTrainer add to the metrics of an evaluation.
-BOOKKEEPING = (
-    "runtime",
-    "samples_per_second",
-    "steps_per_second",
-    "model_preparation_time",
-    "num_tokens",
-    "entropy",
-    "mean_token_accuracy",
-)
 REPORT_FILE = "training_report.json"
 
 
@@ -100,7 +91,10 @@ def build_report(
         "total_parameters": count.total,
         "trainable_percent": count.percent,
         "matched_modules": list(count.matched_modules),
-        "metrics": {"before": _scores(before), "after": _scores(after)},
+        "metrics": {
+            "before": None if before is None else without_prefix(before),
+            "after": None if after is None else without_prefix(after),
+        },
         "learning_rate": args.learning_rate,
         "learning_rate_source": learning_rate_source(trainer),
         "train_steps": state.global_step,
@@ -224,7 +218,7 @@ def format_report(report: Mapping[str, Any], folder: str) -> str:
 def _score_rows(report: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """The loss and the task's metrics, without timings and what a trainer counts beside them."""
     before, after = report["metrics"]["before"], report["metrics"]["after"]
-    return [(name, before[name], after[name]) for name in after if name in before and name not in BOOKKEEPING]
+    return [(name, before[name], after[name]) for name in after if name in before and is_score(name)]
 
 
 def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -256,16 +250,6 @@ def saved_bytes(folder: Path) -> int:
 
 def _callback(trainer: LeftTrainer, kind: type[Any]) -> Any:
     return next((item for item in trainer.callback_handler.callbacks if isinstance(item, kind)), None)
-
-
-def _scores(metrics: Mapping[str, float] | None) -> dict[str, float] | None:
-    """`metrics` without the prefix that `evaluate` puts before each name."""
-    if metrics is None:
-        return None
-    # Always there, unlike the loss.
-    prefixes = {name.partition("_")[0] for name in metrics if name.endswith("_runtime")}
-    prefix = next(iter(prefixes)) + "_" if prefixes else ""
-    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _shorten(text: str, limit: int = 400) -> str:
