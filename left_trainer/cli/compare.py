@@ -14,6 +14,7 @@ from left_trainer.cli.errors import user_errors
 if TYPE_CHECKING:
     from left_trainer.comparison.grid import Grid, GridOptions
     from left_trainer.comparison.results import Result
+    from left_trainer.comparison.rows import Summary
 
 DESCRIPTION = """Fine-tune one model with several methods on several tasks, each run in a process of its own, and show
 parameters, memory, speed and quality side by side: results.jsonl, table.md, table.csv, table.tex, plots and
@@ -177,7 +178,7 @@ def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argp
 
     results = dict(earlier)
 
-    def write(plots: bool) -> dict[str, Any]:
+    def write(plots: bool) -> Summary:
         return write_outputs(list(results.values()), output_dir, options.title or "", command, plots)
 
     print(f"{len(grid.cells)} runs, {len(earlier)} results in {output_dir} already.")
@@ -199,7 +200,7 @@ def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argp
         return 130
     summary = write(plots=True)
     print(terminal(summary, output_dir))
-    return 1 if summary["failures"] else 0
+    return 1 if summary.failures else 0
 
 
 def _line(result: Result) -> str:
@@ -212,7 +213,9 @@ def _line(result: Result) -> str:
     if result.report is None:
         return f"{what}: failed. {result.failure}"
     metric = get_task(cell.task).main_metric
-    scores = result.report["metrics"]["before" if cell.kind == "base" else "after"]
-    rate = f" at learning rate {result.report['learning_rate']:g}" if cell.kind == "trial" else ""
-    split = " of the validation split" if cell.kind == "trial" else ""
-    return f"{what}{rate}: {metric}{split} {scores[metric]:.1f}"
+    metrics = result.report.metrics
+    score = ((metrics.before if cell.kind == "base" else metrics.after) or {}).get(metric)
+    shown = "not a number" if score is None else f"{score:.1f}"
+    if cell.kind == "trial":
+        return f"{what} at learning rate {result.report.learning_rate:g}: {metric} of the validation split {shown}"
+    return f"{what}: {metric} {shown}"

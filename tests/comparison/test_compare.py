@@ -240,12 +240,12 @@ def test_a_comparison_from_end_to_end(undisturbed):
     assert len(results) == 5
     by_kind = {(result.cell.method, result.cell.kind): result for result in results}
     base, lora = by_kind["full", "base"].report, by_kind["lora", "method"].report
-    assert base["metrics"]["after"] is None
-    assert lora["metrics"]["before"] is None
-    assert lora["general_loss"] != base["general_loss"]
-    assert len(lora["loss_history"]) == 3
-    for peak in (*lora["peak_memory_bytes"].values(), base["peak_memory_bytes"]["eval"]):
-        assert peak > lora["memory_before_model_bytes"] * 0.5
+    assert base.metrics.after is None
+    assert lora.metrics.before is None
+    assert lora.general_loss != base.general_loss
+    assert len(lora.loss_history) == 3
+    for peak in (lora.peak_memory_bytes.train, lora.peak_memory_bytes.eval, base.peak_memory_bytes.eval):
+        assert peak > lora.memory_before_model_bytes * 0.5
     lines = quality(folder)
     assert [line["method"] for line in lines] == ["base", "lora", "prefix_tuning", "prefix_tuning"]
     assert lines[1]["seeds"] == "42 43"
@@ -295,15 +295,23 @@ def test_trials_choose_the_rate_and_earlier_runs_are_kept(saved_models, data, tm
     flags = ["--tune", "learning_rate", "--tune_factors", "1", "3", "--jobs", "2", "--save_adapters"]
     assert main(["compare", "--output_dir", str(tmp_path / "out"), "--config", str(config), *flags]) == 0
     results = read_results(tmp_path / "out")
-    trials = {r.report["learning_rate"]: r.report["metrics"]["after"] for r in results if r.cell.kind == "trial"}
+    trials = {r.report.learning_rate: r.report.metrics.after for r in results if r.cell.kind == "trial"}
     (run,) = [result for result in results if result.cell.kind == "method"]
     best = max(trials, key=lambda rate: (trials[rate]["rougeL"], -trials[rate]["loss"]))
-    assert run.report["learning_rate"] == best
-    assert run.report["learning_rate_source"].startswith("tuned: best of 2 by rougeL on the validation split")
-    assert "6 steps" in run.report["learning_rate_source"]
+    assert run.report.learning_rate == best
+    assert run.report.learning_rate_source == "tuned"
+    tuning = run.report.tuning
+    assert run.cell.tuning == tuning
+    assert (tuning.metric, tuning.n_trials, tuning.train_steps) == ("rougeL", 2, 6)
+    assert {trial.learning_rate: trial.score for trial in tuning.trials} == {
+        rate: scores["rougeL"] for rate, scores in trials.items()
+    }
+    assert all(trial.train_steps == 3 and trial.train_seconds > 0 for trial in tuning.trials)
     (adapter,) = (tmp_path / "out" / "cells").glob("*/adapter_model.safetensors")
     assert "trial" not in adapter.parent.name
-    assert (tmp_path / "out" / "table.md").read_text().count("tuned: best of 2") == 1
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.count("tuned: best of 2 by rougeL on the validation split") == 1
+    assert "6 steps" in table
 
     before = (tmp_path / "out" / "results.jsonl").read_text()
     capsys.readouterr()
