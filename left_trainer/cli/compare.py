@@ -133,7 +133,7 @@ def _read_config(options: argparse.Namespace) -> None:
     except yaml.YAMLError as error:
         raise ValueError(f"config={options.config!r} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"config={options.config!r} holds no mapping. Write lines such as `seeds: 3`.")
+        raise ValueError(f"config={options.config!r} must contain a mapping. Write lines such as `seeds: 3`.")
     for name, value in content.items():
         if name in ("config", "arguments") or not hasattr(options, name):
             options.arguments[name] = value
@@ -148,7 +148,7 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
     options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
     options.jobs = options.jobs or 1
     if options.jobs < 1:
-        raise ValueError(f"jobs={options.jobs} is no number of runs at a time. Pass 1 or more.")
+        raise ValueError(f"jobs={options.jobs} must be at least 1.")
     given: dict[str, Any] = {
         name: getattr(options, name)
         for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters")

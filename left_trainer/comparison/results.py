@@ -128,8 +128,8 @@ def merge(folders: Sequence[Path]) -> list[Result]:
         earlier, where = merged.setdefault(key, (result, folder))
         if result.report != earlier.report and result.cell.kind != BASE:
             raise ValueError(
-                f"{result.cell.name} is in {str(where)!r} and, with other figures, in {str(folder)!r}, both from the "
-                "same machine. Leave one of the two folders out."
+                f"{result.cell.name} was measured twice on the same machine, with different figures in {str(where)!r} "
+                f"and {str(folder)!r}. Leave out one of the two folders."
             )
     return [result for result, _ in merged.values()]
 
@@ -137,7 +137,7 @@ def merge(folders: Sequence[Path]) -> list[Result]:
 def check_comparable(cells: Iterable[Cell]) -> None:
     """Raise `ValueError` unless all cells are of one model and, for each task, of the same data and settings."""
     cells = list(cells)
-    _check_same(cells, MODEL, "This is about")
+    _check_same(cells, MODEL, "The runs have")
     for task in dict.fromkeys(cell.task for cell in cells):
         _check_same([cell for cell in cells if cell.task == task], DATA, f"The task {task} has")
 
@@ -147,9 +147,9 @@ def _check_same(cells: Sequence[Cell], conditions: Mapping[str, str], subject: s
         values = list(dict.fromkeys(cell.conditions[key] for cell in cells))
         if len(values) > 1:
             raise ValueError(
-                f"{subject} different {title}: {_shorten(values[0])} and {_shorten(values[1])}. Such scores do not "
-                "belong in one table. Compare them in folders of their own, --output_dir; to have them side by side "
-                "nevertheless, pass the folders to `left-trainer report --allow_mixed`."
+                f"{subject} different {title}: {_shorten(values[0])} and {_shorten(values[1])}. The scores would not "
+                "be comparable. Use a separate --output_dir for each, or put them side by side on purpose: "
+                "`left-trainer report DIR DIR --allow_mixed`."
             )
 
 

@@ -300,7 +300,7 @@ def test_the_same_run_counts_once_and_two_measurements_of_it_are_refused(tmp_pat
         (tmp_path / name).mkdir()
         write_results([make_result(rouge=rouge)], tmp_path / name)
     assert len(merge([tmp_path / "a", tmp_path / "copy"])) == 1
-    with pytest.raises(ValueError, match="with other figures"):
+    with pytest.raises(ValueError, match="measured twice on the same machine"):
         merge([tmp_path / "a", tmp_path / "other"])
 
 
@@ -324,7 +324,7 @@ def test_bad_folders_are_refused(tmp_path, capsys):
         ([str(tmp_path / "none")], "has no results.jsonl"),
         ([str(tmp_path / "broken")], "Line 1 of"),
         ([full, more], "--output_dir DIR"),
-        ([full, "--output_dir", more], "not among the folders"),
+        ([full, "--output_dir", more], "is not among the folders"),
     ):
         with pytest.raises(SystemExit) as exit_info:
             main(["report", *arguments])
