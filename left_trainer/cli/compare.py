@@ -131,7 +131,7 @@ def _read_config(options: argparse.Namespace) -> None:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"config={options.config!r} is not YAML: {error}") from error
+        raise ValueError(f"config={options.config!r} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"config={options.config!r} must contain a mapping. Write lines such as `seeds: 3`.")
     for name, value in content.items():
@@ -146,9 +146,9 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
     from left_trainer.comparison.grid import GridOptions
 
     options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
-    options.jobs = options.jobs or 1
-    if options.jobs < 1:
-        raise ValueError(f"jobs={options.jobs} must be at least 1.")
+    options.jobs = 1 if options.jobs is None else options.jobs
+    if not isinstance(options.jobs, int) or options.jobs < 1:
+        raise ValueError(f"jobs={options.jobs!r} must be an integer of at least 1.")
     given: dict[str, Any] = {
         name: getattr(options, name)
         for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters")

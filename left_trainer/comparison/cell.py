@@ -60,7 +60,7 @@ class Cell:
             and scores it on the validation split.
         task: Name of the task.
         arguments: Those of `left-trainer train` that are not at their defaults, without `output_dir`.
-        conditions: What it is measured on, which has to be equal for scores to be comparable, see `grid.conditions`.
+        conditions: What it is measured on, which has to be equal for scores to be comparable, see `conditions.py`.
         general_text_file: Held-out text; by default generated.
         tuning: The trials that the learning rate was chosen from; not part of what identifies the cell.
         save_adapter: Keep what was trained.

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
-
 from left_trainer.comparison.cell import Cell, Kind
+from left_trainer.comparison.conditions import conditions, data_sha256
 from left_trainer.comparison.flags import DECIDED, flags_of, parse_flags
 from left_trainer.comparison.general_text import general_rows
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.loading import load_task_data
-from left_trainer.embedded import MODEL_NAMES
 from left_trainer.methods import get_method, list_methods
 from left_trainer.methods.apply import build_config, check_patterns
 from left_trainer.models import build_skeleton
-from left_trainer.runs.fine_tuning import with_task_settings
 from left_trainer.tasks import get_task
 from left_trainer.trainer.checks import Request, check_model_and_method
 from left_trainer.trainer.preparation import choose_learning_rate
@@ -136,54 +132,23 @@ def check_cell(cell: Cell, output_dir: Path) -> None:
             check_patterns(skeleton, planned)
 
 
-def conditions(cell: Cell, data: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
-    """What a cell is measured on, the same on every machine: model, data, prompt, generation settings.
-
-    Args:
-        cell: The cell, with conditions that are not read.
-        data: `data_sha256` of its task.
-        output_dir: Of the comparison.
-    """
-    model_args, data_args, args = cell.parse(output_dir)
-    task = get_task(cell.task)
-    args = with_task_settings(task, args)
-    return {
-        "base_model": model_title(model_args.source(args).base_name),
-        "prompt": data_args.prompt or task.prompt,
-        "max_new_tokens": args.generation_max_length,
-        "num_beams": args.generation_num_beams,
-        **data,
-    }
-
-
-def model_title(name_or_path: str) -> str:
-    """What a model is called on every machine: its hub name, `embedded/t5`, or the last part of a path."""
-    embedded = {path: name for name, path in MODEL_NAMES.items()}
-    path = Path(name_or_path)
-    return embedded.get(name_or_path) or (path.resolve().name if path.exists() else name_or_path)
-
-
-def data_sha256(data: DatasetDict) -> str:
-    """Of the texts of all splits: the same on every machine, wherever the files lie."""
-    digest = hashlib.sha256()
-    for split in sorted(data):
-        for column in ("source", "target"):
-            for text in data[split][column]:
-                digest.update(text.encode())
-                digest.update(b"\0")
-    return digest.hexdigest()
-
-
 def _check(options: GridOptions) -> None:
-    if options.seeds < 1:
-        raise ValueError(f"seeds={options.seeds} must be at least 1.")
+    if not isinstance(options.seeds, int) or options.seeds < 1:
+        raise ValueError(f"seeds={options.seeds!r} must be an integer of at least 1.")
     if options.tune is not None and options.tune not in TUNABLE:
         raise ValueError(f"tune={options.tune!r} is not supported. Allowed: {', '.join(TUNABLE)}.")
-    if options.tune and (not options.tune_factors or min(options.tune_factors) <= 0):
-        raise ValueError(f"tune_factors={list(options.tune_factors)} must be positive numbers, for example 0.3 1 3.")
+    if options.tune and not _are_positive(options.tune_factors):
+        raise ValueError(f"tune_factors={options.tune_factors!r} must be positive numbers, for example 0.3 1 3.")
     for what, entries in (("methods", options.methods), ("tasks", options.tasks)):
         if not entries:
             raise ValueError(f"{what} is empty. Pass at least one, for example --{what} {DEFAULTS_OF[what]}.")
+
+
+def _are_positive(values: Any) -> bool:
+    """Whether these are numbers; from YAML anything may come."""
+    if not isinstance(values, list | tuple):
+        return False
+    return bool(values) and all(isinstance(value, (int, float)) and value > 0 for value in values)
 
 
 def _entry(entry: str | Mapping[str, Any], key: str) -> Entry:
@@ -293,4 +258,5 @@ def _titles(plan: Plan) -> str:
 def _check_distinct(what: str, titles: Sequence[str]) -> None:
     twice = next((title for title in titles if titles.count(title) > 1), None)
     if twice:
-        raise ValueError(f"{twice} is listed twice in {what}. List it once, or a method again with other options.")
+        hint = "List each method once, or with different options" if what == "methods" else "List each task once"
+        raise ValueError(f"{twice} is listed twice in {what}. {hint}.")

@@ -74,7 +74,7 @@ def read_failure(folder: Path) -> str:
     try:
         return from_json(_FailureFile, read_json(path)).reason
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not the failure of a run: {error}") from error
+        raise ValueError(f"{str(path)!r} does not say why a run failed: {error}") from error
 
 
 def read_cells(output_dir: Path) -> dict[str, Result]:

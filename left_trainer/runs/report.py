@@ -79,18 +79,15 @@ def build_report(
 
     Args:
         trainer: After `train()` and `save_model()`.
-        task: The task.
-        before: Metrics of the untrained model on the test split, with any prefix; `None` where it was not scored.
-        after: Those of the trained model; the same.
+        task: What it was trained for.
+        before, after: Metrics on the test split, with any prefix; `None` for a model that was not scored.
         prompt: Template used instead of the task's.
         samples: As `collect_samples` returns them.
     """
     args, state = trainer.args, trainer.state
     count = count_parameters(unwrapped(trainer.model))
-    rate_source = trainer.learning_rate_source
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    steps_per_second = _steps_per_second(trainer)
-    target_tokens = target_tokens_per_row(trainer.train_dataset)
+    steps_per_second, target_tokens = _steps_per_second(trainer), target_tokens_per_row(trainer.train_dataset)
     return TrainingReport(
         method=trainer.method.name if trainer.method else count.method,
         peft_kwargs=args.peft_options,
@@ -103,13 +100,13 @@ def build_report(
         matched_modules=tuple(count.matched_modules),
         metrics=Metrics(_scores(before), _scores(after)),
         learning_rate=args.learning_rate,
-        learning_rate_source=rate_source,
-        learning_rate_factor=trainer.source.learning_rate_factor if rate_source == "scaled_default" else 1.0,
+        learning_rate_source=trainer.learning_rate_source,
+        learning_rate_factor=_learning_rate_factor(trainer),
         train_steps=state.global_step,
         train_batch_size=batch_size,
         train_steps_per_second=steps_per_second,
         train_samples_per_second=_times(steps_per_second, batch_size),
-        train_target_tokens_per_second=_times(steps_per_second, batch_size, target_tokens or None),
+        train_target_tokens_per_second=_times(steps_per_second, batch_size, target_tokens),
         generation_samples_per_second=trainer.generation_speed.rows_per_second,
         peak_memory_bytes=_peak_memory(trainer),
         fast_paths={name: FastPathUse(path.ran, dict(path.fell_back)) for name, path in trainer.fast_paths.items()},
@@ -135,6 +132,11 @@ def write_report(trainer: LeftTrainer, report: TrainingReport) -> Path:
     card = folder / "README.md"
     card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{results_section(report)}", encoding="utf-8")
     return report.write(folder)
+
+
+def _learning_rate_factor(trainer: LeftTrainer) -> float:
+    """What the default was multiplied by; 1 for a learning rate that is no default."""
+    return trainer.source.learning_rate_factor if trainer.learning_rate_source == "scaled_default" else 1.0
 
 
 def _steps_per_second(trainer: LeftTrainer) -> float | None:
