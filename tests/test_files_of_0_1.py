@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from left_trainer import LeftTrainer, LeftTrainingArguments
 from left_trainer.cli.main import main
+from left_trainer.comparison.cell import Cell
 from left_trainer.comparison.results import read_cells, read_results
 from left_trainer.comparison.runner import Runner
 from left_trainer.runs.training_report import TrainingReport
@@ -137,6 +138,19 @@ def test_every_result_of_a_comparison_loads_with_its_name():
             for name in ("learning_rate_source", "learning_rate_factor", "tuning"):
                 report.pop(name, None)
         assert new == old
+
+
+def test_a_cell_of_a_later_version_is_refused(tmp_path):
+    cell = json.loads((FILES / "compared" / "cells" / "summarization-lora-seed42-68e6c198" / "cell.json").read_text())
+    for changes, message in (
+        ({"optimizer": "x"}, "'optimizer' is not known. A newer version wrote it"),
+        ({"kind": "test"}, "'kind' must be one of base, method, trial, got 'test'"),
+    ):
+        (tmp_path / "cell.json").write_text(json.dumps({**cell, **changes}))
+        with pytest.raises(ValueError, match=message):
+            Cell.read(tmp_path)
+    (tmp_path / "cell.json").write_text(json.dumps({**cell, "learning_rate_source": 5}))
+    assert Cell.read(tmp_path).tuning is None
 
 
 def test_a_comparison_is_resumed_and_not_run_again(folder, monkeypatch, capsys):

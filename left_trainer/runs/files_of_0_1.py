@@ -30,9 +30,9 @@ def upgrade_learning_rate_source(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, **fields}
 
 
-def upgrade_tuning(text: str | None) -> TuningResult | None:
-    """The tuning that a sentence of 0.1 describes; `None` for any other text."""
-    tuned = TUNED.fullmatch(text or "")
+def upgrade_tuning(text: Any) -> TuningResult | None:
+    """The tuning that a sentence of 0.1 describes; `None` for anything else."""
+    tuned = TUNED.fullmatch(str(text))
     if tuned is None:
         return None
     trials = [trial.split(": ") for trial in tuned["trials"].split(", ")]

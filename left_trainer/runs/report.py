@@ -31,6 +31,7 @@ from left_trainer.runs.training_report import (
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.trainer.model_card import package_versions
+from left_trainer.training_args import LeftTrainingArguments
 
 __all__ = [
     "REPORT_FILE",
@@ -80,14 +81,13 @@ def build_report(
     Args:
         trainer: After `train()` and `save_model()`.
         task: What it was trained for.
-        before, after: Metrics on the test split, with any prefix; `None` for a model that was not scored.
+        before: Metrics of the untrained model, with any prefix; `None` where it was not scored.
+        after: Those of the trained model; the same.
         prompt: Template used instead of the task's.
         samples: As `collect_samples` returns them.
     """
-    args, state = trainer.args, trainer.state
-    count = count_parameters(unwrapped(trainer.model))
-    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    steps_per_second, target_tokens = _steps_per_second(trainer), target_tokens_per_row(trainer.train_dataset)
+    args, state, count = trainer.args, trainer.state, count_parameters(unwrapped(trainer.model))
+    batch_size, speed = _rows_per_step(args), _steps_per_second(trainer)
     return TrainingReport(
         method=trainer.method.name if trainer.method else count.method,
         peft_kwargs=args.peft_options,
@@ -104,9 +104,9 @@ def build_report(
         learning_rate_factor=_learning_rate_factor(trainer),
         train_steps=state.global_step,
         train_batch_size=batch_size,
-        train_steps_per_second=steps_per_second,
-        train_samples_per_second=_times(steps_per_second, batch_size),
-        train_target_tokens_per_second=_times(steps_per_second, batch_size, target_tokens),
+        train_steps_per_second=speed,
+        train_samples_per_second=_times(speed, batch_size),
+        train_target_tokens_per_second=_times(speed, batch_size, target_tokens_per_row(trainer.train_dataset)),
         generation_samples_per_second=trainer.generation_speed.rows_per_second,
         peak_memory_bytes=_peak_memory(trainer),
         fast_paths={name: FastPathUse(path.ran, dict(path.fell_back)) for name, path in trainer.fast_paths.items()},
@@ -132,6 +132,10 @@ def write_report(trainer: LeftTrainer, report: TrainingReport) -> Path:
     card = folder / "README.md"
     card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{results_section(report)}", encoding="utf-8")
     return report.write(folder)
+
+
+def _rows_per_step(args: LeftTrainingArguments) -> int:
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def _learning_rate_factor(trainer: LeftTrainer) -> float:
