@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import runpy
 import shutil
@@ -13,6 +14,11 @@ from datasets import Dataset
 
 from left_trainer import LeftTrainer, LeftTrainingArguments
 from left_trainer.cli.main import main
+from left_trainer.comparison.cell import Cell
+from left_trainer.comparison.results import read_cells, read_results
+from left_trainer.comparison.runner import Runner
+from left_trainer.runs.training_report import TrainingReport
+from left_trainer.runs.tuning import Trial, TuningResult
 from log_history import losses
 from tiny import tiny_rows
 
@@ -95,3 +101,63 @@ def test_a_comparison_becomes_the_same_table(folder, capsys):
     assert "| p_tuning | 44.7 |" in table
     assert "summarization/lora: tuned: best of 2 by rougeL on the validation split" in table
     assert "untrained" not in printed
+    tuned = "tuned: best of 2 by rougeL on the validation split"
+    for method, trials in (("lora", "0.0006: 31.1, 0.0018: 31.9"), ("p_tuning", "0.03: 33.1, 0.09: 49.8")):
+        assert f"- summarization/{method}: {tuned} ({trials}), 8 steps, 1 s of training\n" in table
+    with (folder / "again" / "table.csv").open() as file:
+        assert [row["learning_rate_source"] for row in csv.DictReader(file)] == ["", "tuned", "tuned"]
+    # What is written now is read now, and says the same.
+    assert main(["report", str(folder / "again"), "--output_dir", str(folder / "third")]) == 0
+    for name in ("table.csv", "results.jsonl"):
+        assert (folder / "third" / name).read_text() == (folder / "again" / name).read_text()
+
+
+def test_a_report_loads():
+    content = json.loads((FILES / "trained" / "training_report.json").read_text())
+    report = TrainingReport.read(FILES / "trained")
+    assert (report.learning_rate_source, report.learning_rate_factor) == ("scaled_default", 3.0)
+    assert report.tuning is None
+    written = report.to_json()
+    assert written.pop("learning_rate_factor") == 3.0
+    assert written == {**content, "learning_rate_source": "scaled_default"}
+
+
+def test_every_result_of_a_comparison_loads_with_its_name():
+    results = read_results(FILES / "compared")
+    cells = read_cells(FILES / "compared")
+    assert {result.cell.name for result in results} == set(cells)
+    assert len(cells) == 7
+    assert all(cells[result.cell.name] == result for result in results)
+    lora = cells["summarization-lora-seed42-68e6c198"]
+    assert lora.cell.tuning == lora.report.tuning
+    assert lora.report.tuning == TuningResult("rougeL", 2, (Trial(6e-4, 31.1), Trial(1.8e-3, 31.9)), 8, 1.0)
+    lines = (FILES / "compared" / "results.jsonl").read_text().splitlines()
+    for result, line in zip(results, lines, strict=True):
+        old, new = json.loads(line)["report"], result.report.to_json()
+        for report in (old, new):
+            for name in ("learning_rate_source", "learning_rate_factor", "tuning"):
+                report.pop(name, None)
+        assert new == old
+
+
+def test_a_cell_of_a_later_version_is_refused(tmp_path):
+    cell = json.loads((FILES / "compared" / "cells" / "summarization-lora-seed42-68e6c198" / "cell.json").read_text())
+    for changes, message in (
+        ({"optimizer": "x"}, "'optimizer' is not known. A newer version wrote it"),
+        ({"kind": "test"}, "'kind' must be one of base, method, trial, got 'test'"),
+    ):
+        (tmp_path / "cell.json").write_text(json.dumps({**cell, **changes}))
+        with pytest.raises(ValueError, match=message):
+            Cell.read(tmp_path)
+    (tmp_path / "cell.json").write_text(json.dumps({**cell, "learning_rate_source": 5}))
+    assert Cell.read(tmp_path).tuning is None
+
+
+def test_a_comparison_is_resumed_and_not_run_again(folder, monkeypatch, capsys):
+    monkeypatch.setattr(Runner, "_run_cell", lambda self, cell: pytest.fail(f"{cell.name} was run again"))
+    small = ["--max_train_samples", "32", "--max_eval_samples", "4", "--per_device_train_batch_size", "8"]
+    flags = ["--methods", "lora,p_tuning", "--tasks", "summarization", "--tune", "learning_rate"]
+    flags += ["--tune_factors", "1", "3", "--output_dir", str(folder / "compared")]
+    assert main(["compare", *flags, *small]) == 0
+    assert "7 runs, 7 results in" in capsys.readouterr().out
+    assert "tuned: best of 2 by rougeL" in (folder / "compared" / "table.md").read_text()

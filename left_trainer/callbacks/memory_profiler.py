@@ -12,7 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from left_trainer.callbacks.logging import LoggingCallback
 from left_trainer.callbacks.memory_counters import MemoryCounter, memory_counter
-from left_trainer.callbacks.memory_timeline import draw_timeline
+from left_trainer.callbacks.memory_phases import PhaseMemory, draw_phases
 from left_trainer.callbacks.tables import format_bytes, format_table
 
 
@@ -43,6 +43,7 @@ class MemorySummary:
     activations_bytes: int
     train_peak_bytes: int | None
     eval_peak_bytes: int | None
+    phases: tuple[PhaseMemory, ...] = ()
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
@@ -94,10 +95,12 @@ class MemoryProfilerCallback(LoggingCallback):
     | `memory/eval_peak_bytes` | most in use during evaluations so far; absent before the first |
 
     Of several steps between two log entries the highest figures are logged. At the end of training a table is printed
-    and the timeline is drawn. `callback.summary` and `callback.steps` hold the figures.
+    and a picture is drawn: a bar for the peak of each phase, forward and backward pass, optimizer update and, where
+    there was one, evaluation, split into what held the memory. `callback.summary` and `callback.steps` hold the
+    figures.
 
     Args:
-        plot: Path of the PNG timeline; by default `memory.png` in `args.output_dir`. `False` draws none.
+        plot: Path of the picture, a PNG file; by default `memory.png` in `args.output_dir`. `False` draws none.
         print_table: Print the table at the end of training.
         snapshot: On CUDA, write `memory_snapshot.pickle` of the first `snapshot_steps` steps, for PyTorch's memory
             viewer (https://pytorch.org/memory_viz).
@@ -122,6 +125,7 @@ class MemoryProfilerCallback(LoggingCallback):
         self._counter: MemoryCounter | None = None
         self._device = torch.device("cpu")
         self._eval_peak: int | None = None
+        self._eval_parts = ("evaluation", 0, 0)
         self._baseline = self._frozen = self._trainable = 0
         self._forward_backward = (0, 0, 0)
 
@@ -143,7 +147,7 @@ class MemoryProfilerCallback(LoggingCallback):
         if self.snapshot and args.device.type != "cuda":
             raise ValueError(
                 f"MemoryProfilerCallback(snapshot=True) needs CUDA and the training runs on {args.device.type}. "
-                "Remove snapshot=True; the table and the timeline work on every device."
+                "Remove snapshot=True; the table and the picture work on every device."
             )
         counter = self._start(args)
         self.steps = []
@@ -208,11 +212,21 @@ class MemoryProfilerCallback(LoggingCallback):
         self._start(args).reset_peak()
 
     def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         """One evaluation batch has ended."""
         counter = self._start(args)
-        self._eval_peak = max(self._eval_peak or 0, counter.peak())
+        peak = counter.peak()
+        if self._eval_peak is None or peak > self._eval_peak:
+            name = "evaluation, generation" if getattr(args, "predict_with_generate", False) else "evaluation"
+            self._eval_parts = (name, gradient_bytes(model), optimizer_state_bytes(optimizer))
+            self._eval_peak = peak
         self.metrics["memory/eval_peak_bytes"] = self._eval_peak
         counter.reset_peak()
 
@@ -236,7 +250,7 @@ class MemoryProfilerCallback(LoggingCallback):
                 print(format_summary(self.summary))
             if self.plot is not False and self.steps:
                 path = Path(args.output_dir) / "memory.png" if self.plot is True else Path(self.plot)
-                draw_timeline(self.steps, self.summary, path)
+                draw_phases(self.summary.phases, self.summary.device, self.summary.baseline_bytes, path)
 
     def reset_eval_peak(self) -> None:
         """Forget what evaluations needed so far."""
@@ -262,7 +276,31 @@ class MemoryProfilerCallback(LoggingCallback):
             activations_bytes=max((step.activations_bytes for step in self.steps), default=0),
             train_peak_bytes=max(peaks, default=None),
             eval_peak_bytes=self._eval_peak,
+            phases=self._phases(),
         )
+
+    def _phases(self) -> tuple[PhaseMemory, ...]:
+        """The peak of each phase that ran; none without a training, which tells what is held all the time."""
+        if not self.steps:
+            return ()
+        pass_ = max(self.steps, key=lambda step: step.forward_backward_peak_bytes)
+        # The optimizer's state is made in the first update: it was not there during the first forward pass.
+        state = 0 if pass_ is self.steps[0] else pass_.optimizer_state_bytes
+        update = max(self.steps, key=lambda step: step.optimizer_peak_bytes)
+        phases = [
+            self._phase("forward, backward", pass_.forward_backward_peak_bytes, pass_.gradients_bytes, state),
+            self._phase(
+                "optimizer update", update.optimizer_peak_bytes, update.gradients_bytes, update.optimizer_state_bytes
+            ),
+        ]
+        if self._eval_peak is not None:
+            name, gradients, state = self._eval_parts
+            phases.append(self._phase(name, self._eval_peak, gradients, state))
+        return tuple(phases)
+
+    def _phase(self, name: str, peak: int, gradients: int, optimizer_state: int) -> PhaseMemory:
+        known = self._baseline + self._frozen + self._trainable + gradients + optimizer_state
+        return PhaseMemory(name, self._frozen, self._trainable, gradients, optimizer_state, max(peak - known, 0))
 
     def _write_snapshot(self, args: TrainingArguments) -> None:
         torch.cuda.memory._dump_snapshot(str(Path(args.output_dir) / "memory_snapshot.pickle"))

@@ -14,6 +14,7 @@ from left_trainer.cli.errors import user_errors
 if TYPE_CHECKING:
     from left_trainer.comparison.grid import Grid, GridOptions
     from left_trainer.comparison.results import Result
+    from left_trainer.comparison.rows import Summary
 
 DESCRIPTION = """Fine-tune one model with several methods on several tasks, each run in a process of its own, and show
 parameters, memory, speed and quality side by side: results.jsonl, table.md, table.csv, table.tex, plots and
@@ -130,9 +131,9 @@ def _read_config(options: argparse.Namespace) -> None:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"config={options.config!r} is not YAML: {error}") from error
+        raise ValueError(f"config={options.config!r} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"config={options.config!r} holds no mapping. Write lines such as `seeds: 3`.")
+        raise ValueError(f"config={options.config!r} must contain a mapping. Write lines such as `seeds: 3`.")
     for name, value in content.items():
         if name in ("config", "arguments") or not hasattr(options, name):
             options.arguments[name] = value
@@ -145,9 +146,9 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
     from left_trainer.comparison.grid import GridOptions
 
     options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
-    options.jobs = options.jobs or 1
-    if options.jobs < 1:
-        raise ValueError(f"jobs={options.jobs} is no number of runs at a time. Pass 1 or more.")
+    options.jobs = 1 if options.jobs is None else options.jobs
+    if not isinstance(options.jobs, int) or options.jobs < 1:
+        raise ValueError(f"jobs={options.jobs!r} must be an integer of at least 1.")
     given: dict[str, Any] = {
         name: getattr(options, name)
         for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters")
@@ -177,7 +178,7 @@ def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argp
 
     results = dict(earlier)
 
-    def write(plots: bool) -> dict[str, Any]:
+    def write(plots: bool) -> Summary:
         return write_outputs(list(results.values()), output_dir, options.title or "", command, plots)
 
     print(f"{len(grid.cells)} runs, {len(earlier)} results in {output_dir} already.")
@@ -199,7 +200,7 @@ def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argp
         return 130
     summary = write(plots=True)
     print(terminal(summary, output_dir))
-    return 1 if summary["failures"] else 0
+    return 1 if summary.failures else 0
 
 
 def _line(result: Result) -> str:
@@ -212,7 +213,9 @@ def _line(result: Result) -> str:
     if result.report is None:
         return f"{what}: failed. {result.failure}"
     metric = get_task(cell.task).main_metric
-    scores = result.report["metrics"]["before" if cell.kind == "base" else "after"]
-    rate = f" at learning rate {result.report['learning_rate']:g}" if cell.kind == "trial" else ""
-    split = " of the validation split" if cell.kind == "trial" else ""
-    return f"{what}{rate}: {metric}{split} {scores[metric]:.1f}"
+    metrics = result.report.metrics
+    score = ((metrics.before if cell.kind == "base" else metrics.after) or {}).get(metric)
+    shown = "not a number" if score is None else f"{score:.1f}"
+    if cell.kind == "trial":
+        return f"{what} at learning rate {result.report.learning_rate:g}: {metric} of the validation split {shown}"
+    return f"{what}: {metric} {shown}"

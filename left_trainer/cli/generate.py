@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,20 +43,21 @@ def main(argv: list[str]) -> int:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
     return value
 
 
 def _trained_prompt(folder: Path) -> str:
     if not folder.is_dir():
         raise FileNotFoundError(f"--adapter {str(folder)!r} does not exist. Pass the output_dir of a training.")
-    report = folder / "training_report.json"
-    if not report.is_file():
+    from left_trainer.runs.training_report import REPORT_FILE, TrainingReport
+
+    if not (folder / REPORT_FILE).is_file():
         raise FileNotFoundError(
-            f"--adapter {str(folder)!r} has no training_report.json to take the prompt from. Pass --prompt, for "
-            "example --prompt '{source}'."
+            f"--adapter {str(folder)!r} has no {REPORT_FILE} to take the prompt from. Pass --prompt, for example "
+            "--prompt '{source}'."
         )
-    return str(json.loads(report.read_text(encoding="utf-8"))["prompt"])
+    return TrainingReport.read(folder).prompt
 
 
 def _read_lines(input_file: str | None) -> list[str]:

@@ -41,12 +41,12 @@ def main(argv: list[str]) -> int:
     with user_errors():
         folders = [Path(folder) for folder in options.folders]
         if options.output_dir is None and len(folders) > 1:
-            raise ValueError("Several folders are merged into a new one. Name it with --output_dir DIR.")
+            raise ValueError("Several folders are merged into a new one. Pass it as --output_dir DIR.")
         output_dir = Path(options.output_dir or folders[0])
         if output_dir not in folders and (output_dir / "results.jsonl").exists():
             raise FileExistsError(
-                f"output_dir={str(output_dir)!r} holds results that are not among the folders to merge. Pass it as one "
-                "of them, or choose another."
+                f"output_dir={str(output_dir)!r} has a results.jsonl already and is not among the folders to merge. "
+                "Pass it as one of them, or choose another."
             )
         results = merge(folders)
         if not options.allow_mixed:

@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,14 +27,19 @@ from left_trainer.callbacks.memory_counters import memory_counter
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.comparison.general_text import general_loss, general_rows
 from left_trainer.data.arguments import DataArguments, ModelArguments
+from left_trainer.runs.files_of_0_1 import upgrade_tuning
 from left_trainer.runs.fine_tuning import TASK_DEFAULTS, set_up
-from left_trainer.runs.report import REPORT_FILE, build_report, collect_samples, write_json
+from left_trainer.runs.json_records import from_json, read_json, write_json
+from left_trainer.runs.report import TrainingReport, build_report, collect_samples
+from left_trainer.runs.tuning import TuningResult
 from left_trainer.tasks import get_task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.training_args import LeftTrainingArguments
 
 EXIT_WITH_PARENT = "--exit_with_parent"
 CELL_FILE, FAILURE_FILE = "cell.json", "failure.json"
+LEARNING_RATE_SOURCE_OF_0_1 = "learning_rate_source"
+BASE = "base"
 N_SAMPLES = 8
 # Nothing but steps happens between the first step and the last; scores come from the trained model.
 CELL_DEFAULTS: dict[str, Any] = {
@@ -55,9 +60,9 @@ class Cell:
             and scores it on the validation split.
         task: Name of the task.
         arguments: Those of `left-trainer train` that are not at their defaults, without `output_dir`.
-        conditions: What it is measured on, which has to be equal for scores to be comparable, see `grid.conditions`.
+        conditions: What it is measured on, which has to be equal for scores to be comparable, see `conditions.py`.
         general_text_file: Held-out text; by default generated.
-        learning_rate_source: Where a tuned rate comes from; not part of what identifies the cell.
+        tuning: The trials that the learning rate was chosen from; not part of what identifies the cell.
         save_adapter: Keep what was trained.
     """
 
@@ -66,15 +71,16 @@ class Cell:
     arguments: Mapping[str, Any]
     conditions: Mapping[str, Any]
     general_text_file: str | None = None
-    learning_rate_source: str | None = None
+    tuning: TuningResult | None = None
     save_adapter: bool = False
 
     @property
     def name(self) -> str:
         """A folder's name that tells people what this is, and that no other cell has."""
-        content = {key: value for key, value in asdict(self).items() if key not in ("learning_rate_source",)}
+        # All fields as version 0.1 had them: a new one would give every cell a new name, and run it again.
+        content = {key: value for key, value in asdict(self).items() if key != "tuning"}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-        label = "base" if self.kind == "base" else self.method
+        label = BASE if self.kind == BASE else self.method
         parts = [self.task, label, *(["trial"] if self.kind == "trial" else []), f"seed{self.seed}", digest]
         return "-".join(parts)
 
@@ -94,14 +100,35 @@ class Cell:
         return model_args, data_args, args
 
     def write(self, folder: Path) -> None:
-        write_json(folder / CELL_FILE, asdict(self))
+        """Write `cell.json` into `folder`, whole."""
+        write_json(folder / CELL_FILE, self)
 
     @classmethod
     def read(cls, folder: Path) -> Cell:
-        return cls(**json.loads((folder / CELL_FILE).read_text(encoding="utf-8")))
+        """The cell in `folder`. Raises `ValueError` where the file is not a cell; the message names file and field."""
+        path = folder / CELL_FILE
+        try:
+            return cls.from_json(read_json(path))
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} is not a cell of a comparison: {error}") from error
+
+    @classmethod
+    def from_json(cls, content: Any) -> Cell:
+        """From JSON values, those of version 0.1 included.
+
+        Raises:
+            ValueError: A field is missing, has another type or is not known. An unknown field is not ignored, as it
+                may be part of what identifies the cell.
+        """
+        cell = from_json(cls, content)
+        known = (*(field.name for field in fields(cls)), LEARNING_RATE_SOURCE_OF_0_1)
+        unknown = next((key for key in content if key not in known), None)
+        if unknown:
+            raise ValueError(f"the field {unknown!r} is not known. A newer version wrote it: update left_trainer.")
+        return cell if cell.tuning else replace(cell, tuning=upgrade_tuning(content.get(LEARNING_RATE_SOURCE_OF_0_1)))
 
 
-def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
+def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     """Train and score, or score alone. Returns the report, with what only a comparison asks for."""
     model_args, data_args, args = cell.parse(folder)
     counter = memory_counter(args.device)
@@ -109,26 +136,32 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     counter.close()
     run = set_up(get_task(cell.task), model_args, data_args, args)
     trainer = run.trainer
-    if cell.kind != "base":
+    if cell.kind != BASE:
         trainer.train()
         trainer.save_model()
     release_training_memory(trainer)
     split = "validation" if cell.kind == "trial" else "test"
     predictions = trainer.predict(run.data[split])
-    before, after = (predictions.metrics, None) if cell.kind == "base" else (None, predictions.metrics)
+    before, after = (predictions.metrics, None) if cell.kind == BASE else (None, predictions.metrics)
     texts = {"prediction": predictions.predictions}
     samples = collect_samples(run.data[split], trainer.processing_class, texts, N_SAMPLES)
     report = build_report(trainer, run.task, before, after, run.prompt, samples)
-    if cell.kind == "base":
-        report |= {"method": "base", "trainable_parameters": None, "trainable_percent": None, "learning_rate": None}
-    if cell.learning_rate_source:
-        report["learning_rate_source"] = cell.learning_rate_source
     if not cell.save_adapter:
         remove_weights(folder)
-    extra: dict[str, Any] = {"memory_before_model_bytes": memory_before}
-    if cell.kind != "trial":
-        extra["general_loss"] = general_loss(trainer, general_rows(cell.general_text_file))
-    return report | extra
+    if cell.kind == BASE:
+        report = as_untrained(report)
+    if cell.tuning:
+        report = replace(report, learning_rate_source="tuned", tuning=cell.tuning)
+    return replace(
+        report,
+        memory_before_model_bytes=memory_before,
+        general_loss=None if cell.kind == "trial" else general_loss(trainer, general_rows(cell.general_text_file)),
+    )
+
+
+def as_untrained(report: TrainingReport) -> TrainingReport:
+    """The report of a model that was scored as it is."""
+    return replace(report, method=BASE, trainable_parameters=None, trainable_percent=None, learning_rate=None)
 
 
 def release_training_memory(trainer: LeftTrainer) -> None:
@@ -175,7 +208,7 @@ def main() -> int:
         traceback.print_exc()
         write_json(folder / FAILURE_FILE, {"reason": f"{type(error).__name__}: {error}"})
         return 1
-    write_json(folder / REPORT_FILE, report)
+    report.write(folder)
     return 0
 
 

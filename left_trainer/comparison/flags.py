@@ -28,7 +28,7 @@ def parse_flags(flags: Sequence[str], decided: Sequence[str] = ()) -> dict[str, 
         decided: Names that may not be given here.
 
     Raises:
-        ValueError: One of them is given. A flag that there is not exits with code 2, as `argparse` does.
+        ValueError: One of them is given. An unknown flag exits with code 2, as `argparse` does.
     """
     parser = training_parser()
     parser.prog = "left-trainer compare"
@@ -40,12 +40,12 @@ def parse_flags(flags: Sequence[str], decided: Sequence[str] = ()) -> dict[str, 
     given = vars(parser.parse_args(list(flags)))
     for name in decided:
         if name in given:
-            raise ValueError(f"--{name} is not for a comparison as a whole. Use {DECIDED[name]}.")
+            raise ValueError(f"--{name} cannot be set here. Use {DECIDED[name]}.")
     return given
 
 
 def flags_of(arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments from YAML as flags, so that both are read in the same way (YAML takes 1e-3 for a text)."""
+    """Arguments from YAML as flags, so that both are read in the same way (to YAML, 1e-3 is a string)."""
     flags: list[str] = []
     for name, value in arguments.items():
         if value is None:

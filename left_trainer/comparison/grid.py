@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
-
 from left_trainer.comparison.cell import Cell, Kind
+from left_trainer.comparison.conditions import conditions, data_sha256
 from left_trainer.comparison.flags import DECIDED, flags_of, parse_flags
 from left_trainer.comparison.general_text import general_rows
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.loading import load_task_data
-from left_trainer.embedded import MODEL_NAMES
 from left_trainer.methods import get_method, list_methods
 from left_trainer.methods.apply import build_config, check_patterns
 from left_trainer.models import build_skeleton
-from left_trainer.runs.fine_tuning import with_task_settings
 from left_trainer.tasks import get_task
 from left_trainer.trainer.checks import Request, check_model_and_method
 from left_trainer.trainer.preparation import choose_learning_rate
@@ -59,6 +55,14 @@ class GridOptions:
     tune_factors: Sequence[float] = (1 / 3, 1.0, 3.0)
     general_text_file: str | None = None
     save_adapters: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method or a task by name, with arguments of `left-trainer train` for it alone."""
+
+    name: str
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,28 +104,19 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
     _check(options)
     general_rows(options.general_text_file)
     tasks = [_entry(entry, "task") for entry in options.tasks]
-    methods = [_entry(entry, "peft_method") for entry in options.methods if entry != ALL]
-    _check_names(options, tasks, methods)
-    left_out: dict[str, str] = {}
-    if ALL in options.methods:
-        others = [record.name for record in list_methods() if record.name not in {name for name, _ in methods}]
-        reasons = {name: _unusable(options, name, output_dir) for name in others}
-        left_out = {name: reason for name, reason in reasons.items() if reason is not None}
-        methods += [(name, {}) for name in others if name not in left_out]
-    seeds = range(LeftTrainingArguments.seed, LeftTrainingArguments.seed + options.seeds)
+    named = [_entry(entry, "peft_method") for entry in options.methods if entry != ALL]
+    _check_names(options, tasks, named)
+    left_out = _left_out(options, named, output_dir)
+    methods = [*named, *_others(options, named, left_out)]
+    _check_distinct("tasks", [task.name for task in tasks])
     bases, plans = [], []
-    for task, for_task in tasks:
-        make = functools.partial(_make_cell, options, output_dir, task, _data(options, task, for_task, output_dir))
-        bases.append(make("base", {**for_task, "peft_method": "full", "seed": seeds[0]}))
-        for method, for_method in methods:
-            arguments = {**for_task, **for_method, "peft_method": method}
-            runs = tuple(make("method", {**arguments, "seed": seed}) for seed in seeds)
-            rates = _rates(runs[0], options, output_dir) if options.tune else []
-            trials = (make("trial", {**arguments, "learning_rate": rate, "seed": seeds[0]}) for rate in rates)
-            plans.append(Plan(tuple(trials), runs))
+    for task in tasks:
+        make = functools.partial(_make_cell, options, output_dir, task, _data(options, task, output_dir))
+        bases.append(make("base", {"peft_method": "full", "seed": LeftTrainingArguments.seed}))
+        plans += [_plan(method, make, options, output_dir) for method in methods]
     for plan in plans[: len(methods)]:  # on the first task; the model is the same on the others
         check_cell(plan.runs[0], output_dir)
-    _check_distinct([task for task, _ in tasks], plans)
+    _check_distinct("methods", [_titles(plan) for plan in plans[: len(methods)]])
     return Grid(tuple(bases), tuple(plans), left_out)
 
 
@@ -137,103 +132,65 @@ def check_cell(cell: Cell, output_dir: Path) -> None:
             check_patterns(skeleton, planned)
 
 
-def conditions(cell: Cell, data: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
-    """What a cell is measured on, the same on every machine: model, data, prompt, generation settings.
-
-    Args:
-        cell: The cell, with conditions that are not read.
-        data: `data_sha256` of its task.
-        output_dir: Of the comparison.
-    """
-    model_args, data_args, args = cell.parse(output_dir)
-    task = get_task(cell.task)
-    args = with_task_settings(task, args)
-    return {
-        "base_model": model_title(model_args.source(args).base_name),
-        "prompt": data_args.prompt or task.prompt,
-        "max_new_tokens": args.generation_max_length,
-        "num_beams": args.generation_num_beams,
-        **data,
-    }
-
-
-def model_title(name_or_path: str) -> str:
-    """What a model is called on every machine: its hub name, `embedded/t5`, or the last part of a path."""
-    embedded = {path: name for name, path in MODEL_NAMES.items()}
-    path = Path(name_or_path)
-    return embedded.get(name_or_path) or (path.resolve().name if path.exists() else name_or_path)
-
-
-def data_sha256(data: DatasetDict) -> str:
-    """Of the texts of all splits: the same on every machine, wherever the files lie."""
-    digest = hashlib.sha256()
-    for split in sorted(data):
-        for column in ("source", "target"):
-            for text in data[split][column]:
-                digest.update(text.encode())
-                digest.update(b"\0")
-    return digest.hexdigest()
-
-
 def _check(options: GridOptions) -> None:
-    if options.seeds < 1:
-        raise ValueError(f"seeds={options.seeds} is no number of runs. Pass 1 or more.")
+    if not isinstance(options.seeds, int) or options.seeds < 1:
+        raise ValueError(f"seeds={options.seeds!r} must be an integer of at least 1.")
     if options.tune is not None and options.tune not in TUNABLE:
         raise ValueError(f"tune={options.tune!r} is not supported. Allowed: {', '.join(TUNABLE)}.")
-    if options.tune and (not options.tune_factors or min(options.tune_factors) <= 0):
-        raise ValueError(f"tune_factors={list(options.tune_factors)} must be positive numbers, for example 0.3 1 3.")
+    if options.tune and not _are_positive(options.tune_factors):
+        raise ValueError(f"tune_factors={options.tune_factors!r} must be positive numbers, for example 0.3 1 3.")
     for what, entries in (("methods", options.methods), ("tasks", options.tasks)):
         if not entries:
-            raise ValueError(f"{what} is empty. Name at least one, for example --{what} {DEFAULTS_OF[what]}.")
+            raise ValueError(f"{what} is empty. Pass at least one, for example --{what} {DEFAULTS_OF[what]}.")
 
 
-def _entry(entry: str | Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
-    """A name with arguments of its own."""
+def _are_positive(values: Any) -> bool:
+    """Whether these are numbers; from YAML anything may come."""
+    if not isinstance(values, list | tuple):
+        return False
+    return bool(values) and all(isinstance(value, (int, float)) and value > 0 for value in values)
+
+
+def _entry(entry: str | Mapping[str, Any], key: str) -> Entry:
     if isinstance(entry, str):
-        return entry, {}
+        return Entry(entry)
     if not isinstance(entry, Mapping) or key not in entry:
         raise ValueError(
-            f"{entry!r} names no {key}. Write a name, or a mapping such as {{{key}: NAME, ...}} with arguments."
+            f"{entry!r} has no {key}. Write a name, or a mapping such as {{{key}: NAME, ...}} with further arguments."
         )
     arguments = {name: value for name, value in entry.items() if name != key}
-    return str(entry[key]), parse_flags(
-        flags_of(arguments), decided=[name for name in DECIDED if name != "peft_kwargs"]
-    )
+    decided = [name for name in DECIDED if name != "peft_kwargs"]
+    return Entry(str(entry[key]), parse_flags(flags_of(arguments), decided))
 
 
-def _check_names(
-    options: GridOptions, tasks: Sequence[tuple[str, dict[str, Any]]], methods: Sequence[tuple[str, dict[str, Any]]]
-) -> None:
-    for name, _ in tasks:
-        get_task(name)
-    for name, _ in methods:
-        get_method(name)
+def _check_names(options: GridOptions, tasks: Sequence[Entry], methods: Sequence[Entry]) -> None:
+    for task in tasks:
+        get_task(task.name)
+    for method in methods:
+        get_method(method.name)
     shared = [name for name in DATA_FIELDS if name in options.arguments]
     if len(tasks) > 1 and shared:
+        lines = "".join(f"\n    - {{task: {task.name}, {shared[0]}: ...}}" for task in tasks[:2])
         raise ValueError(
-            f"--{shared[0]} is given for {len(tasks)} tasks at once. Compare one task, --tasks {tasks[0][0]}, or give "
-            "each task its own data in a YAML file: --config FILE with\n  tasks:\n    - {task: "
-            f"{tasks[0][0]}, {shared[0]}: ...}}\n    - {{task: {tasks[1][0]}, {shared[0]}: ...}}"
+            f"--{shared[0]} is given for {len(tasks)} tasks at once. Compare one task, --tasks {tasks[0].name}, or "
+            f"give each task its own data in a YAML file: --config FILE with\n  tasks:{lines}"
         )
 
 
-def _make_cell(
-    options: GridOptions, output_dir: Path, task: str, data: Mapping[str, Any], kind: Kind, arguments: Mapping[str, Any]
-) -> Cell:
-    cell = Cell(
-        kind=kind,
-        task=task,
-        arguments={**options.arguments, **arguments},
-        conditions={},
-        general_text_file=options.general_text_file,
-        save_adapter=options.save_adapters and kind == "method",
-    )
-    return dataclasses.replace(cell, conditions=conditions(cell, data, output_dir))
+def _left_out(options: GridOptions, named: Sequence[Entry], output_dir: Path) -> dict[str, str]:
+    """Methods that `all` leaves out, with the reason; none where nobody asks for all."""
+    reasons = {name: _unusable(options, name, output_dir) for name in _unnamed(options, named)}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _data(options: GridOptions, task: str, arguments: Mapping[str, Any], output_dir: Path) -> dict[str, str]:
-    model_args, data_args, _ = Cell("base", task, {**options.arguments, **arguments}, {}).parse(output_dir)
-    return {"data_sha256": data_sha256(load_task_data(get_task(task), data_args, token=model_args.token))}
+def _others(options: GridOptions, named: Sequence[Entry], left_out: Mapping[str, str]) -> list[Entry]:
+    """The methods that `all` adds to those that are named."""
+    return [Entry(name) for name in _unnamed(options, named) if name not in left_out]
+
+
+def _unnamed(options: GridOptions, named: Sequence[Entry]) -> list[str]:
+    names = {entry.name for entry in named}
+    return [record.name for record in list_methods() if record.name not in names] if ALL in options.methods else []
 
 
 def _unusable(options: GridOptions, method: str, output_dir: Path) -> str | None:
@@ -249,6 +206,42 @@ def _unusable(options: GridOptions, method: str, output_dir: Path) -> str | None
     return None
 
 
+def _data(options: GridOptions, task: Entry, output_dir: Path) -> dict[str, str]:
+    model_args, data_args, _ = Cell("base", task.name, {**options.arguments, **task.arguments}, {}).parse(output_dir)
+    return {"data_sha256": data_sha256(load_task_data(get_task(task.name), data_args, token=model_args.token))}
+
+
+def _make_cell(
+    options: GridOptions,
+    output_dir: Path,
+    task: Entry,
+    data: Mapping[str, Any],
+    kind: Kind,
+    arguments: Mapping[str, Any],
+) -> Cell:
+    cell = Cell(
+        kind=kind,
+        task=task.name,
+        arguments={**options.arguments, **task.arguments, **arguments},
+        conditions={},
+        general_text_file=options.general_text_file,
+        save_adapter=options.save_adapters and kind == "method",
+    )
+    return dataclasses.replace(cell, conditions=conditions(cell, data, output_dir))
+
+
+def _plan(
+    method: Entry, make: Callable[[Kind, Mapping[str, Any]], Cell], options: GridOptions, output_dir: Path
+) -> Plan:
+    """One run for each seed, and a trial for each learning rate; trials have the first seed."""
+    arguments = {**method.arguments, "peft_method": method.name}
+    first = LeftTrainingArguments.seed
+    runs = tuple(make("method", {**arguments, "seed": seed}) for seed in range(first, first + options.seeds))
+    rates = _rates(runs[0], options, output_dir) if options.tune else []
+    trials = tuple(make("trial", {**arguments, "learning_rate": rate, "seed": first}) for rate in rates)
+    return Plan(trials, runs)
+
+
 def _rates(cell: Cell, options: GridOptions, output_dir: Path) -> list[float]:
     """Learning rates around the one that a run would have."""
     model_args, _, args = cell.parse(output_dir)
@@ -256,8 +249,14 @@ def _rates(cell: Cell, options: GridOptions, output_dir: Path) -> list[float]:
     return [float(f"{rate * factor:.3g}") for factor in options.tune_factors]
 
 
-def _check_distinct(tasks: Sequence[str], plans: Sequence[Plan]) -> None:
-    for names in (tasks, [plan.runs[0].name.rpartition("-")[0] + str(plan.runs[0].arguments) for plan in plans]):
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise ValueError(f"{twice} is asked for twice. Name each task once, and each method once or with options.")
+def _titles(plan: Plan) -> str:
+    """The method of a plan with its options: equal for plans that would do the same."""
+    cell = plan.runs[0]
+    return f"{cell.method} with {cell.arguments}"
+
+
+def _check_distinct(what: str, titles: Sequence[str]) -> None:
+    twice = next((title for title in titles if titles.count(title) > 1), None)
+    if twice:
+        hint = "List each method once, or with different options" if what == "methods" else "List each task once"
+        raise ValueError(f"{twice} is listed twice in {what}. {hint}.")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from left_trainer.comparison.page import write_page
 from left_trainer.comparison.plots import draw_plots
 from left_trainer.comparison.results import Result, write_results
+from left_trainer.comparison.rows import Summary
 from left_trainer.comparison.summary import summarize
 from left_trainer.comparison.tables import latex, markdown, to_csv
 
 
 def write_outputs(
     results: Sequence[Result], folder: Path, title: str = "", command: str = "", plots: bool = True
-) -> dict[str, Any]:
+) -> Summary:
     """Write `results.jsonl`, the tables, `index.html` and, if asked for, the plots. Returns the summary.
 
     Args:
@@ -30,7 +30,7 @@ def write_outputs(
     summary = summarize(results, title, command)
     for name, text in (("table.md", markdown(summary)), ("table.csv", to_csv(summary)), ("table.tex", latex(summary))):
         (folder / name).write_text(text, encoding="utf-8")
-    write_page(summary, folder / "index.html")
+    write_page(summary.to_json(), folder / "index.html")
     if plots:
         draw_plots(summary, folder)
     return summary

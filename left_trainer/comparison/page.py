@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from left_trainer.runs.report import finite
+from left_trainer.runs.json_records import to_json
 
 SCRIPTS = ("elements.js", "charts.js", "run.js", "page.js")
 
@@ -24,8 +24,7 @@ def write_page(summary: Mapping[str, Any], path: Path) -> None:
     nothing else and runs nothing that came with the data.
 
     Args:
-        summary: The comparison as JSON values: title, model, machines, command, seeds, families, tasks, columns, rows
-            and failures. Numbers that are not finite become null, which JSON has instead.
+        summary: As `Summary.to_json` returns it. Numbers that are not finite become null, which JSON has instead.
         path: The file to write.
     """
     style = _read("page.css")
@@ -53,4 +52,4 @@ def _hash(text: str) -> str:
 
 def _embed(summary: Mapping[str, Any]) -> str:
     """JSON that can stand inside of a script element: without `<` nothing in it ends or opens one."""
-    return json.dumps(finite(summary), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return json.dumps(to_json(summary), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from left_trainer.comparison.summary import BASE
+from left_trainer.comparison.rows import Row, Summary, TaskSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,27 +26,43 @@ LABEL_GAP = 0.065  # of the height of the axes
 N_COLUMNS = 2
 
 
-def draw_plots(summary: Mapping[str, Any], folder: Path) -> None:
+@dataclass(frozen=True)
+class Cost:
+    """What quality is drawn against: a column, how it is written on the axis, and by what it is divided."""
+
+    key: str
+    title: str
+    divisor: float = 1
+    is_logarithmic: bool = False
+
+
+COSTS = {
+    "quality_memory": Cost("peak_memory_train_bytes", "peak memory in training (MiB)", MIB),
+    "quality_parameters": Cost("trainable_parameters", "trainable parameters", is_logarithmic=True),
+}
+
+
+def draw_plots(summary: Summary, folder: Path) -> None:
     """Write `quality_memory.png`, `quality_parameters.png` and `training_curves.png`, with a panel for each task."""
-    trained = [row for row in summary["rows"] if row["method"] != BASE]
-    if not trained:
+    if all(row.is_base for row in summary.rows):
         return
-    for name, key, title, scale, logarithmic in (
-        ("quality_memory", "peak_memory_train_bytes", "peak memory in training (MiB)", MIB, False),
-        ("quality_parameters", "trainable_parameters", "trainable parameters", 1, True),
-    ):
+    for name, cost in COSTS.items():
         figure, panels = _panels(summary)
         for task, axes in panels:
-            axes.set(xlabel=title, ylabel=task["main_metric"], title=task["name"])
+            axes.set(xlabel=cost.title, ylabel=task.main_metric, title=task.name)
             axes.margins(x=0.1, y=0.1)
             _base_line(axes, summary, task)
-            _scatter(axes, [row for row in trained if row["task"] == task["name"]], task, key, scale, logarithmic)
+            _scatter(axes, _trained(summary, task), task, cost)
         _save(figure, folder / f"{name}.png")
     figure, panels = _panels(summary)
     for task, axes in panels:
-        _curves(axes, [row for row in trained if row["task"] == task["name"]])
-        axes.set(xlabel="optimizer step", ylabel="training loss (nats per target token)", title=task["name"])
+        _curves(axes, _trained(summary, task))
+        axes.set(xlabel="optimizer step", ylabel="training loss (nats per target token)", title=task.name)
     _save(figure, folder / "training_curves.png")
+
+
+def _trained(summary: Summary, task: TaskSummary) -> list[Row]:
+    return [row for row in summary.rows_of(task) if not row.is_base]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -64,47 +81,42 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _panels(summary: Mapping[str, Any]) -> tuple[Figure, list[tuple[Mapping[str, Any], Axes]]]:
+def _panels(summary: Summary) -> tuple[Figure, list[tuple[TaskSummary, Axes]]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tasks = summary["tasks"]
-    n_columns = min(N_COLUMNS, len(tasks))
-    n_rows = -(-len(tasks) // n_columns)
+    n_tasks = len(summary.tasks)
+    n_columns = min(N_COLUMNS, n_tasks)
+    n_rows = -(-n_tasks // n_columns)
     figure = Figure(figsize=(PANEL[0] * n_columns, PANEL[1] * n_rows), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = [figure.add_subplot(n_rows, n_columns, number) for number in range(1, len(tasks) + 1)]
+    panels = [figure.add_subplot(n_rows, n_columns, number) for number in range(1, n_tasks + 1)]
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
-    return figure, list(zip(tasks, panels, strict=True))
+    return figure, list(zip(summary.tasks, panels, strict=True))
 
 
-def _scatter(
-    axes: Axes,
-    rows: Sequence[Mapping[str, Any]],
-    task: Mapping[str, Any],
-    key: str,
-    scale: float,
-    logarithmic: bool,
-) -> None:
+def _scatter(axes: Axes, rows: Sequence[Row], task: TaskSummary, cost: Cost) -> None:
     """Rows as points coloured by family, with their names; the Pareto front is a line, what it beats is paler."""
-    scored = [(row, row["values"][key], row["metrics"].get(task["main_metric"])) for row in rows]
-    known = [(row, x / scale, score) for row, x, score in scored if x and score and score["mean"] is not None]
-    if not known:
+    points, drawn = [], []
+    for row in rows:
+        value, score = row.values[cost.key], row.metrics.get(task.main_metric)
+        if isinstance(value, (int, float)) and value and score and score.mean is not None:
+            points.append((value / cost.divisor, score.mean))
+            drawn.append(row)
+    if not drawn:
         return
-    points = [(x, score["mean"]) for _, x, score in known]
     front = pareto_front(points)
     axes.step(*zip(*(points[index] for index in front), strict=True), where="post", color="#555555", linewidth=1.2)
-    for index, (row, x, score) in enumerate(known):
-        color, alpha = COLORS.get(row["family"], "#333333"), 1.0 if index in front else 0.55
-        if score["low"] is not None:
-            axes.errorbar(
-                x, score["mean"], [[score["mean"] - score["low"]], [score["high"] - score["mean"]]], color=color
-            )
-        axes.scatter(x, score["mean"], color=color, alpha=alpha, zorder=3)
-    if logarithmic:
+    for index, (row, (x, mean)) in enumerate(zip(drawn, points, strict=True)):
+        color, alpha = COLORS.get(row.family, "#333333"), 1.0 if index in front else 0.55
+        score = row.metrics[task.main_metric]
+        if score.low is not None and score.high is not None:
+            axes.errorbar(x, mean, [[mean - score.low], [score.high - mean]], color=color)
+        axes.scatter(x, mean, color=color, alpha=alpha, zorder=3)
+    if cost.is_logarithmic:
         axes.set_xscale("log")
-    _place_labels(axes, [row["method"] for row, _, _ in known], points)
+    _place_labels(axes, [row.method for row in drawn], points)
 
 
 def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
@@ -131,23 +143,23 @@ def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float
         )
 
 
-def _base_line(axes: Axes, summary: Mapping[str, Any], task: Mapping[str, Any]) -> None:
-    for row in summary["rows"]:
-        score = row["metrics"].get(task["main_metric"])
-        if row["task"] == task["name"] and row["method"] == BASE and score and score["mean"] is not None:
-            axes.axhline(score["mean"], color="#999999", linestyle=":", linewidth=1)
-            axes.text(0.01, score["mean"], "untrained", transform=axes.get_yaxis_transform(), fontsize=7, va="bottom")
+def _base_line(axes: Axes, summary: Summary, task: TaskSummary) -> None:
+    for row in summary.rows_of(task):
+        score = row.metrics.get(task.main_metric)
+        if row.is_base and score and score.mean is not None:
+            axes.axhline(score.mean, color="#999999", linestyle=":", linewidth=1)
+            axes.text(0.01, score.mean, "untrained", transform=axes.get_yaxis_transform(), fontsize=7, va="bottom")
 
 
-def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _curves(axes: Axes, rows: Sequence[Row]) -> None:
     drawn: dict[str, int] = {}
     for row in rows:
-        number = drawn[row["family"]] = drawn.get(row["family"], -1) + 1
-        style, color = LINES[number % len(LINES)], COLORS.get(row["family"], "#333333")
-        for index, curve in enumerate(row["curves"]):
+        number = drawn[row.family] = drawn.get(row.family, -1) + 1
+        style, color = LINES[number % len(LINES)], COLORS.get(row.family, "#333333")
+        for index, curve in enumerate(row.curves):
             points = [(step, loss) for step, loss in curve if loss is not None]
             if points:
-                label = row["method"] if index == 0 else None
+                label = row.method if index == 0 else None
                 axes.plot(*zip(*points, strict=True), style, color=color, linewidth=1.4, label=label)
     axes.set_ylim(bottom=0)
     if drawn:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from left_trainer.comparison.cell import CELL_FILE, FAILURE_FILE, Cell
-from left_trainer.runs.report import REPORT_FILE, write_whole
+from left_trainer.comparison.cell import BASE, CELL_FILE, FAILURE_FILE, Cell
+from left_trainer.runs.json_records import from_json, read_json, to_json, write_whole
+from left_trainer.runs.training_report import REPORT_FILE, TrainingReport
 
 RESULTS_FILE = "results.jsonl"
 CELLS = "cells"
@@ -24,18 +25,56 @@ class Result:
     """A finished cell: its report, or the reason of its failure."""
 
     cell: Cell
-    report: Mapping[str, Any] | None
+    report: TrainingReport | None
     failure: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        report = self.report.to_json() if self.report else None
+        return {"cell": to_json(self.cell), "report": report, "failure": self.failure}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Result:
+        """From JSON values, those of version 0.1 included. Raises `ValueError` as `TrainingReport.from_json` does."""
+        parts = from_json(_ResultParts, content)
+        report = TrainingReport.from_json(parts.report) if parts.report is not None else None
+        return cls(Cell.from_json(parts.cell), report, parts.failure)
+
+
+@dataclass(frozen=True)
+class _ResultParts:
+    cell: Mapping[str, Any]
+    report: Mapping[str, Any] | None
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class _FailureFile:
+    reason: str
 
 
 def read_cell(folder: Path) -> Result | None:
-    """The result in a cell's folder; `None` where the cell was not run to its end."""
-    for file in (REPORT_FILE, FAILURE_FILE):
-        if (folder / CELL_FILE).is_file() and (folder / file).is_file():
-            content = json.loads((folder / file).read_text(encoding="utf-8"))
-            cell = Cell.read(folder)
-            return Result(cell, None, content["reason"]) if file == FAILURE_FILE else Result(cell, content)
+    """The result in a cell's folder; `None` where the cell was not run to its end.
+
+    Raises:
+        ValueError: A file that no comparison wrote; the message names file and field.
+    """
+    if not (folder / CELL_FILE).is_file():
+        return None
+    if (folder / REPORT_FILE).is_file():
+        return Result(Cell.read(folder), TrainingReport.read(folder))
+    if (folder / FAILURE_FILE).is_file():
+        return Result(Cell.read(folder), None, read_failure(folder))
     return None
+
+
+def read_failure(folder: Path) -> str:
+    """Why the cell in `folder` failed."""
+    path = folder / FAILURE_FILE
+    try:
+        return from_json(_FailureFile, read_json(path)).reason
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} does not say why a run failed: {error}") from error
 
 
 def read_cells(output_dir: Path) -> dict[str, Result]:
@@ -47,7 +86,7 @@ def read_cells(output_dir: Path) -> dict[str, Result]:
 
 def write_results(results: Iterable[Result], output_dir: Path) -> None:
     """One JSON line per result; the file appears whole or not at all."""
-    lines = [json.dumps(asdict(result), ensure_ascii=False) for result in results]
+    lines = [json.dumps(result.to_json(), ensure_ascii=False, allow_nan=False) for result in results]
     write_whole(output_dir / RESULTS_FILE, "".join(line + "\n" for line in lines))
 
 
@@ -56,7 +95,7 @@ def read_results(folder: Path) -> list[Result]:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: A line that no comparison wrote.
+        ValueError: A line that no comparison wrote; the message names the line and the field.
     """
     file = folder / RESULTS_FILE
     if not file.is_file():
@@ -66,10 +105,9 @@ def read_results(folder: Path) -> list[Result]:
     results = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            content = json.loads(line)
-            results.append(Result(Cell(**content["cell"]), content["report"], content["failure"]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"Line {number} of {str(file)!r} is no result of a comparison: {error}") from error
+            results.append(Result.from_json(json.loads(line)))
+        except ValueError as error:
+            raise ValueError(f"Line {number} of {str(file)!r} is not a result of a comparison: {error}") from error
     return results
 
 
@@ -86,12 +124,12 @@ def merge(folders: Sequence[Path]) -> list[Result]:
     for result, folder in found:
         if result.report is None and result.cell.name in finished:
             continue
-        key = (result.cell.name, result.report["machine"] if result.report else None)
+        key = (result.cell.name, result.report.machine if result.report else None)
         earlier, where = merged.setdefault(key, (result, folder))
-        if result.report != earlier.report and result.cell.kind != "base":
+        if result.report != earlier.report and result.cell.kind != BASE:
             raise ValueError(
-                f"{result.cell.name} is in {str(where)!r} and, with other figures, in {str(folder)!r}, both from the "
-                "same machine. Leave one of the two folders out."
+                f"{result.cell.name} was measured twice on the same machine, with different figures in {str(where)!r} "
+                f"and {str(folder)!r}. Leave out one of the two folders."
             )
     return [result for result, _ in merged.values()]
 
@@ -99,7 +137,7 @@ def merge(folders: Sequence[Path]) -> list[Result]:
 def check_comparable(cells: Iterable[Cell]) -> None:
     """Raise `ValueError` unless all cells are of one model and, for each task, of the same data and settings."""
     cells = list(cells)
-    _check_same(cells, MODEL, "This is about")
+    _check_same(cells, MODEL, "The runs have")
     for task in dict.fromkeys(cell.task for cell in cells):
         _check_same([cell for cell in cells if cell.task == task], DATA, f"The task {task} has")
 
@@ -109,9 +147,9 @@ def _check_same(cells: Sequence[Cell], conditions: Mapping[str, str], subject: s
         values = list(dict.fromkeys(cell.conditions[key] for cell in cells))
         if len(values) > 1:
             raise ValueError(
-                f"{subject} different {title}: {_shorten(values[0])} and {_shorten(values[1])}. Such scores do not "
-                "belong in one table. Compare them in folders of their own, --output_dir; to have them side by side "
-                "nevertheless, pass the folders to `left-trainer report --allow_mixed`."
+                f"{subject} different {title}: {_shorten(values[0])} and {_shorten(values[1])}. The scores would not "
+                "be comparable. Use a separate --output_dir for each, or put them side by side on purpose: "
+                "`left-trainer report DIR DIR --allow_mixed`."
             )
 
 

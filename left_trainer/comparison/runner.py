@@ -8,19 +8,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import torch
 
 from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell
 from left_trainer.comparison.grid import Grid, Plan
 from left_trainer.comparison.results import CELLS, Result, read_cell
-from left_trainer.runs.report import write_json
+from left_trainer.runs.json_records import write_json
+from left_trainer.runs.training_report import TrainingReport
+from left_trainer.runs.tuning import Trial, TuningResult
 from left_trainer.tasks import get_task
 
 LOG_FILE = "log.txt"
@@ -110,33 +111,44 @@ class Runner:
 
 def tuned_runs(plan: Plan, output_dir: Path) -> list[Cell]:
     """The runs of a plan with the learning rate that its trials found best, the default where all trials failed."""
-    if not plan.trials:
-        return list(plan.runs)
-    finished = [result for cell in plan.trials if (result := read_cell(output_dir / CELLS / cell.name))]
-    reports = [result.report for result in finished if result.report is not None]
     metric = get_task(plan.runs[0].task).main_metric
-
-    def quality(report: Any) -> tuple[float, float]:
-        scores = report["metrics"]["after"]
-        return scores[metric], -scores["loss"]
-
-    usable = [report for report in reports if report["metrics"]["after"]["loss"] is not None]  # did not diverge
-    if not usable:
+    reports = _finished(plan.trials, output_dir)
+    best = _best_learning_rate(reports, metric)
+    if best is None:
         return list(plan.runs)
-    best = max(usable, key=quality)
-    tried = ", ".join(f"{report['learning_rate']:g}: {report['metrics']['after'][metric]:.1f}" for report in reports)
-    steps = sum(report["train_steps"] for report in reports)
-    seconds = sum(report["train_steps"] / report["train_steps_per_second"] for report in reports)
-    source = f"tuned: best of {len(plan.trials)} by {metric} on the validation split ({tried}), "
-    source += f"{steps} steps, {seconds:.0f} s of training"
-    return [
-        replace(
-            cell,
-            arguments={**cell.arguments, "learning_rate": best["learning_rate"]},
-            learning_rate_source=source,
-        )
-        for cell in plan.runs
-    ]
+    tuning = TuningResult(
+        metric=metric,
+        n_trials=len(plan.trials),
+        trials=tuple(
+            Trial(rate, _after(report, metric), report.train_steps, _train_seconds(report))
+            for rate, report in reports.items()
+        ),
+        train_steps=sum(report.train_steps for report in reports.values()),
+        train_seconds=sum(_train_seconds(report) or 0 for report in reports.values()),
+    )
+    return [replace(cell, arguments={**cell.arguments, "learning_rate": best}, tuning=tuning) for cell in plan.runs]
+
+
+def _finished(trials: Sequence[Cell], output_dir: Path) -> dict[float, TrainingReport]:
+    """Reports of the trials that ended well, by learning rate."""
+    results = [(cell, read_cell(output_dir / CELLS / cell.name)) for cell in trials]
+    return {cell.arguments["learning_rate"]: result.report for cell, result in results if result and result.report}
+
+
+def _best_learning_rate(reports: Mapping[float, TrainingReport], metric: str) -> float | None:
+    """That with the highest score, of equal ones that with the lowest loss; those that diverged do not count."""
+    scored = [(rate, _after(report, metric), _after(report, "loss")) for rate, report in reports.items()]
+    usable = [(score, -loss, rate) for rate, score, loss in scored if score is not None and loss is not None]
+    return max(usable, key=lambda item: item[:2])[-1] if usable else None
+
+
+def _train_seconds(report: TrainingReport) -> float | None:
+    """Of the optimizer steps alone."""
+    return report.train_steps / report.train_steps_per_second if report.train_steps_per_second else None
+
+
+def _after(report: TrainingReport, name: str) -> float | None:
+    return (report.metrics.after or {}).get(name)
 
 
 def _reason(return_code: int, folder: Path) -> str:

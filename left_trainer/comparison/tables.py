@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
 from left_trainer.callbacks.tables import format_bytes, format_table
-from left_trainer.comparison.summary import BASE
+from left_trainer.comparison.cell import BASE
+from left_trainer.comparison.rows import Column, Failure, Format, Score, Summary, TaskSummary
 
 EMPTY = "-"
 FAILED = "failed"
+NO_SCORE = Score(None, None, None, None)
 LATEX_SPECIAL = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
 LATEX_SPECIAL |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 # Too long for a printed table, and the same in all rows of a usual one.
 CSV_ONLY = ("train_steps", "general_loss_before", "test_loss_before", "test_loss_after", "learning_rate_source")
 
 
-def format_value(value: Any, kind: str) -> str:
+def format_value(value: Any, kind: Format) -> str:
     """A figure for people; `-` where there is none."""
     if value is None:
         return EMPTY
@@ -35,115 +38,109 @@ def format_value(value: Any, kind: str) -> str:
     return formats[kind]()
 
 
-def format_score(score: Mapping[str, float | None] | None) -> str:
+def format_score(score: Score | None) -> str:
     """A mean, with the half width of its interval where there are several seeds."""
-    if score is None or score["mean"] is None:
+    if score is None or score.mean is None:
         return EMPTY
-    low, high = score["low"], score["high"]
-    return f"{score['mean']:.1f}" + (f" ± {(high - low) / 2:.1f}" if low is not None and high is not None else "")
+    if score.low is None or score.high is None:
+        return f"{score.mean:.1f}"
+    return f"{score.mean:.1f} ± {(score.high - score.low) / 2:.1f}"
 
 
-def quality_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def quality_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Methods x tasks: the main metric of each, with the untrained base as the first row."""
-    tasks = summary["tasks"]
-    cells = {(row["method"], row["task"]): row for row in summary["rows"]}
-    failed = {(failure["method"], failure["task"]) for failure in summary["failures"]}
-    methods = dict.fromkeys([BASE, *(row["method"] for row in summary["rows"])])
-    methods |= dict.fromkeys(method for method, _ in failed)
+    cells = {(row.method, row.task): row for row in summary.rows}
+    failed = {(failure.method, failure.task) for failure in summary.failures}
+    methods = dict.fromkeys([BASE, *(row.method for row in summary.rows), *(method for method, _ in failed)])
 
-    def cell(method: str, task: Mapping[str, Any]) -> str:
-        row = cells.get((method, task["name"]))
+    def cell(method: str, task: TaskSummary) -> str:
+        row = cells.get((method, task.name))
         if row is None:
-            return FAILED if (method, task["name"]) in failed else EMPTY
-        return format_score(row["metrics"].get(task["main_metric"]))
+            return FAILED if (method, task.name) in failed else EMPTY
+        return format_score(row.metrics.get(task.main_metric))
 
-    header = ["method", *(f"{task['name']} ({task['main_metric']})" for task in tasks)]
-    return header, [[method, *(cell(method, task) for task in tasks)] for method in methods]
+    header = ["method", *(f"{task.name} ({task.main_metric})" for task in summary.tasks)]
+    return header, [[method, *(cell(method, task) for task in summary.tasks)] for method in methods]
 
 
-def figures_table(summary: Mapping[str, Any], task: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def figures_table(summary: Summary, task: TaskSummary) -> tuple[list[str], list[list[str]]]:
     """One row for each method on a task, with every figure that is printed."""
     columns = _printed(summary)
-    rows = [row for row in summary["rows"] if row["task"] == task["name"]]
-    header = ["method", *(column["title"] for column in columns), *task["metrics"]]
+    header = ["method", *(column.title for column in columns), *task.metrics]
     return header, [
         [
-            row["method"],
-            *(format_value(row["values"][column["key"]], column["format"]) for column in columns),
-            *(format_score(row["metrics"].get(metric)) for metric in task["metrics"]),
+            row.method,
+            *(format_value(row.values[column.key], column.format) for column in columns),
+            *(format_score(row.metrics.get(metric)) for metric in task.metrics),
         ]
-        for row in rows
+        for row in summary.rows_of(task)
     ]
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
+def markdown(summary: Summary) -> str:
     """Both tables, what they were measured on, and what failed."""
-    parts = [f"# {summary['title']}", "", f"Model: `{summary['model']}`. {_seeds(summary)}", ""]
+    parts = [f"# {summary.title}", "", f"Model: `{summary.model}`. {_seeds(summary)}", ""]
     parts += [*_markdown_table(*quality_table(summary)), ""]
-    for task in summary["tasks"]:
-        parts += [f"## {task['name']}: {task['summary']}", "", *_markdown_table(*figures_table(summary, task)), ""]
-    parts += [
-        f"- {column['title']}: {column['help']}" for column in summary["columns"] if column["key"] not in CSV_ONLY
-    ]
-    parts += [f"- {row['id']}: {row['notes']}" for row in summary["rows"] if row["notes"]]
-    if summary["failures"]:
-        parts += ["", "## Failed", "", *(f"- {_failure(failure)}" for failure in summary["failures"])]
-    parts += ["", *(f"Measured on {machine}." for machine in summary["machines"])]
-    parts += [f"Made by `{summary['command']}`."] if summary["command"] else []
+    for task in summary.tasks:
+        parts += [f"## {task.name}: {task.summary}", "", *_markdown_table(*figures_table(summary, task)), ""]
+    parts += [f"- {column.title}: {column.help}" for column in _printed(summary)]
+    parts += [f"- {row.id}: {row.notes}" for row in summary.rows if row.notes]
+    if summary.failures:
+        parts += ["", "## Failed", "", *(f"- {_failure(failure)}" for failure in summary.failures)]
+    parts += ["", *(f"Measured on {machine}." for machine in summary.machines)]
+    parts += [f"Made by `{summary.command}`."] if summary.command else []
     return "\n".join(parts) + "\n"
 
 
-def to_csv(summary: Mapping[str, Any]) -> str:
+def to_csv(summary: Summary) -> str:
     """One line for each method on each task, unrounded, in bytes and rows; failures last."""
-    metrics = list(dict.fromkeys(metric for task in summary["tasks"] for metric in task["metrics"]))
-    keys = [column["key"] for column in summary["columns"]]
-    parts = ("before", "mean", "low", "high")
+    metrics = list(dict.fromkeys(metric for task in summary.tasks for metric in task.metrics))
+    keys = [column.key for column in summary.columns]
     header = ["task", "method", "family", "seeds", *keys]
-    header += [f"{metric}_{part}" for metric in metrics for part in parts] + ["failure"]
+    header += [f"{metric}_{part.name}" for metric in metrics for part in fields(Score)] + ["failure"]
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     writer.writerow(header)
-    for row in summary["rows"]:
-        scores = [row["metrics"].get(metric, {}).get(part) for metric in metrics for part in parts]
-        start = [row["task"], row["method"], row["family"], " ".join(map(str, row["seeds"]))]
-        writer.writerow([*start, *(row["values"][key] for key in keys), *scores, ""])
-    for failure in summary["failures"]:
+    for row in summary.rows:
+        start = [row.task, row.method, row.family, " ".join(map(str, row.seeds))]
+        scores = [part for metric in metrics for part in astuple(row.metrics.get(metric, NO_SCORE))]
+        writer.writerow([*start, *(row.values[key] for key in keys), *scores, ""])
+    for failure in summary.failures:
         empty = [""] * (len(header) - 5)
-        writer.writerow([failure["task"], failure["method"], "", failure["seed"], *empty, failure["reason"]])
+        writer.writerow([failure.task, failure.method, "", failure.seed, *empty, failure.reason])
     return output.getvalue()
 
 
-def latex(summary: Mapping[str, Any]) -> str:
+def latex(summary: Summary) -> str:
     """Both tables, to be included; they need the package booktabs."""
-    parts = ["% Needs \\usepackage{booktabs}.", *_latex_table(*quality_table(summary), f"{summary['title']}.")]
-    for task in summary["tasks"]:
-        parts += ["", *_latex_table(*figures_table(summary, task), f"{task['name']}: {task['summary']}.")]
+    parts = ["% Needs \\usepackage{booktabs}.", *_latex_table(*quality_table(summary), f"{summary.title}.")]
+    for task in summary.tasks:
+        parts += ["", *_latex_table(*figures_table(summary, task), f"{task.name}: {task.summary}.")]
     return "\n".join(parts) + "\n"
 
 
-def terminal(summary: Mapping[str, Any], folder: Path) -> str:
+def terminal(summary: Summary, folder: Path) -> str:
     """The methods x tasks table, what failed, and where the rest is."""
     header, rows = quality_table(summary)
-    blocks = ["", format_table(f"{summary['title']}, {summary['model']}", header, rows)]
-    if summary["failures"]:
-        blocks += ["", *(f"Failed: {_failure(failure)}" for failure in summary["failures"])]
+    blocks = ["", format_table(f"{summary.title}, {summary.model}", header, rows)]
+    if summary.failures:
+        blocks += ["", *(f"Failed: {_failure(failure)}" for failure in summary.failures)]
     blocks += ["", f"Open {folder / 'index.html'}; tables, plots and results.jsonl are beside it."]
     return "\n".join(blocks)
 
 
-def _printed(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [column for column in summary["columns"] if column["key"] not in CSV_ONLY]
+def _printed(summary: Summary) -> list[Column]:
+    return [column for column in summary.columns if column.key not in CSV_ONLY]
 
 
-def _failure(failure: Mapping[str, Any]) -> str:
-    return f"{failure['method']} on {failure['task']}, seed {failure['seed']}: {failure['reason']}"
+def _failure(failure: Failure) -> str:
+    return f"{failure.method} on {failure.task}, seed {failure.seed}: {failure.reason}"
 
 
-def _seeds(summary: Mapping[str, Any]) -> str:
-    seeds = summary["seeds"]
-    if len(seeds) == 1:
-        return f"One run each, seed {seeds[0]}."
-    return f"Means of {len(seeds)} seeds ± half of the 95 % interval (Student's t)."
+def _seeds(summary: Summary) -> str:
+    if len(summary.seeds) == 1:
+        return f"One run each, seed {summary.seeds[0]}."
+    return f"Means of {len(summary.seeds)} seeds ± half of the 95 % interval (Student's t)."
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.data.loading import prepare_task_data
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.models import load_tokenizer
-from left_trainer.runs.report import build_report, collect_samples, write_report
+from left_trainer.runs.report import TrainingReport, build_report, collect_samples, write_report
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.training_args import LeftTrainingArguments
@@ -80,7 +80,7 @@ def with_task_settings(task: Task, args: LeftTrainingArguments) -> LeftTrainingA
     )
 
 
-def fine_tune(run: Run) -> dict[str, Any]:
+def fine_tune(run: Run) -> TrainingReport:
     """Score, train, score, save, report. Returns the report."""
     trainer = run.trainer
     with trainer.without_adapter():

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import TrainerState
 
+from left_trainer.evaluation.scores import is_score, without_prefix
 from left_trainer.methods import PeftMethod
 from left_trainer.models import ModelFamily
 from left_trainer.training_args import LeftTrainingArguments
@@ -87,8 +88,8 @@ def build_model_card(
     ]
     evaluation = next((entry for entry in reversed(log_history) if "eval_loss" in entry), None)
     if evaluation:
-        scores = {key: value for key, value in evaluation.items() if _is_score(key)}
-        rows = [(key.removeprefix("eval_"), f"{value:.4g}") for key, value in scores.items()]
+        metrics = without_prefix(evaluation, "eval_")
+        rows = [(name, f"{value:.4g}") for name, value in metrics.items() if is_score(name)]
         sections += [f"Last evaluation, at step {evaluation['step']}:", _table(("metric", "value"), rows)]
     versions = ", ".join(f"{package} {version}" for package, version in package_versions().items() if version)
     sections.append(f"Versions: {versions}.")
@@ -179,14 +180,6 @@ def _hyperparameters(args: LeftTrainingArguments) -> dict[str, Any]:
         "mixed precision": args.mixed_precision,
         "seed": args.seed,
     }
-
-
-def _is_score(key: str) -> bool:
-    return (
-        key.startswith("eval_")
-        and "/" not in key
-        and not key.endswith(("_runtime", "_per_second", "_preparation_time", "_num_tokens"))
-    )
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from matplotlib.image import imread
 from peft import LoraConfig, PromptEncoderConfig, get_peft_model
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -27,6 +28,7 @@ from left_trainer import (
     TrainableParametersCallback,
 )
 from left_trainer.adapters.files import TRAINING_STATE_FILE
+from left_trainer.callbacks.memory_phases import PhaseMemory, draw_phases
 from log_history import losses
 from tiny import tiny_model
 
@@ -131,6 +133,39 @@ def test_memory_parts_are_exact_where_they_can_be(tmp_path, tokenizers):
     steps = 4 * len(trainable)  # AdamW keeps one float32 step count beside its two moments
     assert summary.optimizer_state_bytes == 2 * summary.trainable_weights_bytes + steps
     assert summary.train_peak_bytes >= summary.baseline_bytes
+
+
+def test_each_phase_is_split_into_what_held_its_memory(tmp_path, tokenizers):
+    callback = MemoryProfilerCallback(plot=tmp_path / "new" / "picture.png")
+    trainer = plain_trainer("Trainer", tmp_path, tokenizers, [callback], eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    summary = callback.summary
+    names = [phase.name for phase in summary.phases]
+    assert names == ["forward, backward", "optimizer update", "evaluation"]
+    for phase in summary.phases:
+        assert phase.frozen_weights_bytes == summary.frozen_weights_bytes
+        assert phase.trainable_weights_bytes == summary.trainable_weights_bytes
+        assert phase.other_bytes >= 0
+    _, update, evaluation = summary.phases
+    assert update.gradients_bytes == summary.gradients_bytes
+    assert update.optimizer_state_bytes == evaluation.optimizer_state_bytes == summary.optimizer_state_bytes
+    assert evaluation.gradients_bytes == 0  # the trainer lets go of them after each update
+    assert imread(tmp_path / "new" / "picture.png").std() > 0.05
+    assert not (tmp_path / "memory.png").exists()
+
+
+def test_an_evaluation_alone_has_no_phases(tmp_path, tokenizers):
+    callback = MemoryProfilerCallback()
+    plain_trainer("Trainer", tmp_path, tokenizers, [callback]).evaluate()
+    assert callback.summary.phases == ()
+    assert not (tmp_path / "memory.png").exists()
+
+
+def test_a_peak_is_the_sum_of_its_parts(tmp_path):
+    phase = PhaseMemory("a phase", 1, 2, 3, 4, 5)
+    assert phase.total_bytes == 15
+    draw_phases([phase, PhaseMemory("another", 0, 0, 0, 0, 2**31)], "cuda:0", 0, tmp_path / "memory.png")
+    assert imread(tmp_path / "memory.png").std() > 0.05
 
 
 def test_a_large_activation_is_seen(tmp_path, tokenizers):

@@ -13,9 +13,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from left_trainer import LeftTrainer, LeftTrainingArguments, ModelArguments, get_method
+from left_trainer import LeftTrainer, LeftTrainingArguments, ModelArguments, get_method, get_task
 from left_trainer.cli.main import COMMANDS, main
 from left_trainer.embedded import LEARNING_RATE_FACTOR, MODEL_NAMES
+from left_trainer.runs.report import build_report
 from left_trainer.trainer.preparation import choose_learning_rate
 from processes import ENVIRONMENT
 from tiny import tiny_rows
@@ -40,7 +41,8 @@ def adapters(saved_models, tmp_path_factory):
             trainer = LeftTrainer(str(base), args, train_dataset=Dataset.from_list(tiny_rows()))
             trainer.train()
             trainer.save_model()
-            (folder / "training_report.json").write_text(json.dumps({"prompt": "Say: {source}"}))
+            report = build_report(trainer, get_task("summarization"), None, None, prompt="Say: {source}")
+            report.write(folder)
             folders[family, method] = folder
     return folders
 
@@ -172,7 +174,20 @@ def test_bad_input_to_generate(adapters, capsys, tmp_path, monkeypatch):
     assert "--input_file 'x' does not exist" in fails(capsys, "generate", "--adapter", adapter, "--input_file", "x")
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert "no text to answer" in fails(capsys, "generate", "--adapter", adapter)
-    assert "is not at least 1" in fails(capsys, "generate", "--adapter", adapter, "--num_beams", "0")
+    assert "must be at least 1" in fails(capsys, "generate", "--adapter", adapter, "--num_beams", "0")
+
+
+def test_generate_refuses_a_broken_report(capsys, tmp_path):
+    report = tmp_path / "training_report.json"
+    for content, message in (
+        ("{", "is not valid JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"prompt": 3}', "'method' is missing"),
+    ):
+        report.write_text(content)
+        shown = fails(capsys, "generate", "--adapter", str(tmp_path))
+        assert message in shown
+        assert str(report) in shown
 
 
 def test_merge(adapters, saved_models, tmp_path, capsys):

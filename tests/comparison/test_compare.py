@@ -130,17 +130,18 @@ def test_flags_are_only_those_given():
         (["--methods", "lorra"], "Did you mean 'lora'?"),
         (["--tasks", "sumarization"], "Did you mean 'summarization'?"),
         (["--methods", ","], "methods is empty"),
-        (["--seeds", "0"], "seeds=0"),
+        (["--seeds", "0"], "seeds=0 must be an integer of at least 1"),
         (["--tune", "rank"], "tune='rank' is not supported. Allowed: learning_rate"),
         (["--tune", "learning_rate", "--tune_factors", "-1"], "tune_factors=[-1.0]"),
-        (["--jobs", "-1"], "jobs=-1"),
+        (["--jobs", "-1"], "jobs=-1 must be an integer of at least 1"),
+        (["--jobs", "0"], "jobs=0 must be an integer of at least 1"),
         (["--peft_method", "lora"], "Use --methods"),
         (["--seed", "3"], "Use --seeds"),
         (["--train_file", "x.jsonl"], "Compare one task, --tasks summarization"),
         (["--tasks", "summarization", "--train_file", "missing.jsonl"], "does not exist"),
         (["--general_text_file", "missing.txt"], "general_text_file='missing.txt' does not exist"),
-        (["--methods", "lora,lora"], "asked for twice"),
-        (["--tasks", "dialogue", "dialogue"], "asked for twice"),
+        (["--methods", "lora,lora"], "is listed twice in methods"),
+        (["--tasks", "dialogue", "dialogue"], "dialogue is listed twice in tasks"),
         (["--methods", "adaption_prompt"], "does not work with peft_method='adaption_prompt'"),
         (["--num_train_epochz", "3"], "--num_train_epochz"),
         (["--config", "missing.yaml"], "config='missing.yaml' does not exist"),
@@ -159,11 +160,14 @@ def test_bad_input_is_refused_before_anything_runs(flags, message, tmp_path, cap
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- lora", "holds no mapping"),
-        ("methods: [{r: 8}]", "names no peft_method"),
+        ("- lora", "must contain a mapping"),
+        ("methods: [{r: 8}]", "has no peft_method"),
         ("methods: [{peft_method: lora, peft_kwargs: {rank: 8}}]", "rank"),
-        ("tasks: [summarization\n", "is not YAML"),
+        ("tasks: [summarization\n", "is not valid YAML"),
         ("learning_rte: 1e-3", "learning_rte"),
+        ("seeds: two", "seeds='two' must be an integer of at least 1"),
+        ("jobs: two", "jobs='two' must be an integer of at least 1"),
+        ("{tune: learning_rate, tune_factors: 3}", "tune_factors=3 must be positive numbers"),
     ],
 )
 def test_bad_yaml_is_refused(content, message, tmp_path, capsys, no_weights):
@@ -239,12 +243,12 @@ def test_a_comparison_from_end_to_end(undisturbed):
     assert len(results) == 5
     by_kind = {(result.cell.method, result.cell.kind): result for result in results}
     base, lora = by_kind["full", "base"].report, by_kind["lora", "method"].report
-    assert base["metrics"]["after"] is None
-    assert lora["metrics"]["before"] is None
-    assert lora["general_loss"] != base["general_loss"]
-    assert len(lora["loss_history"]) == 3
-    for peak in (*lora["peak_memory_bytes"].values(), base["peak_memory_bytes"]["eval"]):
-        assert peak > lora["memory_before_model_bytes"] * 0.5
+    assert base.metrics.after is None
+    assert lora.metrics.before is None
+    assert lora.general_loss != base.general_loss
+    assert len(lora.loss_history) == 3
+    for peak in (lora.peak_memory_bytes.train, lora.peak_memory_bytes.eval, base.peak_memory_bytes.eval):
+        assert peak > lora.memory_before_model_bytes * 0.5
     lines = quality(folder)
     assert [line["method"] for line in lines] == ["base", "lora", "prefix_tuning", "prefix_tuning"]
     assert lines[1]["seeds"] == "42 43"
@@ -294,15 +298,23 @@ def test_trials_choose_the_rate_and_earlier_runs_are_kept(saved_models, data, tm
     flags = ["--tune", "learning_rate", "--tune_factors", "1", "3", "--jobs", "2", "--save_adapters"]
     assert main(["compare", "--output_dir", str(tmp_path / "out"), "--config", str(config), *flags]) == 0
     results = read_results(tmp_path / "out")
-    trials = {r.report["learning_rate"]: r.report["metrics"]["after"] for r in results if r.cell.kind == "trial"}
+    trials = {r.report.learning_rate: r.report.metrics.after for r in results if r.cell.kind == "trial"}
     (run,) = [result for result in results if result.cell.kind == "method"]
     best = max(trials, key=lambda rate: (trials[rate]["rougeL"], -trials[rate]["loss"]))
-    assert run.report["learning_rate"] == best
-    assert run.report["learning_rate_source"].startswith("tuned: best of 2 by rougeL on the validation split")
-    assert "6 steps" in run.report["learning_rate_source"]
+    assert run.report.learning_rate == best
+    assert run.report.learning_rate_source == "tuned"
+    tuning = run.report.tuning
+    assert run.cell.tuning == tuning
+    assert (tuning.metric, tuning.n_trials, tuning.train_steps) == ("rougeL", 2, 6)
+    assert {trial.learning_rate: trial.score for trial in tuning.trials} == {
+        rate: scores["rougeL"] for rate, scores in trials.items()
+    }
+    assert all(trial.train_steps == 3 and trial.train_seconds > 0 for trial in tuning.trials)
     (adapter,) = (tmp_path / "out" / "cells").glob("*/adapter_model.safetensors")
     assert "trial" not in adapter.parent.name
-    assert (tmp_path / "out" / "table.md").read_text().count("tuned: best of 2") == 1
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.count("tuned: best of 2 by rougeL on the validation split") == 1
+    assert "6 steps" in table
 
     before = (tmp_path / "out" / "results.jsonl").read_text()
     capsys.readouterr()

@@ -7,7 +7,7 @@ import io
 import json
 import random
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,13 @@ from left_trainer.comparison.cell import Cell
 from left_trainer.comparison.output import write_outputs
 from left_trainer.comparison.plots import pareto_front
 from left_trainer.comparison.results import Result, check_comparable, merge, read_results, write_results
-from left_trainer.comparison.summary import COLUMNS, interval, summarize
+from left_trainer.comparison.rows import COLUMNS, Summary
+from left_trainer.comparison.summary import interval, summarize
 from left_trainer.comparison.tables import format_value, latex, markdown, to_csv
+from left_trainer.runs.json_records import to_json
+from left_trainer.runs.training_report import Metrics, PeakMemory, Sample, TrainingReport
+from left_trainer.runs.tuning import Trial, TuningResult
+from page_summary import make_summary
 
 MIB = 1024**2
 CONDITIONS = {"base_model": "m", "data_sha256": "d", "prompt": "{source}", "max_new_tokens": 8, "num_beams": 1}
@@ -28,38 +33,43 @@ VERSIONS = dict.fromkeys(("python", "torch", "transformers", "peft", "trl"), "1.
 
 
 def make_result(method: str = "lora", seed: int = 42, rouge: float = 50.0, **changes: Any) -> Result:
-    """A finished run, or the base model's; `changes` replace entries of the report."""
+    """A finished run, or the base model's; `changes` replace fields of the report."""
     is_base = method == "base"
     arguments = {"peft_method": "full" if is_base else method, "seed": seed}
     scores = {"rougeL": rouge, "loss": 1.0, "generated_length": 5.0, "runtime": 1.0}
-    report = {
-        "method": method,
-        "peft_kwargs": {},
-        "base_model": "m",
-        "trainable_parameters": None if is_base else 10,
-        "total_parameters": 1000,
-        "trainable_percent": None if is_base else 1.0,
-        "metrics": {"before": scores if is_base else None, "after": None if is_base else scores},
-        "learning_rate": 1e-3,
-        "learning_rate_source": "default",
-        "train_steps": 0 if is_base else 20,
-        "train_batch_size": 16,
-        "train_steps_per_second": 4.0,
-        "train_target_tokens_per_second": 400.0,
-        "generation_samples_per_second": 30.0,
-        "peak_memory_bytes": {"train": 500 * MIB, "eval": 450 * MIB},
-        "memory_before_model_bytes": 400 * MIB,
-        "adapter_size_bytes": 2048,
-        "loss_history": [[10, 2.0], [20, 1.0]],
-        "samples": [{"source": "s", "reference": "r", "prediction": method}],
-        "general_loss": 2.0 if is_base else 2.5,
-        "seed": seed,
-        "versions": VERSIONS,
-        "device": "cpu",
-        "machine": "a machine",
-        **changes,
-    }
-    return Result(Cell("base" if is_base else "method", "summarization", arguments, CONDITIONS), report)
+    report = TrainingReport(
+        method=method,
+        peft_kwargs={},
+        task="summarization",
+        prompt="{source}",
+        base_model="m",
+        trainable_parameters=None if is_base else 10,
+        total_parameters=1000,
+        trainable_percent=None if is_base else 1.0,
+        matched_modules=(),
+        metrics=Metrics(scores if is_base else None, None if is_base else scores),
+        learning_rate=1e-3,
+        learning_rate_source="default",
+        train_steps=0 if is_base else 20,
+        train_batch_size=16,
+        train_steps_per_second=4.0,
+        train_samples_per_second=64.0,
+        train_target_tokens_per_second=400.0,
+        generation_samples_per_second=30.0,
+        peak_memory_bytes=PeakMemory(500 * MIB, 450 * MIB),
+        fast_paths={},
+        adapter_size_bytes=2048,
+        loss_history=((10, 2.0), (20, 1.0)),
+        samples=(Sample("s", "r", prediction=method),),
+        seed=seed,
+        versions=VERSIONS,
+        device="cpu",
+        machine="a machine",
+        memory_before_model_bytes=400 * MIB,
+        general_loss=2.0 if is_base else 2.5,
+    )
+    cell = Cell("base" if is_base else "method", "summarization", arguments, CONDITIONS)
+    return Result(cell, replace(report, **changes))
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 21])
@@ -90,29 +100,29 @@ def test_the_pareto_front_is_what_nothing_beats(seed):
 def test_runs_that_differ_in_the_seed_are_one_row():
     results = [make_result("base", rouge=20.0), *(make_result(seed=seed, rouge=rouge) for seed, rouge in SEEDS.items())]
     summary = summarize(results)
-    assert [row["id"] for row in summary["rows"]] == ["summarization/base", "summarization/lora"]
-    base, row = summary["rows"]
-    assert row["seeds"] == [42, 43, 44]
-    assert row["metrics"]["rougeL"]["before"] == 20
-    assert row["metrics"]["rougeL"]["mean"] == pytest.approx(60)
-    assert row["metrics"]["rougeL"]["high"] - row["metrics"]["rougeL"]["mean"] == pytest.approx(24.84, abs=0.01)
-    assert set(row["metrics"]) == {"rougeL"}
-    assert row["values"]["peak_memory_train_bytes"] == 100 * MIB
-    assert row["values"]["general_loss_before"] == 2.0
-    assert row["values"]["general_loss_after"] == 2.5
-    assert row["samples"] == [{"source": "s", "reference": "r", "before": "base", "after": "lora"}]
-    assert len(row["curves"]) == 3
-    assert set(row["values"]) == {column.key for column in COLUMNS}
-    assert base["values"]["train_steps_per_second"] is None
-    assert base["metrics"]["rougeL"]["mean"] == base["metrics"]["rougeL"]["before"] == 20
+    assert [row.id for row in summary.rows] == ["summarization/base", "summarization/lora"]
+    base, row = summary.rows
+    assert row.seeds == (42, 43, 44)
+    assert row.metrics["rougeL"].before == 20
+    assert row.metrics["rougeL"].mean == pytest.approx(60)
+    assert row.metrics["rougeL"].high - row.metrics["rougeL"].mean == pytest.approx(24.84, abs=0.01)
+    assert set(row.metrics) == {"rougeL"}
+    assert row.values["peak_memory_train_bytes"] == 100 * MIB
+    assert row.values["general_loss_before"] == 2.0
+    assert row.values["general_loss_after"] == 2.5
+    assert to_json(row.samples) == [{"source": "s", "reference": "r", "before": "base", "after": "lora"}]
+    assert len(row.curves) == 3
+    assert set(row.values) == {column.key for column in COLUMNS}
+    assert base.values["train_steps_per_second"] is None
+    assert base.metrics["rougeL"].mean == base.metrics["rougeL"].before == 20
 
 
 SEEDS = {42: 50.0, 43: 60.0, 44: 70.0}
 
 
 def test_the_allocators_figure_is_taken_as_it_is_on_a_gpu():
-    row = summarize([make_result(device="cuda:0")])["rows"][0]
-    assert row["values"]["peak_memory_train_bytes"] == 500 * MIB
+    (row,) = summarize([make_result(device="cuda:0")]).rows
+    assert row.values["peak_memory_train_bytes"] == 500 * MIB
 
 
 @pytest.mark.parametrize(
@@ -125,15 +135,53 @@ def test_the_allocators_figure_is_taken_as_it_is_on_a_gpu():
     ],
 )
 def test_runs_that_differ_in_more_are_told_apart(changes, label):
-    rows = summarize([make_result(), make_result(**changes)])["rows"]
-    assert len({row["id"] for row in rows}) == 2
-    assert rows[1]["method"] == label
+    rows = summarize([make_result(), make_result(**changes)]).rows
+    assert len({row.id for row in rows}) == 2
+    assert rows[1].method == label
 
 
 def test_what_is_not_a_number_is_not_shown():
-    summary = summarize([make_result(loss_history=[[10, float("nan")]], rouge=float("inf"))])
+    summary = summarize([make_result(loss_history=((10, float("nan")),), rouge=float("inf"))]).to_json()
     assert "NaN" not in json.dumps(summary)
     assert "Infinity" not in json.dumps(summary)
+    assert summary["rows"][0]["curves"] == [[[10, None]]]
+
+
+TUNING = TuningResult("rougeL", 3, (Trial(6e-4, 31.1, 4, 0.4), Trial(2e-3, None, 4, 0.4)), 8, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "source", "notes"),
+    [
+        ({"learning_rate_source": "given"}, "given", ""),
+        (
+            {"learning_rate_source": "scaled_default", "learning_rate_factor": 3.0},
+            "3 x default (embedded model)",
+            "",
+        ),
+        (
+            {"learning_rate_source": "tuned", "tuning": TUNING},
+            "tuned",
+            "tuned: best of 3 by rougeL on the validation split (0.0006: 31.1, 0.002: no score), 8 steps, 1 s of "
+            "training",
+        ),
+    ],
+)
+def test_people_read_where_the_learning_rate_comes_from(changes, source, notes):
+    (row,) = summarize([make_result(**changes)]).rows
+    assert row.values["learning_rate_source"] == source
+    assert row.notes == notes
+
+
+def test_the_page_gets_the_keys_that_it_reads():
+    """`page_summary` is what the scripts of the page are tested on."""
+    summary, made_up = summarize([make_result("base"), make_result(), failed()]).to_json(), make_summary()
+    assert summary.keys() == made_up.keys()
+    for part in ("tasks", "columns", "rows", "failures"):
+        assert {frozenset(item) for item in summary[part]} == {frozenset(item) for item in made_up[part]}
+    (sample,) = summary["rows"][1]["samples"]
+    assert sample.keys() == made_up["rows"][1]["samples"][0].keys()
+    assert summary["rows"][1]["metrics"]["rougeL"].keys() == made_up["rows"][1]["metrics"]["rougeL"].keys()
 
 
 def failed() -> Result:
@@ -142,7 +190,7 @@ def failed() -> Result:
 
 
 @pytest.fixture
-def summary() -> dict[str, Any]:
+def summary() -> Summary:
     return summarize([make_result("base", rouge=20.0), *map(make_result, ["lora", "prefix_tuning"]), failed()])
 
 
@@ -200,7 +248,7 @@ def test_everything_is_written(tmp_path):
     assert names >= {"results.jsonl", "table.md", "table.csv", "table.tex", "index.html"}
     for name in ("quality_memory", "quality_parameters", "training_curves"):
         assert imread(tmp_path / "new" / f"{name}.png").std() > 0.05
-    assert [asdict(result) for result in read_results(tmp_path / "new")] == [asdict(result) for result in results]
+    assert read_results(tmp_path / "new") == results
 
 
 def test_a_grid_without_a_finished_run_is_written_too(tmp_path):
@@ -252,7 +300,7 @@ def test_the_same_run_counts_once_and_two_measurements_of_it_are_refused(tmp_pat
         (tmp_path / name).mkdir()
         write_results([make_result(rouge=rouge)], tmp_path / name)
     assert len(merge([tmp_path / "a", tmp_path / "copy"])) == 1
-    with pytest.raises(ValueError, match="with other figures"):
+    with pytest.raises(ValueError, match="measured twice on the same machine"):
         merge([tmp_path / "a", tmp_path / "other"])
 
 
@@ -276,7 +324,7 @@ def test_bad_folders_are_refused(tmp_path, capsys):
         ([str(tmp_path / "none")], "has no results.jsonl"),
         ([str(tmp_path / "broken")], "Line 1 of"),
         ([full, more], "--output_dir DIR"),
-        ([full, "--output_dir", more], "not among the folders"),
+        ([full, "--output_dir", more], "is not among the folders"),
     ):
         with pytest.raises(SystemExit) as exit_info:
             main(["report", *arguments])

@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from left_trainer import LeftTrainer, get_task
 from left_trainer.models import model_family
 from left_trainer.runs.report import build_report
+from left_trainer.runs.training_report import FastPathUse
 from log_history import losses
 from tiny import TINY_BART, TINY_T5, VOCABULARY_SIZE, tiny_model
 
@@ -198,7 +199,7 @@ def test_the_report_names_what_ran_and_what_did_not(rows, make_args, tokenizers)
     trainer = run(tiny_model("t5"), rows, make_args, tokenizers, True)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trainer.compute_loss(trainer.model, batch, return_outputs=True)
-    paths = build_report(trainer, get_task("summarization"), None, None)["fast_paths"]
-    assert paths["linear_cross_entropy"] == {"ran": 3, "fell_back": {"the logits are asked for": 1}}
+    paths = build_report(trainer, get_task("summarization"), None, None).fast_paths
+    assert paths["linear_cross_entropy"] == FastPathUse(ran=3, fell_back={"the logits are asked for": 1})
     # Calls of layers: query and value of six attentions, in four passes.
-    assert paths["lora_linear"] == {"ran": 12 * 4, "fell_back": {}}
+    assert paths["lora_linear"] == FastPathUse(ran=12 * 4, fell_back={})

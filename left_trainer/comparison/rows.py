@@ -1,0 +1,187 @@
+"""What tables, plots and page of a comparison show, as records: one row for each method on each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from left_trainer.comparison.cell import BASE
+from left_trainer.runs.json_records import to_json
+from left_trainer.runs.training_report import Sample
+
+Format = Literal["integer", "bytes", "percent", "rate", "loss", "learning_rate", "text"]
+Value = float | str | None
+FAMILIES = {
+    "soft_prompt": "soft prompts",
+    "additive": "additive",
+    "reparameterization": "reparameterization",
+    "selective": "selective",
+    BASE: "untrained base",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of a run.
+
+    Args:
+        key: In a row's `values`.
+        title: For people.
+        format: How a value is written.
+        better: Which way is up; `None` where neither is.
+        help: One sentence.
+    """
+
+    key: str
+    title: str
+    format: Format
+    better: Literal["lower", "higher"] | None
+    help: str
+
+
+COLUMNS = (
+    Column("batch_size", "Batch size", "integer", None, "Rows of one optimizer step."),
+    Column("train_steps", "Steps", "integer", None, "Optimizer steps."),
+    Column("total_parameters", "Parameters", "integer", None, "All parameters, the method's own included."),
+    Column("trainable_parameters", "Trainable", "integer", "lower", "Parameters that receive gradients."),
+    Column("trainable_percent", "Trainable %", "percent", "lower", "The same as percent of all."),
+    Column("adapter_size_bytes", "Adapter size", "bytes", "lower", "What was saved, on disk."),
+    Column(
+        "peak_memory_train_bytes",
+        "Memory, training",
+        "bytes",
+        "lower",
+        "Most in use during training, weights included, above what the process had before the model was loaded.",
+    ),
+    Column(
+        "peak_memory_generation_bytes",
+        "Memory, generation",
+        "bytes",
+        "lower",
+        "The same during generation, after gradients and optimizer were let go.",
+    ),
+    Column("train_steps_per_second", "Steps/s", "rate", "higher", "Optimizer steps alone, without the first two."),
+    Column("target_tokens_per_second", "Target tokens/s", "rate", "higher", "Tokens of targets trained on, likewise."),
+    Column(
+        "generation_samples_per_second",
+        "Generated rows/s",
+        "rate",
+        "higher",
+        "Rows generated, without the first batch where there are others; no metrics, no loss.",
+    ),
+    Column("test_loss_before", "Test loss before", "loss", None, "Nats per target token of the test split, untrained."),
+    Column("test_loss_after", "Test loss after", "loss", "lower", "The same after training."),
+    Column("general_loss_before", "General loss before", "loss", None, "Nats per token of general text, untrained."),
+    Column("general_loss_after", "General loss after", "loss", "lower", "The same after training: what was forgotten."),
+    Column("learning_rate", "Learning rate", "learning_rate", None, "Peak learning rate."),
+    Column("learning_rate_source", "Rate from", "text", None, "Where the learning rate comes from."),
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of the task over seeds.
+
+    Args:
+        before: Of the untrained model; `None` where it was not scored.
+        mean: Over seeds; of the untrained model its own score.
+        low: End of the 95 % interval; `None` with one seed.
+        high: The other end.
+    """
+
+    before: float | None
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a task.
+
+    Args:
+        id: That no other row has.
+        task: Name of the task.
+        method: Name of the method, with what sets it apart from other rows of the same method.
+        family: Of the method, a key of `FAMILIES`.
+        seeds: Of the runs that the row sums up.
+        values: Figures by the key of their column.
+        metrics: Scores by name.
+        curves: For each seed, pairs of an optimizer step and the training loss.
+        samples: Rows of the test split with the texts before and after training.
+        notes: What else there is to say; usually empty.
+    """
+
+    id: str
+    task: str
+    method: str
+    family: str
+    seeds: tuple[int, ...]
+    values: Mapping[str, Value]
+    metrics: Mapping[str, Score]
+    curves: tuple[tuple[tuple[int, float | None], ...], ...]
+    samples: tuple[Sample, ...]
+    notes: str
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the row is that of the untrained model."""
+        return self.family == BASE
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """A task: its name, what it is, the metric that methods are compared by, and all metrics, that one first."""
+
+    name: str
+    summary: str
+    main_metric: str
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that failed, and why."""
+
+    task: str
+    method: str
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A whole comparison.
+
+    Args:
+        title: Of tables and page.
+        model: Name of the model.
+        machines: What it was measured on, with versions.
+        command: That made it.
+        seeds: Of all runs.
+        families: Names of the families for people.
+        tasks: In the order in which they are shown.
+        columns: Figures that each row has.
+        rows: By task, the untrained model first.
+        failures: Runs that failed.
+    """
+
+    title: str
+    model: str
+    machines: tuple[str, ...]
+    command: str
+    seeds: tuple[int, ...]
+    families: Mapping[str, str]
+    tasks: tuple[TaskSummary, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    failures: tuple[Failure, ...]
+
+    def rows_of(self, task: TaskSummary) -> tuple[Row, ...]:
+        """The rows of one task."""
+        return tuple(row for row in self.rows if row.task == task.name)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, which the page reads. Numbers that are not finite become null."""
+        return dict(to_json(self))

@@ -1,0 +1,40 @@
+"""Figures of a run that the trainer does not have: the machine, the size of what was saved, the length of targets."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
+
+from left_trainer.adapters.files import TRAINING_STATE_FILE
+from left_trainer.token_mean import IGNORE_INDEX
+
+
+def machine_name() -> str:
+    """Processor, cores and GPU of this machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {device}"
+
+
+def saved_bytes(folder: Path) -> int:
+    """Bytes of the saved adapter, or of the whole model where all of it was trained."""
+    names = (ADAPTER_SAFE_WEIGHTS_NAME, TRAINING_STATE_FILE)
+    adapter = [folder / name for name in names if (folder / name).is_file()]
+    files = adapter or list(folder.glob(f"{Path(SAFE_WEIGHTS_NAME).stem}*.safetensors"))
+    return sum(file.stat().st_size for file in files)
+
+
+def target_tokens_per_row(dataset: Any) -> float | None:
+    """Mean number of tokens that a row's loss is taken over; `None` for a dataset that is streamed or has no labels."""
+    if not isinstance(dataset, Dataset) or "labels" not in dataset.column_names:
+        return None
+    return float(np.mean([np.not_equal(labels, IGNORE_INDEX).sum() for labels in dataset["labels"]]))

@@ -1,0 +1,89 @@
+"""A report for people: a section of the model card, the terminal, and the loss curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from left_trainer.callbacks.tables import format_table
+from left_trainer.evaluation.scores import is_score
+from left_trainer.runs.training_report import Sample, TrainingReport
+
+MISSING = "-"
+
+
+def results_section(report: TrainingReport) -> str:
+    """The report's main figures, and how to use the model, as sections of the model card."""
+    lines = [
+        f"## Results on {report.task}",
+        "",
+        "| metric | before | after |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in _score_rows(report)),
+        "",
+        f"{report.trainable_parameters or 0:,} of {report.total_parameters:,} parameters trained "
+        f"({report.trainable_percent or 0:.3f} %), {report.train_steps} steps of {report.train_batch_size} rows at "
+        f"a learning rate of {report.learning_rate or 0:g}, seed {report.seed}.",
+        "",
+        f"The prompt was `{report.prompt!r}`; this uses it:",
+        "",
+        "```bash",
+        "echo 'Your text' | left-trainer generate --adapter THIS_FOLDER",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def format_report(report: TrainingReport, folder: str) -> str:
+    """Scores before and after, samples, and where the files are, for the terminal."""
+    samples = [_sample(sample, number) for number, sample in enumerate(report.samples, 1)]
+    title = f"Test scores, {report.task} with {report.method}"
+    table = format_table(title, ("metric", "before", "after"), _score_rows(report))
+    speed = report.train_steps_per_second
+    pace = f"Trained {report.train_steps} steps at {speed:.2f} steps/s. " if speed else ""
+    what = "Model" if report.method == "full" else "Adapter"
+    return "\n".join(["", *samples, table, "", f"{pace}{what}, report, model card and plots are in {folder}"])
+
+
+def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw training and evaluation loss over steps to a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)", title=title)
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _score_rows(report: TrainingReport) -> list[tuple[str, str, str]]:
+    """The loss and the task's metrics, before and after training."""
+    before, after = report.metrics.before or {}, report.metrics.after or {}
+    return [(name, _score(before[name]), _score(after[name])) for name in after if name in before and is_score(name)]
+
+
+def _score(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def _sample(sample: Sample, number: int) -> str:
+    lines = [f"source:    {_shorten(sample.source)}", f"reference: {sample.reference}"]
+    if sample.before is not None:
+        lines.append(f"before:    {_shorten(sample.before)}")
+    if sample.after is not None:
+        lines.append(f"after:     {_shorten(sample.after)}")
+    return "\n".join([f"Sample {number}", *(f"  {line}" for line in lines), ""])
+
+
+def _shorten(text: str, limit: int = 400) -> str:
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} ..."

@@ -1,0 +1,143 @@
+"""The report of a run: one typed record that is written and read back by the same class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from left_trainer.runs.files_of_0_1 import upgrade_learning_rate_source
+from left_trainer.runs.json_records import from_json, read_json, to_json, write_json
+from left_trainer.runs.tuning import TuningResult
+
+REPORT_FILE = "training_report.json"
+# Set by the user; the method's default; that times the factor of the model; the best of several trials.
+ReportedRateSource = Literal["given", "default", "scaled_default", "tuned"]
+Scores = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Scores on the test split by name, without a prefix; `None` for a model that was not scored."""
+
+    before: Scores | None
+    after: Scores | None
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Most bytes in use; `None` where it was not measured."""
+
+    train: int | None
+    eval: int | None
+
+
+@dataclass(frozen=True)
+class FastPathUse:
+    """Number of calls that took a fast path, and of those that did not, by reason."""
+
+    ran: int
+    fell_back: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row with what the model wrote: `before` and `after` training, or one `prediction`."""
+
+    source: str
+    reference: str
+    before: str | None = None
+    after: str | None = None
+    prediction: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """Everything there is to say about a finished run; `training_report.json` holds it.
+
+    Units are in the names; `None` stands for a figure that was not measured, and for one that is not finite.
+
+    Args:
+        method: What was trained; `base` where a comparison scored the model as it is.
+        prompt: Template of the prompts.
+        matched_modules: Modules that the method changed.
+        learning_rate_source: Where the learning rate comes from.
+        train_batch_size: Rows of one optimizer step.
+        adapter_size_bytes: What was saved, on disk.
+        loss_history: Pairs of an optimizer step and the training loss.
+        machine: Processor, cores and GPU.
+        learning_rate_factor: What the default was multiplied by for the model, where the source is `scaled_default`.
+        tuning: The trials, where the source is `tuned`.
+        memory_before_model_bytes: Measured in a comparison: in use before the model was loaded.
+        general_loss: Measured in a comparison: loss on general text after the run, in nats per token.
+    """
+
+    method: str
+    peft_kwargs: Mapping[str, Any]
+    task: str
+    prompt: str
+    base_model: str
+    trainable_parameters: int | None
+    total_parameters: int
+    trainable_percent: float | None
+    matched_modules: tuple[str, ...]
+    metrics: Metrics
+    learning_rate: float | None
+    learning_rate_source: ReportedRateSource
+    train_steps: int
+    train_batch_size: int
+    train_steps_per_second: float | None
+    train_samples_per_second: float | None
+    train_target_tokens_per_second: float | None
+    generation_samples_per_second: float | None
+    peak_memory_bytes: PeakMemory
+    fast_paths: Mapping[str, FastPathUse]
+    adapter_size_bytes: int
+    loss_history: tuple[tuple[int, float | None], ...]
+    samples: tuple[Sample, ...]
+    seed: int
+    versions: Mapping[str, str | None]
+    device: str
+    machine: str
+    learning_rate_factor: float = 1.0
+    tuning: TuningResult | None = None
+    memory_before_model_bytes: int | None = None
+    general_loss: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dict(to_json(self))
+
+    @classmethod
+    def from_json(cls, content: Any) -> TrainingReport:
+        """From JSON values, those of version 0.1 included; keys that a later version added are ignored.
+
+        Raises:
+            ValueError: A field is missing or has another type; the message names it.
+        """
+        return from_json(cls, upgrade_learning_rate_source(content) if isinstance(content, Mapping) else content)
+
+    def write(self, folder: str | Path) -> Path:
+        """Write `training_report.json` into `folder`, whole."""
+        path = Path(folder) / REPORT_FILE
+        write_json(path, self)
+        return path
+
+    @classmethod
+    def read(cls, folder: str | Path) -> TrainingReport:
+        """The report in `folder`.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: The file is not a report; the message names the file and the field.
+        """
+        path = Path(folder) / REPORT_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{str(folder)!r} has no {REPORT_FILE}. Pass the output_dir of a finished training."
+            )
+        try:
+            return cls.from_json(read_json(path))
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} is not a training report: {error}") from error
