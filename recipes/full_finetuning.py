@@ -21,8 +21,8 @@ and all other methods work here too. `--help` lists every option and `--config F
 """
 
 from left_trainer import get_task
+from left_trainer.runs.build_report import format_report
 from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
-from left_trainer.runs.report import format_report
 
 
 def main() -> None:

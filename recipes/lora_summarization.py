@@ -28,8 +28,8 @@ from left_trainer import (
     prepare_task_data,
     text_metrics,
 )
+from left_trainer.runs.build_report import build_report, collect_samples, format_report, write_report
 from left_trainer.runs.fine_tuning import training_parser, with_task_settings
-from left_trainer.runs.report import build_report, collect_samples, format_report, write_report
 
 
 def main() -> None:

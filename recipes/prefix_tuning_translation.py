@@ -16,8 +16,8 @@ option and `--config FILE` reads them from YAML.
 """
 
 from left_trainer import get_task
+from left_trainer.runs.build_report import format_report
 from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
-from left_trainer.runs.report import format_report
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ rows are few, start the virtual tokens from words in place of random numbers:
 """
 
 from left_trainer import get_task
+from left_trainer.runs.build_report import format_report
 from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
-from left_trainer.runs.report import format_report
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ Any other method is one flag, `--peft_method`; `--peft_method loftq` starts the 
 """
 
 from left_trainer import get_task
+from left_trainer.runs.build_report import format_report
 from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
-from left_trainer.runs.report import format_report
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ Merge afterwards, as any LoRA; the script that registers the method is not neede
 from peft import LoraConfig
 
 from left_trainer import PeftMethod, get_task, register_method
+from left_trainer.runs.build_report import format_report
 from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
-from left_trainer.runs.report import format_report
 
 register_method(
     PeftMethod(

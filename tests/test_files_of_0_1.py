@@ -17,7 +17,7 @@ from left_trainer.cli.main import main
 from left_trainer.comparison.cell import Cell
 from left_trainer.comparison.results import read_cells, read_results
 from left_trainer.comparison.runner import Runner
-from left_trainer.runs.training_report import TrainingReport
+from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
 from log_history import losses
 from tiny import tiny_rows

@@ -50,7 +50,7 @@ def _positive(text: str) -> int:
 def _trained_prompt(folder: Path) -> str:
     if not folder.is_dir():
         raise FileNotFoundError(f"--adapter {str(folder)!r} does not exist. Pass the output_dir of a training.")
-    from left_trainer.runs.training_report import REPORT_FILE, TrainingReport
+    from left_trainer.runs.report import REPORT_FILE, TrainingReport
 
     if not (folder / REPORT_FILE).is_file():
         raise FileNotFoundError(

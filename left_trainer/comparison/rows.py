@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from left_trainer.comparison.cell import BASE
 from left_trainer.runs.json_records import to_json
-from left_trainer.runs.training_report import Sample
+from left_trainer.runs.report import Sample
 
 Format = Literal["integer", "bytes", "percent", "rate", "loss", "learning_rate", "text"]
 Value = float | str | None

@@ -20,7 +20,7 @@ from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell
 from left_trainer.comparison.grid import Grid, Plan
 from left_trainer.comparison.results import CELLS, Result, read_cell
 from left_trainer.runs.json_records import write_json
-from left_trainer.runs.training_report import TrainingReport
+from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
 from left_trainer.tasks import get_task
 

@@ -14,7 +14,7 @@ from left_trainer.comparison.results import Result
 from left_trainer.comparison.rows import COLUMNS, FAMILIES, Failure, Row, Score, Summary, TaskSummary, Value
 from left_trainer.evaluation.scores import is_quality
 from left_trainer.methods.registry import METHODS
-from left_trainer.runs.training_report import Sample, Scores, TrainingReport
+from left_trainer.runs.report import Sample, Scores, TrainingReport
 from left_trainer.runs.tuning import TuningResult
 from left_trainer.tasks.registry import TASKS
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from left_trainer.callbacks.tables import format_table
 from left_trainer.evaluation.scores import is_score
-from left_trainer.runs.training_report import Sample, TrainingReport
+from left_trainer.runs.report import Sample, TrainingReport
 
 MISSING = "-"
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from left_trainer import LeftTrainer, LeftTrainingArguments, ModelArguments, get_method, get_task
 from left_trainer.cli.main import COMMANDS, main
 from left_trainer.embedded import LEARNING_RATE_FACTOR, MODEL_NAMES
-from left_trainer.runs.report import build_report
+from left_trainer.runs.build_report import build_report
 from left_trainer.trainer.preparation import choose_learning_rate
 from processes import ENVIRONMENT
 from tiny import tiny_rows

@@ -23,7 +23,7 @@ from left_trainer.comparison.rows import COLUMNS, Summary
 from left_trainer.comparison.summary import interval, summarize
 from left_trainer.comparison.tables import format_value, latex, markdown, to_csv
 from left_trainer.runs.json_records import to_json
-from left_trainer.runs.training_report import Metrics, PeakMemory, Sample, TrainingReport
+from left_trainer.runs.report import Metrics, PeakMemory, Sample, TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
 from page_summary import make_summary
 

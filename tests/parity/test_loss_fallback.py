@@ -16,8 +16,8 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer import LeftTrainer, get_task
 from left_trainer.models import model_family
-from left_trainer.runs.report import build_report
-from left_trainer.runs.training_report import FastPathUse
+from left_trainer.runs.build_report import build_report
+from left_trainer.runs.report import FastPathUse
 from log_history import losses
 from tiny import TINY_BART, TINY_T5, VOCABULARY_SIZE, tiny_model
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from left_trainer.runs.json_records import from_json, to_json
-from left_trainer.runs.training_report import REPORT_FILE, FastPathUse, Metrics, PeakMemory, Sample, TrainingReport
+from left_trainer.runs.report import REPORT_FILE, FastPathUse, Metrics, PeakMemory, Sample, TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
 
 REPORT = TrainingReport(
@@ -168,5 +168,5 @@ def test_records_survive_json():
 
 def test_a_report_is_read_without_loading_torch():
     """The command line reads the prompt before it loads a model."""
-    script = "import sys, left_trainer.runs.training_report; assert not {'torch', 'transformers'} & set(sys.modules)"
+    script = "import sys, left_trainer.runs.report; assert not {'torch', 'transformers'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == 0

@@ -16,7 +16,7 @@ from left_trainer.data.loading import embedded_data
 from left_trainer.embedded import MODEL_PATHS
 from left_trainer.evaluation.batches import without_filling
 from left_trainer.models import model_family
-from left_trainer.runs.report import build_report, write_report
+from left_trainer.runs.build_report import build_report, write_report
 from method_settings import apply_or_skip
 from tiny import ENCODER_DECODER_TYPES, FAMILY_TYPES, tiny_model, tiny_rows
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from accelerate import PartialState
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
-from package_walk import home
 from torch.utils.data import BatchSampler, SequentialSampler
+
+from package_walk import home
 
 
 class EpochSampler(SequentialSampler):

@@ -6,8 +6,9 @@ import contextlib
 
 import pytest
 import torch
-from package_walk import home
 from transformers import FSMTConfig, FSMTForConditionalGeneration, PreTrainedModel
+
+from package_walk import home
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import warnings
 
 import pytest
 import torch
-from package_walk import home
 from torch import nn
 from torch.utils.data import DataLoader
+
+from package_walk import home
 
 HOOKS = {
     "_forward_hooks": "register_forward_hook",

@@ -1,0 +1,169 @@
+"""What a run leaves in its folder: the report, the loss curve and the model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
+from left_trainer.callbacks.step_timer import StepTimerCallback
+from left_trainer.callbacks.trainable_parameters import count_parameters
+from left_trainer.evaluation.scores import without_prefix
+from left_trainer.evaluation.text_metrics import decode
+from left_trainer.models import unwrapped
+from left_trainer.runs.measurements import machine_name, saved_bytes, target_tokens_per_row
+from left_trainer.runs.report import (
+    REPORT_FILE,
+    FastPathUse,
+    Metrics,
+    PeakMemory,
+    Sample,
+    Scores,
+    TrainingReport,
+)
+from left_trainer.runs.report_text import draw_losses, format_report, results_section
+from left_trainer.tasks import Task
+from left_trainer.trainer import LeftTrainer
+from left_trainer.trainer.model_card import package_versions
+from left_trainer.training_args import LeftTrainingArguments
+
+__all__ = [
+    "REPORT_FILE",
+    "TrainingReport",
+    "build_report",
+    "collect_samples",
+    "format_report",
+    "machine_name",
+    "write_report",
+]
+Callback = TypeVar("Callback")
+
+
+def collect_samples(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    predictions: Mapping[str, np.ndarray],
+    number: int,
+) -> tuple[Sample, ...]:
+    """The first `number` rows with what the model wrote.
+
+    Args:
+        rows: With the columns `source` and `target`.
+        tokenizer: Decodes the predictions.
+        predictions: Token ids `(rows, sequence)`, by the field of `Sample` that takes their text: `before`, `after` or
+            `prediction`.
+        number: How many.
+    """
+    first = rows.select(range(min(number, len(rows))))
+    texts = {name: decode(tokenizer, token_ids[: len(first)]) for name, token_ids in predictions.items()}
+    return tuple(
+        Sample(row["source"], row["target"], **{name: texts[name][index] for name in texts})
+        for index, row in enumerate(first)
+    )
+
+
+def build_report(
+    trainer: LeftTrainer,
+    task: Task,
+    before: Mapping[str, float] | None,
+    after: Mapping[str, float] | None,
+    prompt: str | None = None,
+    samples: Sequence[Sample] = (),
+) -> TrainingReport:
+    """The report of a finished run.
+
+    Args:
+        trainer: After `train()` and `save_model()`.
+        task: What it was trained for.
+        before: Metrics of the untrained model, with any prefix; `None` where it was not scored.
+        after: Those of the trained model; the same.
+        prompt: Template used instead of the task's.
+        samples: As `collect_samples` returns them.
+    """
+    args, state, count = trainer.args, trainer.state, count_parameters(unwrapped(trainer.model))
+    batch_size, speed = _rows_per_step(args), _steps_per_second(trainer)
+    return TrainingReport(
+        method=trainer.method.name if trainer.method else count.method,
+        peft_kwargs=args.peft_options,
+        task=task.name,
+        prompt=prompt or task.prompt,
+        base_model=trainer.base_model_name,
+        trainable_parameters=count.trainable,
+        total_parameters=count.total,
+        trainable_percent=count.percent,
+        matched_modules=tuple(count.matched_modules),
+        metrics=Metrics(_scores(before), _scores(after)),
+        learning_rate=args.learning_rate,
+        learning_rate_source=trainer.learning_rate_source,
+        learning_rate_factor=_learning_rate_factor(trainer),
+        train_steps=state.global_step,
+        train_batch_size=batch_size,
+        train_steps_per_second=speed,
+        train_samples_per_second=_times(speed, batch_size),
+        train_target_tokens_per_second=_times(speed, batch_size, target_tokens_per_row(trainer.train_dataset)),
+        generation_samples_per_second=trainer.generation_speed.rows_per_second,
+        peak_memory_bytes=_peak_memory(trainer),
+        fast_paths={name: FastPathUse(path.ran, dict(path.fell_back)) for name, path in trainer.fast_paths.items()},
+        adapter_size_bytes=saved_bytes(Path(args.output_dir)),
+        loss_history=tuple((entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry),
+        samples=tuple(samples),
+        seed=args.seed,
+        versions=package_versions(),
+        device=str(args.device),
+        machine=machine_name(),
+    )
+
+
+def write_report(trainer: LeftTrainer, report: TrainingReport) -> Path:
+    """Write `loss.png`, the model card and, last, `training_report.json` into the run's folder.
+
+    A folder with a report is that of a finished run: the file appears whole or not at all.
+    """
+    folder = Path(trainer.args.output_dir)
+    if any("loss" in entry or "eval_loss" in entry for entry in trainer.state.log_history):
+        draw_losses(trainer.state.log_history, folder / "loss.png", report.method)
+    trainer.create_model_card(tags=[report.task])
+    card = folder / "README.md"
+    card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{results_section(report)}", encoding="utf-8")
+    return report.write(folder)
+
+
+def _rows_per_step(args: LeftTrainingArguments) -> int:
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def _learning_rate_factor(trainer: LeftTrainer) -> float:
+    """What the default was multiplied by; 1 for a learning rate that is no default."""
+    return trainer.source.learning_rate_factor if trainer.learning_rate_source == "scaled_default" else 1.0
+
+
+def _steps_per_second(trainer: LeftTrainer) -> float | None:
+    timer = _callback(trainer, StepTimerCallback)
+    seconds = timer.seconds_per_step if timer else None
+    return 1 / seconds if seconds else None
+
+
+def _peak_memory(trainer: LeftTrainer) -> PeakMemory:
+    profiler = _callback(trainer, MemoryProfilerCallback)
+    summary = profiler.summary if profiler else None
+    return PeakMemory(summary.train_peak_bytes, summary.eval_peak_bytes) if summary else PeakMemory(None, None)
+
+
+def _callback(trainer: LeftTrainer, kind: type[Callback]) -> Callback | None:
+    return next((item for item in trainer.callback_handler.callbacks if isinstance(item, kind)), None)
+
+
+def _scores(metrics: Mapping[str, float] | None) -> Scores | None:
+    return None if metrics is None else without_prefix(metrics)
+
+
+def _times(*factors: float | None) -> float | None:
+    """The product; `None` where a factor is not known."""
+    known = [factor for factor in factors if factor is not None]
+    return math.prod(known) if len(known) == len(factors) else None
