@@ -1,4 +1,4 @@
-"""`left-trainer compare`: methods x tasks on one model, measured and shown."""
+"""`left-trainer compare`: compare methods on tasks with one model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from left_trainer.comparison.grid import Grid, GridOptions
     from left_trainer.comparison.results import Result
 
-DESCRIPTION = """Fine-tune one model with several methods on several tasks, each run in a process of its own, and show
-parameters, memory, speed and quality side by side: results.jsonl, table.md, table.csv, table.tex, plots and
-index.html, a page that sorts, filters and draws.
+DESCRIPTION = """Fine-tune one model with several methods on several tasks, each run in a separate process, and compare
+parameters, memory, speed and quality. Writes results.jsonl, table.md, table.csv, table.tex, plots and index.html, a
+page with sorting, filters and plots.
 
-Without options: six methods on four tasks with the embedded model and data; nothing is downloaded. Any other option is
-one of `left-trainer train` and holds for every run: --model_name_or_path, --num_train_epochs, --bf16, ...
-Start the same command again after an interruption: finished runs are not run again.
+Without options, runs six methods on four tasks with the embedded model and data; nothing is downloaded. All options of
+`left-trainer train` are accepted and apply to every run: --model_name_or_path, --num_train_epochs, --bf16, ...
+After an interruption, start the same command again: finished runs are skipped.
 """
 EXAMPLES = """examples:
   left-trainer compare
@@ -46,7 +46,7 @@ DEFAULT_OUTPUT_DIR = "outputs/compare"
 
 
 def main(argv: list[str]) -> int:
-    """Check, run what is not finished, write tables, plots and page.
+    """Check the input, run what is not finished, write tables, plots and page.
 
     Returns:
         0 when every run succeeded; 1 when one failed; 130 after an interrupt.
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
                 "--output_dir."
             ) from None
     for method, reason in grid.left_out.items():
-        print(f"{method} is left out: {reason}", file=sys.stderr)
+        print(f"Skipping {method}: {reason}", file=sys.stderr)
     with lock:
         return _run(grid, earlier, output_dir, options, shlex.join(["left-trainer", "compare", *argv]))
 
@@ -93,32 +93,47 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="names, or all (default: six well-known ones)")
-    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="names (default: all four)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each cell, from seed 42 on (default: 1)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="method names, or all (default: six common methods)"
+    )
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="task names (default: all four)")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="number of seeds for each method and task, starting at 42 (default: 1)"
+    )
     parser.add_argument(
         "--tune",
         metavar="learning_rate",
-        help="try several rates for each method and task first, judged on the validation split",
+        help="first try several learning rates for each method and task, and keep the best on the validation split",
     )
     parser.add_argument(
-        "--tune_factors", nargs="+", type=float, metavar="X", help="multiples of the default rate (default: 0.333 1 3)"
+        "--tune_factors",
+        nargs="+",
+        type=float,
+        metavar="X",
+        help="learning rates to try, as multiples of the default (default: 0.333 1 3)",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time; on one CPU they slow each other (default: 1)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="number of parallel runs; on one CPU they slow each other down (default: 1)",
     )
     parser.add_argument(
-        "--general_text_file", metavar="FILE", help="plain text to measure forgetting on (default: generated English)"
+        "--general_text_file",
+        metavar="FILE",
+        help="text file for measuring forgetting (default: generated English text)",
     )
-    parser.add_argument("--save_adapters", action="store_true", default=None, help="keep what each run trained")
-    parser.add_argument("--title", metavar="TEXT", help="of tables and page")
-    parser.add_argument("--output_dir", metavar="DIR", help=f"default: {DEFAULT_OUTPUT_DIR}")
-    parser.add_argument("--config", metavar="FILE", help="YAML with any of these options; flags beat it")
+    parser.add_argument(
+        "--save_adapters", action="store_true", default=None, help="save the trained weights of each run"
+    )
+    parser.add_argument("--title", metavar="TEXT", help="title of the tables and the page")
+    parser.add_argument("--output_dir", metavar="DIR", help=f"output folder (default: {DEFAULT_OUTPUT_DIR})")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags override it")
     return parser
 
 
 def _read_config(options: argparse.Namespace) -> None:
-    """Fill what the command line leaves open from the YAML file; what is not a comparison's own goes to `arguments`."""
+    """Read options that are not given as flags from the YAML file; options of single runs go to `arguments`."""
     import yaml
 
     options.arguments = {}
@@ -132,7 +147,7 @@ def _read_config(options: argparse.Namespace) -> None:
     except yaml.YAMLError as error:
         raise ValueError(f"config={options.config!r} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"config={options.config!r} holds no mapping. Write lines such as `seeds: 3`.")
+        raise ValueError(f"config={options.config!r} contains no mapping. Write lines such as `seeds: 3`.")
     for name, value in content.items():
         if name in ("config", "arguments") or not hasattr(options, name):
             options.arguments[name] = value
@@ -147,7 +162,7 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
     options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
     options.jobs = options.jobs or 1
     if options.jobs < 1:
-        raise ValueError(f"jobs={options.jobs} is no number of runs at a time. Pass 1 or more.")
+        raise ValueError(f"jobs={options.jobs} must be at least 1. Pass the number of parallel runs.")
     given: dict[str, Any] = {
         name: getattr(options, name)
         for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters")
@@ -160,7 +175,7 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
 
 
 def _names(entries: Any) -> list[Any]:
-    """Names parted by commas or spaces, or the entries of a YAML list."""
+    """Names separated by commas or spaces, or the entries of a YAML list."""
     entries = [entries] if isinstance(entries, (str, dict)) else entries
     names: list[Any] = []
     for entry in entries:
@@ -180,7 +195,7 @@ def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argp
     def write(plots: bool) -> dict[str, Any]:
         return write_outputs(list(results.values()), output_dir, options.title or "", command, plots)
 
-    print(f"{len(grid.cells)} runs, {len(earlier)} results in {output_dir} already.")
+    print(f"{len(grid.cells)} runs; {output_dir} already contains {len(earlier)} results.")
     bar = tqdm(total=len(grid.cells), desc="runs", unit="run", smoothing=0.1, dynamic_ncols=True)
 
     def on_result(result: Result) -> None:
@@ -203,7 +218,7 @@ def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argp
 
 
 def _line(result: Result) -> str:
-    """What one run gave, for the terminal."""
+    """The result of one run, for the terminal."""
     from left_trainer.tasks import get_task
 
     cell = result.cell
@@ -214,5 +229,5 @@ def _line(result: Result) -> str:
     metric = get_task(cell.task).main_metric
     scores = result.report["metrics"]["before" if cell.kind == "base" else "after"]
     rate = f" at learning rate {result.report['learning_rate']:g}" if cell.kind == "trial" else ""
-    split = " of the validation split" if cell.kind == "trial" else ""
+    split = " on the validation split" if cell.kind == "trial" else ""
     return f"{what}{rate}: {metric}{split} {scores[metric]:.1f}"

@@ -159,7 +159,7 @@ def test_bad_input_is_refused_before_anything_runs(flags, message, tmp_path, cap
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- lora", "holds no mapping"),
+        ("- lora", "contains no mapping"),
         ("methods: [{r: 8}]", "names no peft_method"),
         ("methods: [{peft_method: lora, peft_kwargs: {rank: 8}}]", "rank"),
         ("tasks: [summarization\n", "is not YAML"),
