@@ -18,14 +18,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## Fine-tune the embedded model with LoRA and show what it gave
+demo: $(INSTALLED) ## Fine-tune the embedded model with LoRA and print the results
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/lora_summarization.py --overwrite_output_dir
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
-test-all: $(INSTALLED) ## Run the tests and the long ones
+test-all: $(INSTALLED) ## Run all tests, including the long ones
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "long or not long"
 	TEST_MODEL_TYPES="bart opt" $(BIN)/python -m pytest -n $(TEST_WORKERS) tests/methods/test_method_invariants.py
 
@@ -34,11 +34,11 @@ quality: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-style: $(INSTALLED) ## Mend style
+style: $(INSTALLED) ## Fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## Race against the plain stack, all races that this machine can run
+bench: $(INSTALLED) ## Run all benchmarks against the plain stack that this machine supports
 	$(BIN)/python benchmarks/race.py
 
 sweep: $(INSTALLED) ## Measure learning rates of every method on the embedded models
@@ -48,5 +48,5 @@ docs: $(INSTALLED) ## Build the documentation into site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
-clean: ## Remove the environment and what was built
+clean: ## Remove the environment and build outputs
 	rm -rf $(VENV) build dist site *.egg-info

@@ -1,4 +1,4 @@
-"""LeftTrainingArguments: every field of Hugging Face's and TRL's arguments, plus the method."""
+"""LeftTrainingArguments: all fields of the Hugging Face and TRL arguments, plus the method."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from left_trainer.methods.options import check_peft_kwargs
 from left_trainer.models import ModelFamily
 from left_trainer.registry import did_you_mean
 
-# Fields that only one of the two trainers reads. Set for the other one they would silently do nothing.
+# Fields that only the trainer for decoder-only models reads. The other trainer would silently ignore them.
 DECODER_ONLY_FIELDS = (
     "activation_offloading",
     "assistant_only_loss",
@@ -42,71 +42,73 @@ SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalan
 class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     """Arguments of `LeftTrainer`: `trl.SFTConfig` and `transformers.Seq2SeqTrainingArguments` in one class.
 
-    Where TRL changed a default of Hugging Face, Hugging Face's stands: `logging_steps` is 500, `bf16` and
-    `gradient_checkpointing` are off. `bf16` on a machine without an accelerator selects the CPU by itself.
+    Where TRL changed a Hugging Face default, the Hugging Face default is used: `logging_steps` is 500, `bf16` and
+    `gradient_checkpointing` are off. `bf16` on a machine without an accelerator selects the CPU automatically.
 
     Args:
         peft_method: Name of the fine-tuning method; `left-trainer methods` lists them.
         peft_kwargs: Options of the method: a dict, a JSON object, or `r=16,lora_alpha=32`.
-        learning_rate: The method's own default when unset. A shared 5e-5 leaves soft prompts untrained.
-        max_length: In tokens. Decoder-only models: prompt and completion together. Encoder-decoder models: source
-            and target each.
-        generation_max_length: In tokens of the generated text, for both families.
-        train_sampling_strategy: Unset: batches of rows of about equal length where the rows are text, random ones where
-            they are tokens already; see `left_trainer.data.sampling`. As in `TrainingArguments` otherwise.
-        overwrite_output_dir: Allow training into an `output_dir` that holds the result of an earlier run.
-        use_linear_cross_entropy: Take the loss without storing the logits, where that is exact; see
-            `left_trainer.kernels.linear_cross_entropy`. `training_report.json` says where it was not.
-        linear_cross_entropy_workspace_bytes: Bound on the memory for logits that it works in.
+        learning_rate: Peak learning rate. If unset, the method's default: one value for all methods, such as 5e-5,
+            would leave soft prompts untrained.
+        max_length: Maximum length in tokens: of prompt and completion together for decoder-only models, of source and
+            target separately for encoder-decoder models.
+        generation_max_length: Maximum length of the generated text in tokens, for both families.
+        train_sampling_strategy: How rows are grouped into batches. If unset, rows of text are batched by similar length
+            and rows of token ids randomly; see `left_trainer.data.sampling`. Otherwise as in `TrainingArguments`.
+        overwrite_output_dir: Allow training into an `output_dir` that contains the result of an earlier run.
+        use_linear_cross_entropy: Compute the loss without storing the logits, where that is exact; see
+            `left_trainer.kernels.linear_cross_entropy`. `training_report.json` shows where it was not used.
+        linear_cross_entropy_workspace_bytes: Limit on the memory for logits of `use_linear_cross_entropy`.
         use_lora_linear: Compute a LoRA layer and its base in one step, where that is exact; see
             `left_trainer.kernels.lora_linear`.
         use_fused_gelu: Compute the tanh form of GELU, the activation of mT5 and GPT-2, in one operation.
-        sort_eval_by_length: With `predict_with_generate`, generate for rows of like length together; results keep the
-            order of the rows.
+        sort_eval_by_length: With `predict_with_generate`, generate for rows of similar length together; results keep
+            the order of the rows.
         eval_loss_with_generation: With `predict_with_generate`, also compute the evaluation loss, which takes a
             forward pass.
 
     Raises:
-        ValueError: Unknown method, or an option that the method does not have or whose type is wrong.
+        ValueError: The method is unknown, or an option does not exist for the method or has the wrong type.
     """
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "peft_kwargs"]
 
     peft_method: str = field(
-        default="lora", metadata={"help": "Fine-tuning method; `left-trainer methods` lists the names."}
+        default="lora", metadata={"help": "Fine-tuning method; `left-trainer methods` lists all names."}
     )
     peft_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Options of the method: JSON, '{\"r\": 16}', or pairs, 'r=16,lora_alpha=32'."},
+        metadata={"help": "Options of the method, as JSON '{\"r\": 16}' or as pairs 'r=16,lora_alpha=32'."},
     )
     learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Peak learning rate. Unset: the method's own default."}
+        default=None, metadata={"help": "Peak learning rate. Default: the default of the method."}
     )
     logging_steps: float = field(
         default=500,
-        metadata={"help": "Log every X updates steps. If smaller than 1, a ratio of the total training steps."},
+        metadata={"help": "Log every X update steps. If smaller than 1, a ratio of the total training steps."},
     )
     bf16: bool = field(  # type: ignore[assignment]
         default=False, metadata={"help": "Use bfloat16 mixed precision (GPU or CPU)."}
     )
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Recompute activations in the backward pass: slower, less memory."}
+        default=None,
+        metadata={"help": "Recompute activations in the backward pass, which is slower but needs less memory."},
     )
     train_sampling_strategy: str | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "Which rows make a batch. Unset: group_by_length where the rows are text, random for token ids.",
+            "help": "How rows are grouped into batches. Default: group_by_length for text, random for token ids.",
             "choices": list(SAMPLING_STRATEGIES),
         },
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Allow writing into an output_dir that holds the result of an earlier run."}
+        default=False, metadata={"help": "Allow writing into an output_dir that contains the result of an earlier run."}
     )
     use_linear_cross_entropy: bool = field(
-        default=True, metadata={"help": "Take the loss without storing the logits, where that is exact."}
+        default=True, metadata={"help": "Compute the loss without storing the logits, where that is exact."}
     )
     linear_cross_entropy_workspace_bytes: int = field(
-        default=128 * 2**20, metadata={"help": "Bound on the memory for logits of use_linear_cross_entropy."}
+        default=128 * 2**20, metadata={"help": "Limit on the memory for logits of use_linear_cross_entropy."}
     )
     use_lora_linear: bool = field(
         default=True, metadata={"help": "Compute a LoRA layer and its base in one step, where that is exact."}
@@ -115,7 +117,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         default=True, metadata={"help": "Compute the tanh form of GELU in one operation (T5 v1.1, mT5, GPT-2)."}
     )
     sort_eval_by_length: bool = field(
-        default=True, metadata={"help": "With predict_with_generate, generate for rows of like length together."}
+        default=True, metadata={"help": "With predict_with_generate, generate for rows of similar length together."}
     )
     eval_loss_with_generation: bool = field(
         default=True, metadata={"help": "With predict_with_generate, also compute the evaluation loss."}
@@ -131,37 +133,37 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             raise ValueError(
                 f"train_sampling_strategy={self.train_sampling_strategy!r} is not known."
                 f"{did_you_mean(self.train_sampling_strategy, SAMPLING_STRATEGIES)} Expected one "
-                f"of {', '.join(SAMPLING_STRATEGIES)}, or leave it out to choose by the kind of rows."
+                f"of {', '.join(SAMPLING_STRATEGIES)}, or leave it unset to choose by the type of rows."
             )
         self.peft_kwargs = check_peft_kwargs(get_method(self.peft_method), self.peft_kwargs)
         if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # Hugging Face's check refuses bf16 without an accelerator unless the CPU is asked for
+            self.use_cpu = True  # Hugging Face refuses bf16 without an accelerator unless use_cpu is set
         super().__post_init__()
         if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # there is nothing to copy to; torch would warn at every loader
+            self.dataloader_pin_memory = False  # no device to copy to; torch would warn for every loader
 
     @classmethod
     def from_arguments(cls, args: TrainingArguments) -> LeftTrainingArguments:
-        """`args` of any Hugging Face or TRL class with every value kept, the learning rate included."""
+        """Convert `args` of any Hugging Face or TRL class. Every value is kept, including the learning rate."""
         if isinstance(args, cls):
             return args
         values = {item.name: getattr(args, item.name) for item in dataclasses.fields(args) if item.init}
-        # The deprecated name only mirrors this one; passing both would warn about a name the user never wrote.
+        # The deprecated names mirror others; passing both would warn about a name that the user never wrote.
         values.pop("gradient_checkpointing", None)
         values.pop("gradient_checkpointing_kwargs", None)
         known = {item.name for item in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise TypeError(
-                f"args is a {type(args).__name__}, whose fields {', '.join(unknown)} LeftTrainer does not have. Pass "
-                "LeftTrainingArguments, Seq2SeqTrainingArguments, SFTConfig or TrainingArguments."
+                f"args is a {type(args).__name__} with fields that LeftTrainer does not have: {', '.join(unknown)}. "
+                "Pass LeftTrainingArguments, Seq2SeqTrainingArguments, SFTConfig or TrainingArguments."
             )
         if not isinstance(args, SFTConfig):
-            values.setdefault("max_length", None)  # only TRL truncates unless told otherwise
+            values.setdefault("max_length", None)  # only TRL truncates by default
         return cls(**values)
 
     def replaced(self, **values: Any) -> Self:
-        """A copy with other values in some fields. Arguments themselves stay as they were parsed."""
+        """A copy with other values in some fields. The original arguments are not changed."""
         known = {item.name for item in dataclasses.fields(self)}
         assert set(values) <= known, set(values) - known
         new = copy.copy(self)
@@ -170,7 +172,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
 
     @property
     def peft_options(self) -> dict[str, Any]:
-        """The options of `peft_kwargs`, which were parsed with the arguments unless somebody has set them since."""
+        """The options of `peft_kwargs` as a dict, also if they were set as a string after construction."""
         given = self.peft_kwargs or {}
         return check_peft_kwargs(get_method(self.peft_method), given) if isinstance(given, str) else dict(given)
 
@@ -201,7 +203,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
 
 
 def loading_options(args: TrainingArguments | None) -> dict[str, Any]:
-    """What `args` say about loading a model, for `from_pretrained`: `model_init_kwargs` and `trust_remote_code`."""
+    """The options for `from_pretrained` in `args`: `model_init_kwargs` and `trust_remote_code`."""
     given = getattr(args, "model_init_kwargs", None)
     return {
         "trust_remote_code": getattr(args, "trust_remote_code", False),

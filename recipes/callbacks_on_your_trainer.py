@@ -1,16 +1,16 @@
-"""See memory and parameters, and save small safe adapters, in a training script that you already have.
+"""Track memory and parameters, and save small, safe adapters, in your own training script.
 
     accelerate launch recipes/callbacks_on_your_trainer.py
 
-The lines marked `# *` are what you would add to yours: three callbacks, which only observe, on any `Trainer`,
-`Seq2SeqTrainer` or `SFTTrainer`. The run leaves `memory.png` and, in `adapters/`, one adapter for each save and a link
-to the best; `PeftModel.from_pretrained` loads them. The figures are in `trainer.state.log_history`. On your data:
+Add the lines marked `# *` to your script: three callbacks that only observe, for any `Trainer`, `Seq2SeqTrainer` or
+`SFTTrainer`. The run writes `memory.png` and, in `adapters/`, one adapter for each save and a link to the best; load
+them with `PeftModel.from_pretrained`. The measurements are in `trainer.state.log_history`. On your data:
 
     accelerate launch recipes/callbacks_on_your_trainer.py --model_name_or_path google/flan-t5-small \
         --train_file train.jsonl --source_column document --target_column summary
 
-`--peft_method` takes any method that wraps the model and leaves it at that. One that also acts during training, like
-AdaLoRA's schedule or LoRA+'s optimizer, does so in `LeftTrainer` alone and is refused here.
+`--peft_method` accepts any method that only wraps the model. Methods that also act during training, such as AdaLoRA
+with its schedule or LoRA+ with its optimizer, need `LeftTrainer` and are refused here.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ HOOKS = ("quantization", "prepare", "initialize", "optimizer", "callback", "loss
 
 @dataclass
 class ScriptArguments(DataArguments):
-    """The files and columns, and what is trained."""
+    """Files, columns, model and method."""
 
     model_name_or_path: str = str(MODEL_PATHS["encoder_decoder"])
     peft_method: str = "lora"
@@ -64,7 +64,7 @@ def main() -> None:
 
     model = AutoModelForSeq2SeqLM.from_pretrained(script.model_name_or_path)
     trainer = Seq2SeqTrainer(
-        # The PeftModel that PEFT's get_peft_model gives, with the method's defaults and its target modules checked.
+        # Returns the PeftModel of PEFT's get_peft_model, with the method's defaults and checked target modules.
         apply_method(model, script.peft_method, script.peft_kwargs, seed=args.seed),
         args,
         train_dataset=tokenize(data["train"]),

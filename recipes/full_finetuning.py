@@ -1,23 +1,23 @@
-"""Train every parameter of a language model to summarize: what the other recipes are compared with.
+"""Train every parameter of a language model to summarize: the reference for the other recipes.
 
     accelerate launch recipes/full_finetuning.py
 
-Against the recipes with adapters, three things differ:
+Three things differ from the recipes with adapters:
 
-- Memory. Gradients and Adam's two moments add 12 bytes for each float32 parameter, where an adapter adds them for a few
-  percent. A model of 1 billion parameters needs 16 GB before the first activation.
-- The learning rate, 5e-5 and so a quarter of LoRA's: pretrained weights are moved, not new ones beside them.
-- What is saved: the whole model. It loads with `AutoModelForSeq2SeqLM.from_pretrained("outputs/full_finetuning")`,
-  needs no PEFT and has nothing to merge, but every task takes the disk space of a model.
+- Memory. Gradients and Adam's two moments add 12 bytes for each float32 parameter; with an adapter, only for a few
+  percent of the parameters. A model of 1 billion parameters needs 16 GB before the first activation.
+- Learning rate. It is 5e-5, a quarter of LoRA's, because pretrained weights change instead of new weights beside them.
+- Saved files. The whole model is saved. `AutoModelForSeq2SeqLM.from_pretrained("outputs/full_finetuning")` loads it
+  without PEFT, and there is nothing to merge, but every task takes the disk space of a whole model.
 
-On your own, with less memory: activations recomputed, Adafactor's small optimizer state, small batches accumulated.
+On your own model and data, with less memory: recomputed activations, Adafactor, and accumulated small batches.
 
     accelerate launch recipes/full_finetuning.py --model_name_or_path google/flan-t5-small \
         --train_file train.jsonl --source_column document --target_column summary --gradient_checkpointing \
         --optim adafactor --per_device_train_batch_size 4 --gradient_accumulation_steps 4
 
-`--peft_method layers` trains the last quarter of the blocks, `--peft_method parameter_types` the attention alone; these
-and all other methods work here too. `--help` lists every option and `--config FILE` reads them from YAML.
+`--peft_method layers` trains the last quarter of the blocks, `--peft_method parameter_types` only the attention. All
+other methods work here too. `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
 from left_trainer import get_task
@@ -29,8 +29,8 @@ def main() -> None:
     parser = training_parser(
         output_dir="outputs/full_finetuning",
         peft_method="full",
-        # With every parameter free to move, few rows are soon learned by heart: --num_train_epochs 5 keeps the epoch
-        # with the lowest validation loss. A checkpoint holds Adam's moments too, three times the model on disk.
+        # Training every parameter soon overfits a small dataset: with --num_train_epochs 5, the epoch with the lowest
+        # validation loss is kept. A checkpoint includes Adam's moments, so it is three times the model on disk.
         save_strategy="epoch",
         load_best_model_at_end=True,
         save_total_limit=1,

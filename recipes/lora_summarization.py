@@ -1,19 +1,19 @@
 """Fine-tune a language model to summarize, with LoRA or any other method.
 
-On the embedded model and data, without a network:
+On the embedded model and data, without network access:
 
     accelerate launch recipes/lora_summarization.py
 
-On your own:
+On your own model and data:
 
     accelerate launch recipes/lora_summarization.py --model_name_or_path google/flan-t5-small \
         --train_file train.jsonl --validation_file validation.jsonl --source_column document --target_column summary
 
-Another method is one flag, `--peft_method ia3`, and a decoder-only model one path. `--help` lists every option;
-`--config FILE` reads them from YAML. Results go to `--output_dir`. This recipe spells out what the others leave to
-`left_trainer.runs.fine_tuning`: copy it to change how a run goes, and one of those to change what it is about.
+To use another method, set `--peft_method ia3`; to use a decoder-only model, pass its path. `--help` lists every option
+and `--config FILE` reads them from YAML. Results are written to `--output_dir`. This recipe contains the steps that the
+others leave to `left_trainer.runs.fine_tuning`: copy it to change the steps, or copy another to change task and method.
 
-The adapter folds into the base weights, so that serving costs what the base model costs:
+The adapter can be merged into the base weights. The merged model is as fast as the base model:
 
     left-trainer merge --adapter outputs/lora_summarization --output_dir outputs/lora_merged
 """
@@ -33,19 +33,19 @@ from left_trainer.runs.fine_tuning import training_parser, with_task_settings
 
 
 def main() -> None:
-    # Which model, which data, and everything that Seq2SeqTrainingArguments and SFTConfig take. Where nothing else is
-    # said: one epoch, batches of 16, scores from generated text. Flags and --config beat what stands here.
+    # Model, data, and every field of Seq2SeqTrainingArguments and SFTConfig. Defaults: one epoch, batches of 16, scores
+    # from generated text. Flags and --config override the values given here.
     parser = training_parser(output_dir="outputs/lora_summarization", peft_method="lora")
     model_args, data_args, args = parser.parse_args_and_config()
 
-    # What for: the task turns rows into prompts, says how to generate, and which metrics judge the result.
+    # The task converts rows to prompts, and sets how to generate and which metrics to compute.
     task = get_task("summarization")
     args = with_task_settings(task, args)
     source = model_args.source(args)
     tokenizer = load_tokenizer(source)
     data = prepare_task_data(task, data_args, source, tokenizer, args)
 
-    # What is trained: args.peft_method. Everything else is as in Hugging Face's trainers.
+    # args.peft_method selects what is trained. Everything else is as in Hugging Face's trainers.
     trainer = LeftTrainer(
         source,
         args,
@@ -60,7 +60,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     after = trainer.predict(data["test"], metric_key_prefix="test")
 
-    # What it gave: adapter, tokenizer, model card, report and plots in args.output_dir.
+    # Write the adapter, tokenizer, model card, report and plots to args.output_dir.
     trainer.save_model()
     texts = {"before": before.predictions, "after": after.predictions}
     samples = collect_samples(data["test"], tokenizer, texts, number=3)

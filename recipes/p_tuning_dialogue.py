@@ -1,21 +1,21 @@
-"""Fine-tune a language model on dialogue with P-tuning: virtual tokens that a small network computes.
+"""Fine-tune a language model on dialogue with P-tuning: virtual tokens computed by a small network.
 
     accelerate launch recipes/p_tuning_dialogue.py
 
-Every prompt is preceded by 20 virtual tokens. In training a small MLP computes them from 20 trained embeddings, which
-ties them together and makes them converge faster than the free embeddings of prompt tuning. Afterwards only its output
-is needed, an adapter of a few kilobytes; `adapter_training_state.safetensors` beside it only serves to train further.
-On your own:
+Every prompt is preceded by 20 virtual tokens. During training, a small MLP computes them from 20 trained embeddings.
+This connects the tokens and makes them converge faster than the independent embeddings of prompt tuning. After
+training, only the output of the MLP is needed, an adapter of a few kilobytes; `adapter_training_state.safetensors` is
+only needed to continue training. On your own model and data:
 
     accelerate launch recipes/p_tuning_dialogue.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct \
         --train_file train.jsonl --source_column dialogue --target_column response
 
-Its options: how many virtual tokens, how wide the network, and an LSTM in front of the MLP as in the paper.
+Options set the number of virtual tokens, the width of the network, and an LSTM before the MLP as in the paper:
 
     --peft_kwargs num_virtual_tokens=40,encoder_hidden_size=256
     --peft_kwargs encoder_reparameterization_type=LSTM
 
-Any other method is one flag, `--peft_method`; `--help` lists every option and `--config FILE` reads them from YAML.
+To use any other method, set `--peft_method`. `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
 from left_trainer import get_task
@@ -27,8 +27,8 @@ def main() -> None:
     parser = training_parser(
         output_dir="outputs/p_tuning_dialogue",
         peft_method="p_tuning",
-        # The virtual tokens start at random and have far to go, so the learning rate is 50 times LoRA's; it rises over
-        # the first tenth of the steps, because they disturb the model most while they are still random.
+        # The virtual tokens are initialized randomly and have to change a lot, so the learning rate is 50 times LoRA's.
+        # It warms up over the first tenth of the steps, because random tokens disturb the model most.
         warmup_steps=0.1,
     )
     model_args, data_args, args = parser.parse_args_and_config()

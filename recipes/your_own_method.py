@@ -1,20 +1,20 @@
-"""Define a fine-tuning method in this file and train with it: LoRA in the cross-attention alone.
+"""Define your own fine-tuning method and train with it: LoRA in the cross-attention only.
 
     accelerate launch recipes/your_own_method.py
 
-Gheini et al. (2021) adapt a translation model to a new language by training nothing but its cross-attention, and lose
-little against training all of it. The record below does so with low-rank updates: encoder and self-attention, which
-several tasks can share, stay as they were. One record is all it takes: from then on the trainer, the callbacks, the
-model card and the checks of `--peft_kwargs` know the method. See docs/adding_a_method.md for what else it can hold.
+Gheini et al. (2021) adapt a translation model to a new language by training only its cross-attention, and lose little
+compared with training the whole model. The record below does this with low-rank updates. Encoder and self-attention,
+which several tasks can share, stay unchanged. After the record is registered, the trainer, the callbacks, the model
+card and the checks of `--peft_kwargs` support the method. See docs/adding_a_method.md for all fields of a record.
 
     accelerate launch recipes/your_own_method.py --peft_kwargs r=16 --model_name_or_path google/flan-t5-small \
         --train_file train.jsonl --source_column document --target_column summary
 
-Merge afterwards, as any LoRA; the script that registers the method is not needed for it:
+Merge the adapter like any LoRA adapter; this does not need the script that registers the method:
 
     left-trainer merge --adapter outputs/your_own_method --output_dir outputs/cross_attention_merged
 
-`--peft_method` compares it with any other method. `--help` lists every option, `--config FILE` reads them from YAML.
+To compare with another method, set `--peft_method`. `--help` lists every option, `--config FILE` reads them from YAML.
 """
 
 from peft import LoraConfig
@@ -30,13 +30,13 @@ register_method(
         summary="low-rank updates in the cross-attention between encoder and decoder",
         paper="after Gheini et al., 2021, arXiv 2104.08771",
         config_class=LoraConfig,
-        # Used when the user sets none, and the report says from where it is.
+        # Used if the user sets none; the report names the source.
         learning_rate=2e-4,
-        learning_rate_source="that of lora",
+        learning_rate_source="same as lora",
         # A regular expression over full module names: T5 calls it EncDecAttention, BART and Marian encoder_attn.
-        # One that matches nothing stops the run before weights are loaded.
+        # If it matches nothing, the run stops before weights are loaded.
         defaults={"r": 8, "lora_alpha": 16, "target_modules": r".*\.(EncDecAttention|encoder_attn)\.\w+"},
-        # What it cannot do, with the reason that a user is told.
+        # What the method does not support, with the reason shown to the user.
         unsupported={"decoder_only": "it has no cross-attention."},
         mergeable=True,
     )

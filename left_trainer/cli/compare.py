@@ -1,4 +1,4 @@
-"""`left-trainer compare`: methods x tasks on one model, measured and shown."""
+"""`left-trainer compare`: compare methods on tasks with one model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from left_trainer.comparison.results import Result
     from left_trainer.comparison.rows import Summary
 
-DESCRIPTION = """Fine-tune one model with several methods on several tasks, each run in a process of its own, and show
-parameters, memory, speed and quality side by side: results.jsonl, table.md, table.csv, table.tex, plots and
-index.html, a page that sorts, filters and draws.
+DESCRIPTION = """Fine-tune one model with several methods on several tasks, each run in a separate process, and compare
+parameters, memory, speed and quality. Writes results.jsonl, table.md, table.csv, table.tex, plots and index.html, a
+page with sorting, filters and plots.
 
-Without options: six methods on four tasks with the embedded model and data; nothing is downloaded. Any other option is
-one of `left-trainer train` and holds for every run: --model_name_or_path, --num_train_epochs, --bf16, ...
-Start the same command again after an interruption: finished runs are not run again.
+Without options, runs six methods on four tasks with the embedded model and data; nothing is downloaded. All options of
+`left-trainer train` are accepted and apply to every run: --model_name_or_path, --num_train_epochs, --bf16, ...
+After an interruption, start the same command again: finished runs are skipped.
 """
 EXAMPLES = """examples:
   left-trainer compare
@@ -47,7 +47,7 @@ DEFAULT_OUTPUT_DIR = "outputs/compare"
 
 
 def main(argv: list[str]) -> int:
-    """Check, run what is not finished, write tables, plots and page.
+    """Check the input, run what is not finished, write tables, plots and page.
 
     Returns:
         0 when every run succeeded; 1 when one failed; 130 after an interrupt.
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
                 "--output_dir."
             ) from None
     for method, reason in grid.left_out.items():
-        print(f"{method} is left out: {reason}", file=sys.stderr)
+        print(f"Skipping {method}: {reason}", file=sys.stderr)
     with lock:
         return _run(grid, earlier, output_dir, options, shlex.join(["left-trainer", "compare", *argv]))
 
@@ -94,32 +94,47 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="names, or all (default: six well-known ones)")
-    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="names (default: all four)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each cell, from seed 42 on (default: 1)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="method names, or all (default: six common methods)"
+    )
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="task names (default: all four)")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="number of seeds for each method and task, starting at 42 (default: 1)"
+    )
     parser.add_argument(
         "--tune",
         metavar="learning_rate",
-        help="try several rates for each method and task first, judged on the validation split",
+        help="first try several learning rates for each method and task, and keep the best on the validation split",
     )
     parser.add_argument(
-        "--tune_factors", nargs="+", type=float, metavar="X", help="multiples of the default rate (default: 0.333 1 3)"
+        "--tune_factors",
+        nargs="+",
+        type=float,
+        metavar="X",
+        help="learning rates to try, as multiples of the default (default: 0.333 1 3)",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time; on one CPU they slow each other (default: 1)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="number of parallel runs; on one CPU they slow each other down (default: 1)",
     )
     parser.add_argument(
-        "--general_text_file", metavar="FILE", help="plain text to measure forgetting on (default: generated English)"
+        "--general_text_file",
+        metavar="FILE",
+        help="text file for measuring forgetting (default: generated English text)",
     )
-    parser.add_argument("--save_adapters", action="store_true", default=None, help="keep what each run trained")
-    parser.add_argument("--title", metavar="TEXT", help="of tables and page")
-    parser.add_argument("--output_dir", metavar="DIR", help=f"default: {DEFAULT_OUTPUT_DIR}")
-    parser.add_argument("--config", metavar="FILE", help="YAML with any of these options; flags beat it")
+    parser.add_argument(
+        "--save_adapters", action="store_true", default=None, help="save the trained weights of each run"
+    )
+    parser.add_argument("--title", metavar="TEXT", help="title of the tables and the page")
+    parser.add_argument("--output_dir", metavar="DIR", help=f"output folder (default: {DEFAULT_OUTPUT_DIR})")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags override it")
     return parser
 
 
 def _read_config(options: argparse.Namespace) -> None:
-    """Fill what the command line leaves open from the YAML file; what is not a comparison's own goes to `arguments`."""
+    """Read options that are not given as flags from the YAML file; options of single runs go to `arguments`."""
     import yaml
 
     options.arguments = {}
@@ -161,7 +176,7 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
 
 
 def _names(entries: Any) -> list[Any]:
-    """Names parted by commas or spaces, or the entries of a YAML list."""
+    """Names separated by commas or spaces, or the entries of a YAML list."""
     entries = [entries] if isinstance(entries, (str, dict)) else entries
     names: list[Any] = []
     for entry in entries:
@@ -181,7 +196,7 @@ def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argp
     def write(plots: bool) -> Summary:
         return write_outputs(list(results.values()), output_dir, options.title or "", command, plots)
 
-    print(f"{len(grid.cells)} runs, {len(earlier)} results in {output_dir} already.")
+    print(f"{len(grid.cells)} runs; {output_dir} already contains {len(earlier)} results.")
     bar = tqdm(total=len(grid.cells), desc="runs", unit="run", smoothing=0.1, dynamic_ncols=True)
 
     def on_result(result: Result) -> None:
@@ -204,7 +219,7 @@ def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argp
 
 
 def _line(result: Result) -> str:
-    """What one run gave, for the terminal."""
+    """The result of one run, for the terminal."""
     from left_trainer.tasks import get_task
 
     cell = result.cell
@@ -217,5 +232,5 @@ def _line(result: Result) -> str:
     score = ((metrics.before if cell.kind == "base" else metrics.after) or {}).get(metric)
     shown = "not a number" if score is None else f"{score:.1f}"
     if cell.kind == "trial":
-        return f"{what} at learning rate {result.report.learning_rate:g}: {metric} of the validation split {shown}"
+        return f"{what} at learning rate {result.report.learning_rate:g}: {metric} on the validation split {shown}"
     return f"{what}: {metric} {shown}"

@@ -1,4 +1,4 @@
-"""Errors of the user's input, shown as one paragraph."""
+"""Errors in the user's input, shown as one paragraph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ USER_ERRORS = (ValueError, TypeError, OSError)
 def user_errors() -> Iterator[None]:
     """Turn an error raised inside into a paragraph on stderr and exit code 2.
 
-    For the part of a command that reads and checks input; work after it keeps its tracebacks.
+    Used for the part of a command that reads and checks input. Errors after that keep their traceback.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""`left-trainer generate`: let a fine-tuned model answer lines of text."""
+"""`left-trainer generate`: generate text with a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from pathlib import Path
 from left_trainer.cli.errors import user_errors
 
 DESCRIPTION = """Read one text per line from standard input or --input_file, and write one answer per line to standard
-output. The prompt is the one the model was trained with, from training_report.json beside it, unless --prompt is given.
+output. By default, the prompt is the one used in training, read from training_report.json in the adapter folder.
 """
 
 
 def main(argv: list[str]) -> int:
-    """Load the adapter, answer each line."""
+    """Load the adapter and answer each line."""
     parser = argparse.ArgumentParser(prog="left-trainer generate", description=DESCRIPTION)
-    parser.add_argument("--adapter", required=True, metavar="DIR", help="folder that a training wrote")
+    parser.add_argument("--adapter", required=True, metavar="DIR", help="output folder of a training run")
     parser.add_argument("--input_file", metavar="FILE", help="read texts from FILE instead of standard input")
-    parser.add_argument("--prompt", help="template with {source}; unset: the one of the training")
-    parser.add_argument("--num_beams", type=_positive, default=1, help="1 is greedy (default: %(default)s)")
-    parser.add_argument("--max_new_tokens", type=_positive, default=128, help="length limit (default: %(default)s)")
-    parser.add_argument("--batch_size", type=_positive, default=16, help="texts at once (default: %(default)s)")
+    parser.add_argument("--prompt", help="prompt template with {source} (default: the one used in training)")
+    parser.add_argument(
+        "--num_beams", type=_positive, default=1, help="beams; 1 is greedy decoding (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=_positive, default=128, help="maximum length of an answer (default: %(default)s)"
+    )
+    parser.add_argument("--batch_size", type=_positive, default=16, help="texts per batch (default: %(default)s)")
     options = parser.parse_args(argv)
 
     with user_errors():
@@ -49,12 +53,12 @@ def _positive(text: str) -> int:
 
 def _trained_prompt(folder: Path) -> str:
     if not folder.is_dir():
-        raise FileNotFoundError(f"--adapter {str(folder)!r} does not exist. Pass the output_dir of a training.")
+        raise FileNotFoundError(f"--adapter {str(folder)!r} does not exist. Pass the output_dir of a training run.")
     from left_trainer.runs.report import REPORT_FILE, TrainingReport
 
     if not (folder / REPORT_FILE).is_file():
         raise FileNotFoundError(
-            f"--adapter {str(folder)!r} has no {REPORT_FILE} to take the prompt from. Pass --prompt, for example "
+            f"--adapter {str(folder)!r} has no {REPORT_FILE} to read the prompt from. Pass --prompt, for example "
             "--prompt '{source}'."
         )
     return TrainingReport.read(folder).prompt
@@ -73,5 +77,5 @@ def _read_lines(input_file: str | None) -> list[str]:
 
     texts = [line.strip() for line in lines()]
     if not any(texts):
-        raise ValueError("There is no text to answer. Pipe lines in, or pass --input_file.")
+        raise ValueError("There is no text to answer. Pipe in lines of text, or pass --input_file.")
     return texts

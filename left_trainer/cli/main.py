@@ -1,4 +1,4 @@
-"""`left-trainer`: dispatch to the subcommand's module, which alone is imported."""
+"""`left-trainer`: import and run the module of the subcommand, and no other."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import importlib
 import sys
 
 COMMANDS = {
-    "train": "fine-tune a model on a task and score it before and after",
-    "compare": "fill the table methods x tasks: parameters, memory, speed, quality",
+    "train": "fine-tune a model on a task and evaluate it before and after",
+    "compare": "compare methods on tasks: parameters, memory, speed, quality",
     "report": "merge comparisons into one table and page",
     "methods": "list the fine-tuning methods",
-    "generate": "let a fine-tuned model answer lines of text",
-    "merge": "fold an adapter into its base model",
+    "generate": "generate text with a fine-tuned model",
+    "merge": "merge an adapter into its base model",
 }
 EXAMPLES = """examples:
   left-trainer train --task summarization
@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   echo "A long text ..." | left-trainer generate --adapter outputs/ia3
   left-trainer merge --adapter outputs/ia3 --output_dir outputs/merged
 
-left-trainer COMMAND --help explains a command.
+left-trainer COMMAND --help shows the options of a command.
 """
 
 

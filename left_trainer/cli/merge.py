@@ -1,4 +1,4 @@
-"""`left-trainer merge`: fold an adapter into its base model."""
+"""`left-trainer merge`: merge an adapter into its base model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from left_trainer.cli.errors import user_errors
 
-DESCRIPTION = """Fold an adapter into the weights of its base model and save the whole model with its tokenizer. The
-result needs no PEFT: it loads with AutoModel....from_pretrained and runs at the base model's speed.
+DESCRIPTION = """Merge an adapter into the weights of its base model and save the whole model with its tokenizer. The
+merged model does not need PEFT: it loads with AutoModel....from_pretrained and is as fast as the base model.
 """
 
 
 def main(argv: list[str]) -> int:
     """Load, merge, save."""
     parser = argparse.ArgumentParser(prog="left-trainer merge", description=DESCRIPTION)
-    parser.add_argument("--adapter", required=True, metavar="DIR", help="folder that a training wrote")
+    parser.add_argument("--adapter", required=True, metavar="DIR", help="output folder of a training run")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="new folder for the merged model")
     options = parser.parse_args(argv)
 
@@ -24,7 +24,9 @@ def main(argv: list[str]) -> int:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"--output_dir {str(output)!r} exists and is not empty. Choose a new folder.")
         if not Path(options.adapter).is_dir():
-            raise FileNotFoundError(f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training.")
+            raise FileNotFoundError(
+                f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training run."
+            )
         from left_trainer.runs.inference import load_for_merge
 
         model, tokenizer = load_for_merge(options.adapter)

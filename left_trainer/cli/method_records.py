@@ -1,4 +1,4 @@
-"""What `left-trainer methods` knows of a method: its record as plain data, and what it trains on a model."""
+"""Data of `left-trainer methods`: the record of a method as plain data, and its trainable parameters on a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from left_trainer.methods import PeftMethod, apply_method
 from left_trainer.methods.apply import apply_config, build_config, check_model
 from left_trainer.models import ModelSource, auto_class, build_skeleton
 
-# A model with weights is made where the meta device will not do, unless it has more parameters than this.
+# If the meta device is not enough, a model with weights is built, unless it has more parameters than this.
 LARGEST_BUILT = 10_000_000
 
 
@@ -28,9 +28,9 @@ class Trainable:
 
     Args:
         model: Name of the model.
-        count: Trainable parameters; `None` where it takes more than the model's config to say.
-        percent: Their share of all, those of the adapter included.
-        note: What a count takes, where there is none.
+        count: Trainable parameters; `None` if the model's config is not enough to count them.
+        percent: Their share of all parameters, including those of the adapter.
+        note: What is needed for a count, if there is none.
     """
 
     model: str
@@ -40,13 +40,13 @@ class Trainable:
 
 
 class CountingModel:
-    """A model known by its config alone, on which methods are tried without their weights.
+    """A model built from its config only, to which methods are applied without loading weights.
 
     Args:
         name: `embedded/t5`, `embedded/llama`, or a hub name or path.
 
     Raises:
-        ValueError: No such model, or none that generates text.
+        ValueError: The model does not exist, or does not generate text.
     """
 
     def __init__(self, name: str) -> None:
@@ -55,10 +55,10 @@ class CountingModel:
         self.skeleton = build_skeleton(self.source)
 
     def count(self, method: PeftMethod) -> Trainable:
-        """What `method` trains at its defaults.
+        """Count what `method` trains with its defaults.
 
         Raises:
-            ValueError: The method does not work on this model, or not without an option.
+            ValueError: The method does not work on this model, or needs an option to do so.
         """
         check_model(self.skeleton, method, self.source.family)
         if self.source.is_quantized and not method.supports("quantized_base"):
@@ -66,12 +66,12 @@ class CountingModel:
         if method.required:
             return Trainable(self.name, note=f"needs {next(iter(method.required))}")
         if method.quantization:
-            method = replace(method, requires={})  # the adapter has the same size on weights that are not quantized
+            method = replace(method, requires={})  # the adapter has the same size on unquantized weights
         try:
             return self._on_meta_device(method) or self._on_weights(method)
         except ImportError:
             return Trainable(self.name, note=f"needs {', '.join(method.requires.values())}")
-        except (AttributeError, KeyError, TypeError) as error:  # an architecture that PEFT did not expect
+        except (AttributeError, KeyError, TypeError) as error:  # an architecture that PEFT does not expect
             raise ValueError(f"peft_method={method.name!r} cannot be applied to {self.name}: {error}") from error
 
     def _on_meta_device(self, method: PeftMethod) -> Trainable | None:
@@ -79,7 +79,7 @@ class CountingModel:
             with torch.device("meta"):
                 return self._wrapped(build_skeleton(self.source), method)
         except RuntimeError:
-            return None  # the method reads values as it wraps: a decomposition, a choice by magnitude
+            return None  # the method reads weights when wrapping: a decomposition, a choice by magnitude
 
     def _on_weights(self, method: PeftMethod) -> Trainable:
         if sum(parameter.numel() for parameter in self.skeleton.parameters()) > LARGEST_BUILT:
@@ -89,7 +89,7 @@ class CountingModel:
 
     def _wrapped(self, model: PreTrainedModel, method: PeftMethod) -> Trainable:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are about training
+            warnings.simplefilter("ignore")  # the warnings concern training
             config = build_config(model, method, {}, self.source.family)
             count = count_parameters(apply_config(model, config) if config else apply_method(model, method.name))
         return Trainable(self.name, count.trainable, count.percent)
@@ -97,7 +97,7 @@ class CountingModel:
 
 @contextlib.contextmanager
 def single_thread() -> Iterator[None]:
-    """Decompositions of small matrices take seconds when several threads share them, and no time on one."""
+    """Use one thread: decompositions of small matrices take seconds with several threads, and no time with one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -107,7 +107,7 @@ def single_thread() -> Iterator[None]:
 
 
 def default_model(method: PeftMethod) -> str:
-    """The embedded model that `method` is counted on: the default one, where the method works on its family."""
+    """The embedded model that `method` is counted on: the default one if the method works on its family."""
     names = {path: name for name, path in MODEL_NAMES.items()}
     return names[str(MODEL_PATHS[method.model_families[0]])]
 
@@ -118,7 +118,7 @@ def counting_models(name: str | None) -> Mapping[str, CountingModel]:
 
 
 def record_of(method: PeftMethod, trainable: Trainable) -> dict[str, Any]:
-    """`method` as plain data: what it is and takes, and whether it brings hooks of its own."""
+    """`method` as plain data: description, options, and whether it has its own hooks."""
     copied = ("name", "aliases", "family", "summary", "paper", "equation", "when_to_use")
     rate = ("learning_rate", "learning_rate_source")
     options = ("defaults", "preset", "required", "hook_options", "unsupported", "requires")

@@ -1,4 +1,4 @@
-"""`left-trainer methods`: list the fine-tuning methods, or explain one."""
+"""`left-trainer methods`: list the fine-tuning methods, or describe one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 from left_trainer.cli.errors import user_errors
 from left_trainer.registry import did_you_mean
 
-DESCRIPTION = """List the fine-tuning methods: what --peft_method and LeftTrainingArguments(peft_method=...) accept.
+DESCRIPTION = """List the fine-tuning methods that --peft_method and LeftTrainingArguments(peft_method=...) accept.
 
-With a NAME, everything about that method. Parameters are counted at the method's default options, on the embedded model
-or on the one that --model names, of which only the config is read.
+With a NAME, show all details of that method. Parameters are counted with the method's default options, on the embedded
+model or on the model given with --model; only the config of the model is read.
 """
 EXAMPLES = """examples:
-  left-trainer methods                                    every method
+  left-trainer methods                                    all methods
   left-trainer methods lora                               one method: equation, options, learning rate, limits
   left-trainer methods --family soft_prompt               methods of one family
-  left-trainer methods --works_with packing merge         methods that can be packed and merged
-  left-trainer methods --model google/flan-t5-small       methods that work on this model, counted on it
+  left-trainer methods --works_with packing merge         methods that support packing and merging
+  left-trainer methods --model google/flan-t5-small       methods that work on this model, with counts for it
   left-trainer methods --json | jq '.[] | select(.trainable_percent < 0.5) | .name'
 """
 FAMILIES = {
@@ -32,7 +32,7 @@ FAMILIES = {
     "reparameterization": "reparameterizations",
     "selective": "selective methods",
 }
-# What a method can work with: the mark in the table, and in words.
+# What a method can work with: its mark in the table, and its description.
 WORKS_WITH = {
     "encoder_decoder": ("E", "encoder-decoder models"),
     "decoder_only": ("D", "decoder-only models"),
@@ -46,24 +46,28 @@ SUMMARY_WIDTH = 30
 
 
 def main(argv: list[str]) -> int:
-    """Print the registry of methods, or one record of it."""
+    """Print all registered methods, or one of them."""
     parser = argparse.ArgumentParser(
         prog="left-trainer methods",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="show this method in full")
-    parser.add_argument("--family", metavar="FAMILY", help=f"only this family: {', '.join(FAMILIES)}")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show all details of this method")
+    parser.add_argument("--family", metavar="FAMILY", help=f"show only this family: {', '.join(FAMILIES)}")
     parser.add_argument(
-        "--works_with", nargs="+", default=[], metavar="WHAT", help=f"only methods that do: {', '.join(WORKS_WITH)}"
+        "--works_with",
+        nargs="+",
+        default=[],
+        metavar="WHAT",
+        help=f"show only methods that work with all of these: {', '.join(WORKS_WITH)}",
     )
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="hub name or path, embedded/t5 or embedded/llama: only methods that work on it, counted on it",
+        help="Hub name or path, embedded/t5 or embedded/llama: show only methods that work on it, with counts for it",
     )
-    parser.add_argument("--json", action="store_true", help="print records as JSON")
+    parser.add_argument("--json", action="store_true", help="print the records as JSON")
     options = parser.parse_args(argv)
 
     with user_errors():
@@ -88,11 +92,11 @@ def _check_known(argument: str, names: Sequence[str], known: Mapping[str, Any]) 
 
 
 def _records(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
-    """Records of the methods asked for, and names of those that do not work on the model.
+    """Records of the selected methods, and names of those that do not work on the model.
 
-    Raises `ValueError` when nothing is left.
+    Raises `ValueError` if no method is selected.
     """
-    # It asks on import for a package that counting does not need.
+    # On import, it warns about a package that counting does not need.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     from transformers.utils.logging import tqdm
@@ -107,8 +111,8 @@ def _records(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[st
         if options.family in (None, method.family) and all(works_with(method, what) for what in options.works_with)
     ]
     if not asked:
-        which = f"{options.name!r} is none" if options.name else "There is no method"
-        raise ValueError(f"{which} that --family and --works_with ask for. Leave one of them out.")
+        which = f"{options.name!r} does not match" if options.name else "No method matches"
+        raise ValueError(f"{which} --family and --works_with. Remove one of them.")
     models = counting_models(options.model)
     records, left_out = [], []
     order = list(FAMILIES)
@@ -136,7 +140,7 @@ def _marks(record: Mapping[str, Any]) -> str:
 
 
 def _table(records: Sequence[Mapping[str, Any]], left_out: Sequence[str], model: str | None) -> str:
-    """The table, as wide as the terminal lets it be, with its legend."""
+    """The table, as wide as the terminal allows, with its legend."""
     from left_trainer.callbacks.tables import format_table
     from left_trainer.cli.method_records import format_rate, short_paper
     from left_trainer.embedded import DEFAULT_MODEL
@@ -159,17 +163,17 @@ def _table(records: Sequence[Mapping[str, Any]], left_out: Sequence[str], model:
         columns["what is trained"] = [textwrap.shorten(record["summary"], room, placeholder=" …") for record in records]
     marks = ", ".join(f"{mark} = {text}" for mark, text in WORKS_WITH.values())
     legend = [
-        f"trained: parameters trained at the defaults on {shown}, and their share of all; rate: learning rate.",
+        f"trained: trainable parameters with default options on {shown}, and their percentage; rate: learning rate.",
         f"works with: {marks}.",
     ]
     if any(record["model"] != shown for record in records):
         legend.insert(1, "* decoder-only: counted on embedded/llama.")
     if left_out:
         legend.append(
-            f"Not at their defaults on {shown}, for reasons that `left-trainer methods NAME --model {shown}` gives: "
-            f"{', '.join(left_out)}."
+            f"These do not work with default options on {shown}: {', '.join(left_out)}. `left-trainer methods NAME "
+            f"--model {shown}` shows the reason."
         )
-    legend.append("`left-trainer methods NAME` shows a method in full.")
+    legend.append("`left-trainer methods NAME` shows all details of a method.")
     table = format_table(f"Methods ({len(records)})", list(columns), list(zip(*columns.values(), strict=True)))
     return "\n".join([table, "", *(line for text in legend for line in textwrap.wrap(text, width - 2))])
 
@@ -194,7 +198,9 @@ def _description(record: Mapping[str, Any]) -> str:
     method = get_method(record["name"])
     trained = record["trainable_note"]
     if record["trainable_parameters"] is not None:
-        trained = f"{record['trainable_parameters']:,} parameters, {record['trainable_percent']:.3f} %, at the defaults"
+        trained = (
+            f"{record['trainable_parameters']:,} parameters, {record['trainable_percent']:.3f} %, with default options"
+        )
     works = [text for what, (_, text) in WORKS_WITH.items() if works_with(method, what)]
     facts = [
         ("paper", record["paper"]),
@@ -203,7 +209,7 @@ def _description(record: Mapping[str, Any]) -> str:
         ("when to use", record["when_to_use"]),
         ("trained", f"{trained} (on {record['model']})"),
         ("learning rate", f"{format_rate(record['learning_rate'])} ({record['learning_rate_source']})"),
-        ("our defaults", _pairs({**record["defaults"], **record["hook_options"]})),
+        ("defaults", _pairs({**record["defaults"], **record["hook_options"]})),
         ("fixed", _pairs(record["preset"])),
         *(("needs", f"{option}: {advice}") for option, advice in record["required"].items()),
         *(("needs", f"pip install {package}") for package in record["requires"].values()),
@@ -221,12 +227,12 @@ def _description(record: Mapping[str, Any]) -> str:
 
 
 def feature_text(what: str) -> str:
-    """A key of a method's `unsupported`, in words."""
-    return WORKS_WITH[what][1] if what in WORKS_WITH else "models of Conv1D layers, as GPT-2"
+    """Description of a key of a method's `unsupported`."""
+    return WORKS_WITH[what][1] if what in WORKS_WITH else "models with Conv1D layers, such as GPT-2"
 
 
 def usage(method: Any) -> tuple[str, str]:
-    """How to ask for `method` in Python and on the command line."""
+    """How to use `method` in Python and on the command line."""
     needed = [] if method.derive_from_data else list(method.required)
     in_python = ", ".join(f'"{name}": ...' for name in needed)
     in_shell = ",".join(f"{name}=..." for name in needed)

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from left_trainer.cli.errors import user_errors
 
-DESCRIPTION = """Merge output folders of `left-trainer compare`, made on one machine or several, into one table
-and one page. Runs that differ in nothing but the seed become one row, with mean and 95 % interval.
+DESCRIPTION = """Merge output folders of `left-trainer compare`, from one or several machines, into one table and one
+page. Runs that differ only in the seed become one row, with mean and 95 % interval.
 
-Different models, or different data for one task, are refused unless --allow_mixed is given.
+Different models, or different data for one task, are refused unless you pass --allow_mixed.
 """
 EXAMPLES = """examples:
-  left-trainer report outputs/compare                                  make tables, plots and page anew
+  left-trainer report outputs/compare                                  write tables, plots and page again
   left-trainer report machine1/compare machine2/compare --output_dir outputs/both
 """
 
 
 def main(argv: list[str]) -> int:
-    """Read, check, write."""
+    """Read and check the results, write the output files."""
     parser = argparse.ArgumentParser(
         prog="left-trainer report",
         description=DESCRIPTION,
@@ -29,9 +29,11 @@ def main(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="output folder of a comparison")
-    parser.add_argument("--output_dir", metavar="DIR", help="where to write (default with one DIR: there)")
-    parser.add_argument("--allow_mixed", action="store_true", help="put different models and data side by side")
-    parser.add_argument("--title", default="", metavar="TEXT", help="of tables and page")
+    parser.add_argument(
+        "--output_dir", metavar="DIR", help="folder for the output (default for a single DIR: that folder)"
+    )
+    parser.add_argument("--allow_mixed", action="store_true", help="allow different models and data in one table")
+    parser.add_argument("--title", default="", metavar="TEXT", help="title of the tables and the page")
     options = parser.parse_args(argv)
 
     from left_trainer.comparison.output import write_outputs
@@ -41,12 +43,12 @@ def main(argv: list[str]) -> int:
     with user_errors():
         folders = [Path(folder) for folder in options.folders]
         if options.output_dir is None and len(folders) > 1:
-            raise ValueError("Several folders are merged into a new one. Pass it as --output_dir DIR.")
+            raise ValueError("Several folders are merged into a new folder. Pass it with --output_dir DIR.")
         output_dir = Path(options.output_dir or folders[0])
         if output_dir not in folders and (output_dir / "results.jsonl").exists():
             raise FileExistsError(
-                f"output_dir={str(output_dir)!r} has a results.jsonl already and is not among the folders to merge. "
-                "Pass it as one of them, or choose another."
+                f"output_dir={str(output_dir)!r} contains results but is not one of the folders to merge. Add it to "
+                "the folders, or choose another --output_dir."
             )
         results = merge(folders)
         if not options.allow_mixed:

@@ -1,4 +1,4 @@
-"""`left-trainer train`: fine-tune a model on a task and score it before and after."""
+"""`left-trainer train`: fine-tune a model on a task and evaluate it before and after."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import argparse
 
 from left_trainer.cli.errors import user_errors
 
-DESCRIPTION = """Fine-tune a model on a task, score it on the test split before and after, and save adapter, tokenizer,
-model card, training_report.json and plots to --output_dir.
+DESCRIPTION = """Fine-tune a model on a task, evaluate it on the test split before and after training, and save adapter,
+tokenizer, model card, training_report.json and plots to --output_dir.
 
-Without a model the embedded one is trained, without data the task's generated data are used: nothing is downloaded.
-Every option of transformers.Seq2SeqTrainingArguments and trl.SFTConfig is accepted, on the command line or, with
---config FILE, from YAML.
+By default, the embedded model and the task's generated data are used, and nothing is downloaded. All options of
+transformers.Seq2SeqTrainingArguments and trl.SFTConfig are accepted, on the command line or from YAML with
+--config FILE.
 """
 
 
 def main(argv: list[str]) -> int:
-    """Parse, check, train, report."""
+    """Parse and check the arguments, train, report."""
     task_parser = argparse.ArgumentParser(add_help=False)
     task_parser.add_argument("--task", default="summarization")
     options, rest = task_parser.parse_known_args(argv)
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         parser.prog, parser.description = "left-trainer train", DESCRIPTION
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         names = [record.name for record in list_tasks()]
-        parser.add_argument("--task", default=task.name, help=f"What for: {', '.join(names)} (default: %(default)s)")
+        parser.add_argument("--task", default=task.name, help=f"Task: {', '.join(names)} (default: %(default)s)")
         model_args, data_args, args, *_ = parser.parse_args_and_config(rest)
         run = set_up(task, model_args, data_args, args)
     report = fine_tune(run)

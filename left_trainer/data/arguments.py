@@ -1,4 +1,4 @@
-"""Command-line arguments that say which model and which data."""
+"""Command-line arguments for the model and the data."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 @dataclass
 class ModelArguments:
-    """Which model.
+    """Arguments that select the model.
 
     Args:
-        model_name_or_path: Hub name or path of a model or an adapter; `embedded/t5` or `embedded/llama`.
-        model_revision: Branch, tag or commit on the hub.
-        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the one the checkpoint was saved in.
-        token: Hub token for private models; by default the one of `hf auth login`.
+        model_name_or_path: Hub name or path of a model or an adapter, `embedded/t5` or `embedded/llama`.
+        model_revision: Branch, tag or commit on the Hub.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the dtype of the checkpoint.
+        token: Hub token for private models; by default the token of `hf auth login`.
     """
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Hub name or path of a model or adapter, embedded/t5 or embedded/llama. Unset: embedded/t5."},
+        metadata={
+            "help": "Hub name or path of a model or adapter, embedded/t5 or embedded/llama. Default: embedded/t5."
+        },
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the hub."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     dtype: str = field(
         default="float32",
         metadata={"help": "Dtype of the weights.", "choices": ["float32", "bfloat16", "float16", "auto"]},
@@ -33,16 +35,16 @@ class ModelArguments:
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
 
     def source(self, args: LeftTrainingArguments) -> ModelSource:
-        """The model to load: its config is read, its weights are not.
+        """The model to load. Its config is read, its weights are not.
 
-        An embedded model is far narrower than those that the methods' default learning rates are for; unset, its rate
-        is `LEARNING_RATE_FACTOR` times the default.
+        An embedded model is much narrower than the models that the methods' default learning rates are chosen for. If
+        the learning rate is unset, it is therefore `LEARNING_RATE_FACTOR` times the default.
 
         Args:
-            args: `model_init_kwargs` and `trust_remote_code` are read, and beat the fields here.
+            args: `model_init_kwargs` and `trust_remote_code` are read and override the fields of this class.
 
         Raises:
-            ValueError: There is no such model, or it does not generate text.
+            ValueError: The model does not exist, or does not generate text.
         """
         given: dict[str, Any] = {"dtype": self.dtype, "revision": self.model_revision, "token": self.token}
         options = {name: value for name, value in given.items() if value is not None} | loading_options(args)
@@ -53,35 +55,40 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which data. Without a name or a file, the task's generated data.
+    """Arguments that select the data. Without a dataset name or a file, the task's generated data is used.
 
     Args:
-        dataset_name: Data set on the hub, or a local folder that `datasets.load_dataset` reads.
-        dataset_config_name: Its configuration.
-        train_file: JSONL, CSV or Parquet file.
-        validation_file: The same; without one, 5 percent of the training rows are held out.
-        test_file: The same; scored before and after training. Without one, the validation rows are.
-        source_column: Column that the model reads; by default the task's, or that of the task's hub data set. A dot
-            goes into a nested column, `translation.en`.
-        target_column: Column that it learns to write; the same.
-        prompt: Template with `{source}`; by default the task's.
-        max_train_samples: Use only the first rows.
-        max_eval_samples: Use only the first rows of validation and test.
+        dataset_name: Dataset on the Hub, or a local folder that `datasets.load_dataset` can read.
+        dataset_config_name: Configuration of the dataset.
+        train_file: JSONL, CSV or Parquet file with training rows.
+        validation_file: File with validation rows. Without it, 5 percent of the training rows are held out.
+        test_file: File with rows that are scored before and after training. Without it, the validation rows are used.
+        source_column: Column that the model reads; by default the column of the task or of its Hub dataset. A dot
+            selects a nested column, `translation.en`.
+        target_column: Column that the model learns to write; same default and form.
+        prompt: Prompt template with `{source}`; by default the template of the task.
+        max_train_samples: Use only this number of training rows, from the start.
+        max_eval_samples: Use only this number of validation and test rows, from the start.
     """
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the hub, or a local folder."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a local folder."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     train_file: str | None = field(default=None, metadata={"help": "Training rows: JSONL, CSV or Parquet."})
     validation_file: str | None = field(
-        default=None, metadata={"help": "Validation rows. Unset: 5 percent of the training rows are held out."}
+        default=None, metadata={"help": "Validation rows. Default: 5 percent of the training rows are held out."}
     )
     test_file: str | None = field(
-        default=None, metadata={"help": "Rows scored before and after training. Unset: the validation rows."}
+        default=None, metadata={"help": "Rows scored before and after training. Default: the validation rows."}
     )
-    source_column: str | None = field(default=None, metadata={"help": "Column to read. Unset: the task's own."})
-    target_column: str | None = field(default=None, metadata={"help": "Column to write. Unset: the task's own."})
+    source_column: str | None = field(
+        default=None, metadata={"help": "Column to read. Default: the column of the task."}
+    )
+    target_column: str | None = field(
+        default=None, metadata={"help": "Column to generate. Default: the column of the task."}
+    )
     prompt: str | None = field(
-        default=None, metadata={"help": "Prompt template with {source} where the text goes. Unset: the task's own."}
+        default=None,
+        metadata={"help": "Prompt template with {source} for the text. Default: the template of the task."},
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first N evaluation rows."})

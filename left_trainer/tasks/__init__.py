@@ -1,4 +1,4 @@
-"""Tasks: what for."""
+"""Tasks: the format of the data, and the metrics."""
 
 from left_trainer.tasks import classification, dialogue, summarization, translation
 from left_trainer.tasks.registry import get_task, list_tasks, register_task

@@ -1,4 +1,4 @@
-"""Classification: a text to the word of its label."""
+"""Classification: generate the label of a text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from left_trainer.tasks.task import HubDataset, Task
 
 
 def review_row(rng: Random) -> dict[str, str]:
-    """A generated review and its feeling."""
+    """A generated review and its sentiment."""
     text, label = grammar.long_review(rng)
     return {"text": text, "label": label}
 
@@ -18,7 +18,7 @@ def review_row(rng: Random) -> dict[str, str]:
 register_task(
     Task(
         name="classification",
-        summary="a text to the word of its label",
+        summary="generate the label of a text",
         source_column="text",
         target_column="label",
         prompt="Classify: {source}\n",

@@ -1,4 +1,4 @@
-"""Dialogue: the turns so far to the assistant's next one."""
+"""Dialogue: generate the assistant's next turn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def response_row(rng: Random) -> dict[str, str]:
 register_task(
     Task(
         name="dialogue",
-        summary="the turns so far to the assistant's next one",
+        summary="generate the assistant's next turn in a dialogue",
         source_column="dialogue",
         target_column="response",
         prompt="Dialogue:\n{source}\nAssistant:",

@@ -1,4 +1,4 @@
-"""The registry of tasks. The task modules fill it when they are imported."""
+"""The registry of tasks. Each task module registers its task on import."""
 
 from __future__ import annotations
 

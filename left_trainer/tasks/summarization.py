@@ -1,4 +1,4 @@
-"""Summarization: a document to a short text that says what matters."""
+"""Summarization: generate a short summary of a document."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def news_row(rng: Random) -> dict[str, str]:
 register_task(
     Task(
         name="summarization",
-        summary="a document to a short summary",
+        summary="generate a short summary of a document",
         source_column="document",
         target_column="summary",
         prompt="Summarize: {source}\nSummary:",

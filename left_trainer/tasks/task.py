@@ -12,13 +12,13 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A data set of the hub that suits a task, and what to read from it.
+    """A Hub dataset for a task, with the columns to read.
 
     Args:
-        name: What a user writes in `--dataset_name`.
-        source_column: Column that a model reads; a dot goes into a nested one, `translation.en`.
-        target_column: Column that a model writes.
-        config_name: Its configuration.
+        name: Name of the dataset, as in `--dataset_name`.
+        source_column: Column that the model reads. A dot selects a nested column, `translation.en`.
+        target_column: Column that the model writes.
+        config_name: Configuration of the dataset.
     """
 
     name: str
@@ -29,23 +29,23 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class Task:
-    """What the data look like and how the result is judged. One frozen record per task.
+    """Format of the data and metrics of a task. One frozen record per task.
 
     Args:
-        name: What a user writes in `--task`.
+        name: Name of the task, as in `--task`.
         summary: One line for tables.
-        source_column: Column that a model reads, unless the user names another.
-        target_column: Column that a model writes.
-        prompt: Template of the prompt, with `{source}` where the text goes. One form for both model families: an
-            encoder-decoder model reads it, a decoder-only model continues it.
+        source_column: Column that the model reads, unless the user passes another.
+        target_column: Column that the model writes, unless the user passes another.
+        prompt: Template of the prompt, with `{source}` in place of the text. The same for both model families: an
+            encoder-decoder model reads the prompt, a decoder-only model continues it.
         metrics: Names of metrics in `evaluation`.
-        main_metric: The score among theirs that stands for quality in tables. Larger is better.
-        max_new_tokens: Length limit of what is generated, in tokens.
-        num_beams: Beams of the search when generating; 1 is greedy.
-        generate_row: Makes one row of the embedded data from a seeded generator; `None` for a task without them.
+        main_metric: The score of these metrics that is shown as quality in tables. Higher is better.
+        max_new_tokens: Maximum length of the generated text, in tokens.
+        num_beams: Number of beams for generation; 1 is greedy decoding.
+        generate_row: Makes one row of the embedded data from a seeded generator; `None` for a task without such data.
         embedded_splits: Number of rows in each split of the embedded data: `train`, `validation` and `test`.
-        hub_dataset: A data set of the hub that suits; naming it brings its configuration and columns.
-        aliases: Further names.
+        hub_dataset: A Hub dataset for the task. If the user passes its name, its configuration and columns are used.
+        aliases: Other names.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Task:
             )
 
     def render(self, source: str, target: str, prompt: str | None = None) -> dict[str, str]:
-        """One prompt/completion row. The space between them belongs to the completion, as in BPE tokens."""
+        """One prompt/completion row. The space between them is part of the completion, as in BPE tokens."""
         return {"prompt": (prompt or self.prompt).format(source=source), "completion": f" {target.strip()}"}
 
 
 def check_prompt(prompt: str) -> None:
-    """Raise `ValueError` unless `prompt` has the field `{source}` and no other."""
+    """Raise `ValueError` unless `{source}` is the only field of `prompt`."""
     try:
         fields = [name for _, name, _, _ in Formatter().parse(prompt) if name is not None]
     except ValueError as error:

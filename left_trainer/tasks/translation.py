@@ -1,4 +1,4 @@
-"""Translation: a text to the same text in another language."""
+"""Translation: translate a text into another language."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pair_row(rng: Random) -> dict[str, str]:
 register_task(
     Task(
         name="translation",
-        summary="a text to the same text in another language",
+        summary="translate a text into another language",
         source_column="source",
         target_column="target",
         prompt="Translate: {source}\nTranslation:",

@@ -132,8 +132,8 @@ def test_one_method_in_full(name, capsys, monkeypatch):
         (["--works_with", "paking"], "Did you mean 'packing'"),
         (["--model", "no/where"], "neither a directory"),
         (["--model", "embedded/t5", "cpt"], "does not work on T5ForConditionalGeneration"),
-        (["lora", "--family", "selective"], "'lora' is none"),
-        (["--family", "soft_prompt", "--works_with", "merge"], "There is no method"),
+        (["lora", "--family", "selective"], "'lora' does not match"),
+        (["--family", "soft_prompt", "--works_with", "merge"], "No method matches"),
     ],
 )
 def test_bad_input(arguments, message, capsys):
