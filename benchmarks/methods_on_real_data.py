@@ -39,7 +39,7 @@ from cells import (
 from left_trainer import get_method, list_methods
 from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.models import FAMILIES
-from left_trainer.runs.build_report import machine_name
+from left_trainer.runs.measurements import machine_name
 
 DOCS = Path(__file__).parents[1] / "docs" / "results.md"
 BEGIN, END = "<!-- methods_on_real_data.py: begin -->", "<!-- methods_on_real_data.py: end -->"

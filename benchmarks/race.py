@@ -228,7 +228,7 @@ def environment() -> Record:
     """What the figures depend on beside the race."""
     import torch
 
-    from left_trainer.runs.build_report import machine_name
+    from left_trainer.runs.measurements import machine_name
     from left_trainer.trainer.model_card import package_versions
 
     return {"machine": machine_name(), "threads": torch.get_num_threads(), "versions": package_versions()}

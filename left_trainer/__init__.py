@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from left_trainer.callbacks.step_timer import StepTimerCallback
     from left_trainer.data.arguments import DataArguments, ModelArguments
     from left_trainer.data.loading import load_task_data, prepare_task_data
+    from left_trainer.embedded import MODEL_PATHS
     from left_trainer.evaluation.text_metrics import decode, text_metrics
     from left_trainer.methods import PeftMethod, apply_method, get_method, list_methods, register_method
     from left_trainer.models import ModelSource, load_tokenizer
+    from left_trainer.runs.build_report import build_report, collect_samples, write_report
+    from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser, with_task_settings
+    from left_trainer.runs.report import TrainingReport
+    from left_trainer.runs.report_text import format_report
     from left_trainer.tasks import HubDataset, Task, get_task, list_tasks, register_task
     from left_trainer.trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
     from left_trainer.training_args import LeftTrainingArguments
@@ -38,15 +43,21 @@ _HOMES = {
     "LeftSeq2SeqTrainer": "left_trainer.trainer",
     "LeftTrainer": "left_trainer.trainer",
     "LeftTrainingArguments": "left_trainer.training_args",
-    "ModelSource": "left_trainer.models",
+    "MODEL_PATHS": "left_trainer.embedded",
     "MemoryProfilerCallback": "left_trainer.callbacks",
     "ModelArguments": "left_trainer.data.arguments",
+    "ModelSource": "left_trainer.models",
     "PeftMethod": "left_trainer.methods",
     "StepTimerCallback": "left_trainer.callbacks.step_timer",
     "Task": "left_trainer.tasks",
     "TrainableParametersCallback": "left_trainer.callbacks",
+    "TrainingReport": "left_trainer.runs.report",
     "apply_method": "left_trainer.methods",
+    "build_report": "left_trainer.runs.build_report",
+    "collect_samples": "left_trainer.runs.build_report",
     "decode": "left_trainer.evaluation.text_metrics",
+    "fine_tune": "left_trainer.runs.fine_tuning",
+    "format_report": "left_trainer.runs.report_text",
     "get_method": "left_trainer.methods",
     "get_task": "left_trainer.tasks",
     "list_methods": "left_trainer.methods",
@@ -56,9 +67,14 @@ _HOMES = {
     "prepare_task_data": "left_trainer.data.loading",
     "register_method": "left_trainer.methods",
     "register_task": "left_trainer.tasks",
+    "set_up": "left_trainer.runs.fine_tuning",
     "text_metrics": "left_trainer.evaluation.text_metrics",
+    "training_parser": "left_trainer.runs.fine_tuning",
+    "with_task_settings": "left_trainer.runs.fine_tuning",
+    "write_report": "left_trainer.runs.build_report",
 }
 __all__ = [
+    "MODEL_PATHS",
     "AdapterRestoreCallback",
     "AdapterSaverCallback",
     "DataArguments",
@@ -74,9 +90,14 @@ __all__ = [
     "StepTimerCallback",
     "Task",
     "TrainableParametersCallback",
+    "TrainingReport",
     "__version__",
     "apply_method",
+    "build_report",
+    "collect_samples",
     "decode",
+    "fine_tune",
+    "format_report",
     "get_method",
     "get_task",
     "list_methods",
@@ -86,7 +107,11 @@ __all__ = [
     "prepare_task_data",
     "register_method",
     "register_task",
+    "set_up",
     "text_metrics",
+    "training_parser",
+    "with_task_settings",
+    "write_report",
 ]
 
 register_with_peft()

@@ -19,9 +19,7 @@ the weights; if generation speed matters most, use `--peft_method lora`. On your
 To use any other method, set `--peft_method`. `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import get_task
-from left_trainer.runs.build_report import format_report
-from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
+from left_trainer import fine_tune, format_report, get_task, set_up, training_parser
 
 
 def main() -> None:

@@ -26,13 +26,10 @@ from transformers import (
 )
 
 from left_trainer import AdapterSaverCallback, MemoryProfilerCallback, TrainableParametersCallback  # *
-from left_trainer.data.arguments import DataArguments
-from left_trainer.data.loading import load_task_data
-from left_trainer.embedded import MODEL_PATHS
-from left_trainer.methods import apply_method, get_method
-from left_trainer.tasks import get_task
 
-HOOKS = ("quantization", "prepare", "initialize", "optimizer", "callback", "loss", "penalty")
+# isort: split
+# What this script trains: the embedded model and data, with a method of the library.
+from left_trainer import MODEL_PATHS, DataArguments, apply_method, get_method, get_task, load_task_data
 
 
 @dataclass
@@ -51,7 +48,7 @@ def main() -> None:
     parser.set_defaults(metric_for_best_model="loss", logging_steps=0.1, report_to="none", dataloader_pin_memory=False)
     script, args = parser.parse_args_into_dataclasses()
     method = get_method(script.peft_method)
-    if method.config_class is None or any(getattr(method, hook) for hook in HOOKS):
+    if not method.only_wraps:
         parser.error(f"--peft_method {method.name} does more than wrap the model. Use it with LeftTrainer.")
     args.learning_rate = args.learning_rate or method.learning_rate
 

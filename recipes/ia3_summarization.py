@@ -15,9 +15,7 @@ The factors can be merged into the base weights. The merged model needs no PEFT 
 To use any other method, set `--peft_method`. `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import get_task
-from left_trainer.runs.build_report import format_report
-from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
+from left_trainer import fine_tune, format_report, get_task, set_up, training_parser
 
 
 def main() -> None:

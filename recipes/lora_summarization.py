@@ -11,7 +11,7 @@ On your own model and data:
 
 To use another method, set `--peft_method ia3`; to use a decoder-only model, pass its path. `--help` lists every option
 and `--config FILE` reads them from YAML. Results are written to `--output_dir`. This recipe contains the steps that the
-others leave to `left_trainer.runs.fine_tuning`: copy it to change the steps, or copy another to change task and method.
+others leave to `set_up` and `fine_tune`: copy it to change the steps, or copy another to change task and method.
 
 The adapter can be merged into the base weights. The merged model is as fast as the base model:
 
@@ -23,13 +23,17 @@ from left_trainer import (
     MemoryProfilerCallback,
     StepTimerCallback,
     TrainableParametersCallback,
+    build_report,
+    collect_samples,
+    format_report,
     get_task,
     load_tokenizer,
     prepare_task_data,
     text_metrics,
+    training_parser,
+    with_task_settings,
+    write_report,
 )
-from left_trainer.runs.build_report import build_report, collect_samples, format_report, write_report
-from left_trainer.runs.fine_tuning import training_parser, with_task_settings
 
 
 def main() -> None:

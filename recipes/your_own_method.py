@@ -19,9 +19,7 @@ To compare with another method, set `--peft_method`. `--help` lists every option
 
 from peft import LoraConfig
 
-from left_trainer import PeftMethod, get_task, register_method
-from left_trainer.runs.build_report import format_report
-from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
+from left_trainer import PeftMethod, fine_tune, format_report, get_task, register_method, set_up, training_parser
 
 register_method(
     PeftMethod(

@@ -181,3 +181,11 @@ def test_modules_stay_small():
     for path in MODULES:
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= 400, f"{path} has {lines} lines"
+
+
+def test_recipes_use_public_names_alone():
+    for path in sorted((PACKAGE.parent / "recipes").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE.name):
+                assert node.module == PACKAGE.name, f"{path.name} imports from {node.module}"
+                assert {alias.name for alias in node.names} <= set(left_trainer.__all__)

@@ -23,8 +23,8 @@ def main(argv: list[str]) -> int:
 
     from transformers.utils.logging import disable_progress_bar
 
-    from left_trainer.runs.build_report import format_report
     from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
+    from left_trainer.runs.report_text import format_report
     from left_trainer.tasks import get_task, list_tasks
 
     disable_progress_bar()

@@ -27,10 +27,11 @@ from left_trainer.callbacks.memory_counters import memory_counter
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.comparison.general_text import general_loss, general_rows
 from left_trainer.data.arguments import DataArguments, ModelArguments
-from left_trainer.runs.build_report import TrainingReport, build_report, collect_samples
+from left_trainer.runs.build_report import build_report, collect_samples
 from left_trainer.runs.files_of_0_1 import upgrade_tuning
 from left_trainer.runs.fine_tuning import TASK_DEFAULTS, set_up
 from left_trainer.runs.json_records import from_json, read_json, write_json
+from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import TuningResult
 from left_trainer.tasks import get_task
 from left_trainer.trainer import LeftTrainer

@@ -119,6 +119,24 @@ class PeftMethod:
         """Families of models that the method works on."""
         return tuple(family for family in FAMILIES if self.supports(family))
 
+    @property
+    def only_wraps(self) -> bool:
+        """Whether an adapter on the model is all that the method takes.
+
+        Such a method also trains under a trainer that knows nothing of it. Others act on the base weights, the
+        optimizer or the loss, or during training.
+        """
+        acts = (
+            self.quantization,
+            self.prepare,
+            self.initialize,
+            self.optimizer,
+            self.callback,
+            self.loss,
+            self.penalty,
+        )
+        return self.config_class is not None and not any(acts)
+
     def positions(self, options: Mapping[str, Any], family: ModelFamily) -> Positions:
         """The positions that the method takes from those of the model.
 

@@ -19,7 +19,6 @@ from left_trainer.evaluation.text_metrics import decode
 from left_trainer.models import unwrapped
 from left_trainer.runs.measurements import machine_name, saved_bytes, target_tokens_per_row
 from left_trainer.runs.report import (
-    REPORT_FILE,
     FastPathUse,
     Metrics,
     PeakMemory,
@@ -27,21 +26,12 @@ from left_trainer.runs.report import (
     Scores,
     TrainingReport,
 )
-from left_trainer.runs.report_text import draw_losses, format_report, results_section
+from left_trainer.runs.report_text import draw_losses, results_section
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.trainer.model_card import package_versions
 from left_trainer.training_args import LeftTrainingArguments
 
-__all__ = [
-    "REPORT_FILE",
-    "TrainingReport",
-    "build_report",
-    "collect_samples",
-    "format_report",
-    "machine_name",
-    "write_report",
-]
 Callback = TypeVar("Callback")
 
 

@@ -14,7 +14,8 @@ from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.data.loading import prepare_task_data
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.models import load_tokenizer
-from left_trainer.runs.build_report import TrainingReport, build_report, collect_samples, write_report
+from left_trainer.runs.build_report import build_report, collect_samples, write_report
+from left_trainer.runs.report import TrainingReport
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.training_args import LeftTrainingArguments
