@@ -209,7 +209,7 @@ def _description(record: Mapping[str, Any]) -> str:
         ("when to use", record["when_to_use"]),
         ("trained", f"{trained} (on {record['model']})"),
         ("learning rate", f"{format_rate(record['learning_rate'])} ({record['learning_rate_source']})"),
-        ("defaults", _pairs({**record["defaults"], **record["hook_options"]})),
+        ("our defaults", _pairs({**record["defaults"], **record["hook_options"]})),
         ("fixed", _pairs(record["preset"])),
         *(("needs", f"{option}: {advice}") for option, advice in record["required"].items()),
         *(("needs", f"pip install {package}") for package in record["requires"].values()),
