@@ -56,8 +56,8 @@ def test_a_users_own_task_trains_and_is_scored(family, task_registry, make_args,
     args = make_args(predict_with_generate=True, per_device_eval_batch_size=8)
     model = ModelArguments(model_name_or_path=str(saved_models[family]))
     report = fine_tune(set_up(task, model, DataArguments(train_file=str(rows)), args))
-    assert report["task"] == "headline"
-    assert task.main_metric in report["metrics"]["after"]
+    assert report.task == "headline"
+    assert task.main_metric in report.metrics.after
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +138,16 @@ def test_tests_named_in_the_documentation_exist():
     text = (REPOSITORY / "docs" / "correctness.md").read_text()
     for name in re.findall(r"`(tests/[\w/]+(?:\.py)?/?)`", text):
         assert (REPOSITORY / name).exists(), name
+
+
+def test_the_architecture_page_names_every_folder_and_real_files():
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    package = REPOSITORY / "left_trainer"
+    for folder in package.iterdir():
+        if (folder / "__init__.py").exists():
+            assert re.search(rf"\b{folder.name}\b", text), folder.name
+    for name in re.findall(r"`((?:\w+/)+\w+\.py)`", text):
+        assert any((root / name).exists() for root in (package, REPOSITORY)), name
+    for title in ("From the flag to the adapter", "From a row to its loss"):
+        modules = re.findall(r"^\| `(\S+)` \|", text.partition(title)[2].partition("##")[0], flags=re.MULTILINE)
+        assert len(modules) == len(set(modules)) <= 8

@@ -159,5 +159,5 @@ def test_a_comparison_is_resumed_and_not_run_again(folder, monkeypatch, capsys):
     flags = ["--methods", "lora,p_tuning", "--tasks", "summarization", "--tune", "learning_rate"]
     flags += ["--tune_factors", "1", "3", "--output_dir", str(folder / "compared")]
     assert main(["compare", *flags, *small]) == 0
-    assert "7 runs, 7 results in" in capsys.readouterr().out
+    assert "already contains 7 results" in capsys.readouterr().out
     assert "tuned: best of 2 by rougeL" in (folder / "compared" / "table.md").read_text()

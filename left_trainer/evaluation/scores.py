@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What Trainer and SFTTrainer add to the metrics of an evaluation (transformers 5.23, trl 1.16).
+# What Trainer and SFTTrainer add to the metrics of an evaluation.
 BOOKKEEPING = (
     "runtime",
     "samples_per_second",

@@ -126,16 +126,8 @@ class PeftMethod:
         Such a method also trains under a trainer that knows nothing of it. Others act on the base weights, the
         optimizer or the loss, or during training.
         """
-        acts = (
-            self.quantization,
-            self.prepare,
-            self.initialize,
-            self.optimizer,
-            self.callback,
-            self.loss,
-            self.penalty,
-        )
-        return self.config_class is not None and not any(acts)
+        hooks = (self.prepare, self.initialize, self.optimizer, self.callback, self.loss, self.penalty)
+        return self.config_class is not None and self.quantization is None and not any(hooks)
 
     def positions(self, options: Mapping[str, Any], family: ModelFamily) -> Positions:
         """The positions that the method takes from those of the model.

@@ -324,7 +324,7 @@ def test_bad_folders_are_refused(tmp_path, capsys):
         ([str(tmp_path / "none")], "has no results.jsonl"),
         ([str(tmp_path / "broken")], "Line 1 of"),
         ([full, more], "--output_dir DIR"),
-        ([full, "--output_dir", more], "is not among the folders"),
+        ([full, "--output_dir", more], "is not one of the folders"),
     ):
         with pytest.raises(SystemExit) as exit_info:
             main(["report", *arguments])
