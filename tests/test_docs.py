@@ -56,8 +56,8 @@ def test_a_users_own_task_trains_and_is_scored(family, task_registry, make_args,
     args = make_args(predict_with_generate=True, per_device_eval_batch_size=8)
     model = ModelArguments(model_name_or_path=str(saved_models[family]))
     report = fine_tune(set_up(task, model, DataArguments(train_file=str(rows)), args))
-    assert report["task"] == "headline"
-    assert task.main_metric in report["metrics"]["after"]
+    assert report.task == "headline"
+    assert task.main_metric in report.metrics.after
 
 
 @pytest.fixture(scope="module")
