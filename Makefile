@@ -26,7 +26,7 @@ test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 test-all: $(INSTALLED) ## Run all tests, including the long ones
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "long or not long"
+	TEST_FRESH_PROCESSES=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) -m "long or not long"
 	TEST_MODEL_TYPES="bart opt" $(BIN)/python -m pytest -n $(TEST_WORKERS) tests/methods/test_method_invariants.py
 
 quality: $(INSTALLED) ## Check style and types

@@ -38,6 +38,11 @@ def step_seconds(race: Race, side: str) -> tuple[float, float]:
     return seconds, sum(event.self_cpu_time_total for event in needed) / 1e6 / race.steps
 
 
+def row(name: str, rival: float, ours: float, needed: float) -> str:
+    """A line of the table, from seconds of a step."""
+    return f"| {name} | {rival:.3f} s | {ours:.3f} s | {needed:.3f} s | {rival / ours:.2f} | {rival / needed:.2f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [name for name, race in RACES.items() if race.measure == "training_step" and race.device == "cpu"]
@@ -52,8 +57,7 @@ def main() -> None:
         race = tiny(RACES[name]) if options.tiny else RACES[name]
         rival, _ = step_seconds(race, race.rival)
         ours, needed = step_seconds(race, "left")
-        figures = f"{rival:.3f} s | {ours:.3f} s | {needed:.3f} s | {rival / ours:.2f} | {rival / needed:.2f}"
-        lines.append(f"| {name} | {figures} |")
+        lines.append(row(name, rival, ours, needed))
     print("\n".join(lines))
 
 

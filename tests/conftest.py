@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CI", "1")  # keeps TRL from reporting usage
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from datasets import Dataset, disable_progress_bars
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from fork_server import start_server
 from left_trainer.models import FAMILIES
 from left_trainer.training_args import LeftTrainingArguments
+from processes import ENVIRONMENT
 from tiny import FAMILY_TYPES, tiny_model, tiny_rows, tiny_tokenizer
 
 disable_progress_bars()
@@ -70,6 +74,23 @@ def saved_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         tiny_model(model_type).save_pretrained(paths[family])
         tiny_tokenizer(family).save_pretrained(paths[family])
     return paths
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[str]:
+    """What starts a Python process that is tested from outside: an interpreter that has the libraries imported.
+
+    With `TEST_FRESH_PROCESSES=1` it is `sys.executable`, as it is where forking is not safe.
+    """
+    if os.environ.get("TEST_FRESH_PROCESSES") or sys.platform != "linux" or torch.cuda.is_available():
+        yield sys.executable
+        return
+    # Not below tmp_path: the path of a socket may have some hundred characters.
+    with tempfile.TemporaryDirectory() as folder:
+        server, executable = start_server(Path(folder), ENVIRONMENT)
+        with server:
+            yield str(executable)
+            server.stdin.close()
 
 
 @pytest.fixture

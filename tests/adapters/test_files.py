@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -42,9 +40,9 @@ save_adapter(model, sys.argv[1])
 
 
 @pytest.mark.parametrize("point", ["adapter", "sidecar", "flush"])
-def test_a_kill_while_saving_leaves_the_earlier_adapter(point, tmp_path):
+def test_a_kill_while_saving_leaves_the_earlier_adapter(point, python, tmp_path):
     target = tmp_path / "adapter"
-    command = [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_SAVING), str(target), point]
+    command = [python, "-c", KILLED_WHILE_SAVING, str(target), point]
     result = subprocess.run(command, capture_output=True, env=ENVIRONMENT)
     assert result.returncode == -signal.SIGKILL, result.stderr.decode()
     expected = apply_method(tiny_model("t5"), "p_tuning", {"num_virtual_tokens": 3, "encoder_hidden_size": 8}, seed=1)

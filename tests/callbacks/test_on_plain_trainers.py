@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from left_trainer import (
     TrainableParametersCallback,
 )
 from left_trainer.adapters.files import TRAINING_STATE_FILE
+from left_trainer.callbacks.memory_counters import SampledCounter
 from left_trainer.callbacks.memory_phases import PhaseMemory, draw_phases
 from log_history import losses
 from tiny import tiny_model
@@ -168,8 +170,11 @@ def test_a_peak_is_the_sum_of_its_parts(tmp_path):
     assert imread(tmp_path / "memory.png").std() > 0.05
 
 
-def test_a_large_activation_is_seen(tmp_path, tokenizers):
-    """64 MiB held for a moment in each forward pass have to appear in the peak."""
+def test_a_large_activation_is_seen(tmp_path, tokenizers, monkeypatch):
+    """64 MiB held in each forward pass while the thread takes a reading have to appear in the peak."""
+    reading = threading.Event()
+    sample = SampledCounter.sample
+    monkeypatch.setattr(SampledCounter, "sample", lambda counter: (sample(counter), reading.set()))
     callback = MemoryProfilerCallback(print_table=False, plot=False)
     trainer = plain_trainer("Trainer", tmp_path, tokenizers, [callback])
     original = trainer.compute_loss
@@ -177,8 +182,10 @@ def test_a_large_activation_is_seen(tmp_path, tokenizers):
     def compute_loss(*args, **kwargs):
         held = torch.ones(16 * 1024**2)
         held.add_(1).sum().item()
-        torch.ones(4 * 1024**2).exp().sum().item()
         result = original(*args, **kwargs)
+        for _ in range(2):  # the first one may have begun before
+            reading.clear()
+            reading.wait()
         del held
         return result
 

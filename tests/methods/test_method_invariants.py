@@ -21,6 +21,7 @@ from left_trainer.adapters.task_ids import task_inputs
 from left_trainer.models import FAMILIES, auto_class
 from log_history import gradient_norms, losses
 from method_settings import CASES, SETTINGS, BaseModels, is_adapter, model_argument, settings
+from processes import ENVIRONMENT
 from tiny import tiny_rows, tiny_tokenizer
 
 TOTAL_STEPS = 8
@@ -191,9 +192,8 @@ def test_adapters_reload_in_a_fresh_process(trained, tmp_path, bases):
         for (method, family), (trainer, _, _) in runs.items()
     ]
     output = tmp_path / "logits.safetensors"
-    result = subprocess.run(
-        [sys.executable, "-c", RELOAD, json.dumps(cases), str(output)], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", RELOAD, json.dumps(cases), str(output)]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr[-3000:]
     reloaded = load_file(output)
     differences = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,17 @@ SCRIPT = Path(__file__).with_name("two_processes_script.py")
 
 
 def run(
-    model_type: str, processes: int, batch_size: int, accumulation: int, folder: Path, sort: str = "sorted"
+    python: str,
+    model_type: str,
+    processes: int,
+    batch_size: int,
+    accumulation: int,
+    folder: Path,
+    sort: str = "sorted",
 ) -> dict[str, Any]:
     output = folder / f"{processes}-{batch_size}-{accumulation}-{sort}.json"
-    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    command = [*(launch if processes > 1 else [sys.executable]), str(SCRIPT), model_type]
+    launch = [python, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    command = [*(launch if processes > 1 else [python]), str(SCRIPT), model_type]
     subprocess.run(
         [*command, str(batch_size), str(accumulation), sort, str(output)],
         check=True,
@@ -36,10 +41,10 @@ def own_tokens(rows: list[list[int]]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("model_type", ["t5", "llama"])
-def test_two_processes_agree_with_one(model_type, tmp_path):
-    one = run(model_type, 1, 8, 1, tmp_path)
+def test_two_processes_agree_with_one(model_type, python, tmp_path):
+    one = run(python, model_type, 1, 8, 1, tmp_path)
     for batch_size, accumulation in ((4, 1), (2, 2)):
-        two = run(model_type, 2, batch_size, accumulation, tmp_path)
+        two = run(python, model_type, 2, batch_size, accumulation, tmp_path)
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
         assert two["gradient_norms"] == pytest.approx(one["gradient_norms"], rel=1e-5)
         # 5 rows: the one that fills up the last batch is not predicted twice
@@ -50,16 +55,16 @@ def test_two_processes_agree_with_one(model_type, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["t5", "llama"])
-def test_two_processes_evaluate_by_length_as_in_order(model_type, tmp_path):
-    by_length, in_order = (run(model_type, 2, 4, 1, tmp_path, sort) for sort in ("sorted", "in_order"))
+def test_two_processes_evaluate_by_length_as_in_order(model_type, python, tmp_path):
+    by_length, in_order = (run(python, model_type, 2, 4, 1, tmp_path, sort) for sort in ("sorted", "in_order"))
     assert (by_length["by_length"], in_order["by_length"]) == (1, 0)
     for name in ("predictions", "labels", "chrf"):
         assert by_length[name] == in_order[name]
     assert by_length["loss"] == pytest.approx(in_order["loss"], rel=1e-6)
 
 
-def test_the_fused_lora_pass_under_fsdp2():
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+def test_the_fused_lora_pass_under_fsdp2(python):
+    launch = [python, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     result = subprocess.run(
         [*launch, str(SCRIPT.with_name("sharded_lora_script.py"))],
         capture_output=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -14,14 +15,18 @@ from tiny import tiny_model, tiny_rows, tiny_tokenizer
 TOTAL_STEPS = 12
 
 
-class Wait(TrainerCallback):
-    """Makes a step take long enough to be killed in."""
+class WaitAfter(TrainerCallback):
+    """Waits to be killed once a step is done, so that the training cannot end before."""
 
-    def on_step_end(self, *args, **kwargs):
-        time.sleep(0.05)
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        while state.global_step == self.step:
+            time.sleep(1)
 
 
-def make_trainer(output_dir: str, slow: bool = False) -> LeftTrainer:
+def make_trainer(output_dir: str, callbacks: Sequence[TrainerCallback] = ()) -> LeftTrainer:
     args = LeftTrainingArguments(
         output_dir=output_dir,
         peft_method="p_tuning",
@@ -40,9 +45,9 @@ def make_trainer(output_dir: str, slow: bool = False) -> LeftTrainer:
         args,
         train_dataset=Dataset.from_list(tiny_rows()),
         processing_class=tiny_tokenizer("encoder_decoder"),
-        callbacks=[Wait()] if slow else [],
+        callbacks=list(callbacks),
     )
 
 
 if __name__ == "__main__":
-    make_trainer(sys.argv[1], slow=True).train()
+    make_trainer(sys.argv[1], [WaitAfter(int(sys.argv[2]))]).train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 from places import REPOSITORY, SUPPORT
 
@@ -14,3 +15,13 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONPATH": os.pathsep.join(PATHS),
 }
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that was started with `stdout=PIPE`, and wait until it is gone.
+
+    What starts a process for the fixture `python` may be gone before it; the pipe ends when both are.
+    """
+    process.kill()
+    process.stdout.read()
+    process.wait()

@@ -11,6 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from left_trainer.tuners.bottleneck import HoulsbyAdapterConfig
 from left_trainer.tuners.registration import peft_type, register_tuners
+from processes import ENVIRONMENT
 from tiny import tiny_model
 
 OURS = {
@@ -39,7 +40,7 @@ def saved(tmp_path_factory):
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize(
