@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from left_trainer.trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
     from left_trainer.training_args import LeftTrainingArguments
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "AdapterRestoreCallback": "left_trainer.callbacks",

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from left_trainer import LeftTrainer, LeftTrainingArguments, ModelArguments, get_method, get_task
+from left_trainer import LeftTrainer, LeftTrainingArguments, ModelArguments, __version__, get_method, get_task
 from left_trainer.cli.main import COMMANDS, main
 from left_trainer.embedded import LEARNING_RATE_FACTOR, MODEL_NAMES
 from left_trainer.runs.build_report import build_report
@@ -64,7 +64,7 @@ def fails(capsys, *arguments: str) -> str:
 
 def test_help_and_version(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == "0.1.0"
+    assert capsys.readouterr().out.strip() == __version__
     assert main([]) == 2
     shown = capsys.readouterr().out
     assert all(name in shown for name in COMMANDS)
