@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib.metadata
 import os
 import sys
 import tempfile
@@ -13,8 +15,12 @@ os.environ.setdefault("CI", "1")  # keeps TRL from reporting usage
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import accelerate
+import datasets
+import jinja2
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
@@ -30,8 +36,27 @@ from tiny import FAMILY_TYPES, tiny_model, tiny_rows, tiny_tokenizer
 disable_progress_bars()
 logging.disable_progress_bar()
 torch.set_num_threads(1)
-# accelerate collects garbage at the start of every training; what the imports made is not garbage.
-gc.freeze()
+# A training of a tiny model spends half its time on these, and no test is about them: datasets hashes what it maps, to
+# find the result of an earlier process; accelerate collects garbage; the template of PEFT's model card is compiled for
+# each adapter that is saved, and the versions of packages are looked up for each card of ours.
+datasets.fingerprint.update_fingerprint = lambda *_: datasets.fingerprint.generate_random_fingerprint()
+datasets.arrow_dataset.update_fingerprint = datasets.fingerprint.update_fingerprint
+accelerate.utils.memory.gc = SimpleNamespace(collect=lambda: 0)
+jinja2.Environment.compile = functools.lru_cache(jinja2.Environment.compile)
+importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
+importlib.metadata.version = functools.cache(importlib.metadata.version)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start all processes from one worker: the server of another would import the libraries again."""
+    for item in items:
+        if "python" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported and collected out of every later search for garbage."""
+    gc.freeze()
 
 
 @pytest.fixture
