@@ -171,7 +171,7 @@ def test_the_users_loss_sees_logits_for_each_label(method, family, make_args, to
     for users_loss in (None, token_loss):
         trainer = LeftTrainer(
             model_argument(method, base, auto_class(family).from_pretrained),
-            make_args(peft_method=method, max_steps=1, **settings(method, family, base)),
+            make_args(peft_method=method, max_steps=2, **settings(method, family, base)),
             train_dataset=Dataset.from_list(tiny_rows(8)),
             processing_class=tokenizers[family],
             **({"compute_loss_func": users_loss} if users_loss and get_method(method).loss is None else {}),
