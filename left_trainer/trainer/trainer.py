@@ -55,7 +55,8 @@ class LeftTrainer(GeneratingTrainer):
 
     Args:
         model: A hub name, a path, a `PreTrainedModel`, or a `PeftModel`, whose adapter is trained further. A path may
-            hold an adapter; it is then loaded onto its base model and trained further.
+            hold an adapter; it is then loaded onto its base model and trained further. A `ModelSource` of one of these
+            is taken as it is.
         args: `LeftTrainingArguments`. A `Seq2SeqTrainingArguments` or `SFTConfig` is taken with every value kept, the
             learning rate included. The object itself is not changed: `trainer.args` has what was left open.
         train_dataset: Rows with `prompt` and `completion`, or tokenized features with `input_ids` and `labels`; for
