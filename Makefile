@@ -23,11 +23,11 @@ demo: $(INSTALLED) ## Fine-tune the embedded model with LoRA and print the resul
 		recipes/lora_summarization.py --overwrite_output_dir
 
 test: $(INSTALLED) ## Run the tests
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 test-all: $(INSTALLED) ## Run all tests, including the long ones
-	TEST_FRESH_PROCESSES=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "long or not long"
-	TEST_MODEL_TYPES="bart opt" $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup tests/methods/test_method_invariants.py
+	TEST_FRESH_PROCESSES=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "long or not long"
+	TEST_MODEL_TYPES="bart opt" $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal tests/methods/test_method_invariants.py
 
 quality: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .

@@ -47,14 +47,6 @@ importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 importlib.metadata.version = functools.cache(importlib.metadata.version)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start all processes from one worker: the server of another would import the libraries again."""
-    for item in items:
-        if "python" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("processes"))
-
-
 def pytest_collection_finish() -> None:
     """Keep what was imported and collected out of every later search for garbage."""
     gc.freeze()

@@ -21,8 +21,6 @@ from left_trainer.trainer.preparation import choose_learning_rate
 from processes import ENVIRONMENT
 from tiny import tiny_rows
 
-pytestmark = pytest.mark.xdist_group("command line")  # so that its adapters are trained once
-
 
 @pytest.fixture(scope="module")
 def adapters(saved_models, tmp_path_factory):

@@ -17,7 +17,6 @@ import pytest
 from left_trainer.comparison.page import write_page
 from page_summary import ARABIC, COLUMNS, FAILED, METHODS, SCRIPT, TASKS, make_summary
 
-pytestmark = pytest.mark.xdist_group("browser")  # so that one browser starts
 SUMMARY = make_summary()
 DIRECTIONS = {key: better for key, _, _, better, _ in COLUMNS}
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
