@@ -16,7 +16,7 @@ output. By default, the prompt is the one used in training, read from training_r
 
 def main(argv: list[str]) -> int:
     """Load the adapter and answer each line."""
-    parser = argparse.ArgumentParser(prog="left-trainer generate", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog="left-trainer generate", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="output folder of a training run")
     parser.add_argument("--input_file", metavar="FILE", help="read texts from FILE instead of standard input")
     parser.add_argument("--prompt", help="prompt template with {source} (default: the one used in training)")

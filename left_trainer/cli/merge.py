@@ -14,7 +14,7 @@ merged model does not need PEFT: it loads with AutoModel....from_pretrained and 
 
 def main(argv: list[str]) -> int:
     """Load, merge, save."""
-    parser = argparse.ArgumentParser(prog="left-trainer merge", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog="left-trainer merge", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="output folder of a training run")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="new folder for the merged model")
     options = parser.parse_args(argv)

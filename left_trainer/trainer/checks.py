@@ -14,7 +14,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAM
 
 from left_trainer.adapters.task_ids import TASK_IDS, number_of_tasks
 from left_trainer.data.features import dataset_form, named_datasets
-from left_trainer.methods import PeftMethod, list_methods
+from left_trainer.methods import PeftMethod
 from left_trainer.methods.apply import check_packages
 from left_trainer.methods.method import Feature
 from left_trainer.models import ModelSource
@@ -98,9 +98,7 @@ def check_losses(request: Request) -> None:
     given = [name for name, is_given in asked.items() if is_given]
     if len(given) > 1:
         raise ValueError(
-            f"{given[0]} and {given[1]} each define the loss, and only one of them would be used. Remove one of them. "
-            "(Methods with a loss of their own: "
-            f"{', '.join(record.name for record in list_methods() if record.loss is not None)}.)"
+            f"{given[0]} and {given[1]} each define the loss, and only one of them would be used. Remove one of them."
         )
 
 

@@ -105,7 +105,9 @@ class GenerationInEvaluation:
             "a generation_config is given": "generation_config" in arguments,
             "do_sample=True": settings["do_sample"],
             "num_return_sequences": (settings["num_return_sequences"] or 1) > 1,
-            "max_length counts the padding of the prompts": family == "decoder_only" and "max_length" in arguments,
+            "max_length counts the padding of the prompts": (
+                family == "decoder_only" and self._limit("max_length") and not self._limit("max_new_tokens")
+            ),
         }
         return first_reason(reasons) or why_not_reordered(dataloader)
 
@@ -148,7 +150,7 @@ class GenerationInEvaluation:
         return reason is None
 
     def _batches_by_length(self, dataset: Any, rows: list[int], batch_size: int) -> list[list[int]]:
-        longest = int(self.arguments.get("max_new_tokens") or self.arguments["max_length"])
+        longest = int(self._limit("max_new_tokens") or self._limit("max_length") or 0)
         lengths, widths = [], []
         for features in map(dataset.__getitem__, rows):
             source = len(features["input_ids"])
@@ -157,6 +159,13 @@ class GenerationInEvaluation:
             widths.append(source + longest)
         batches = batches_of_similar_length(lengths, widths, batch_size)
         return [[rows[position] for position in batch] for batch in batches]
+
+    def _limit(self, name: str) -> int | None:
+        """`max_new_tokens` or `max_length` of the evaluation, else the model's own."""
+        limits = ("max_new_tokens", "max_length")
+        if any(self.arguments.get(limit) for limit in limits):
+            return self.arguments.get(name)
+        return getattr(unwrapped(self.trainer.model).generation_config, name)  # type: ignore[no-any-return]
 
     def _row_losses(self, inputs: dict[str, Any]) -> torch.Tensor:
         trainer = self.trainer

@@ -82,7 +82,7 @@ def compute_loss(
         loss, outputs = _users_loss(self, model, inputs, num_items_in_batch)
     elif self.method is not None and self.method.loss is not None:
         self.fast_paths[LINEAR_CROSS_ENTROPY].record(_who_computes_the_loss(self))
-        loss, outputs = self.method.loss(model, inputs, num_items_in_batch, loss_ranks(self))
+        loss, outputs = _methods_loss(self.method, model, inputs, num_items_in_batch, loss_ranks(self))
     elif labels is None:
         result = self.parent_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = result if return_outputs else (result, None)
@@ -98,6 +98,20 @@ def compute_loss(
 def loss_ranks(host: LossHost) -> int:
     """Number of ranks over which the target tokens of a step are summed."""
     return host.accelerator.num_processes if host.args.average_tokens_across_devices else 1
+
+
+def _methods_loss(
+    method: PeftMethod, model: nn.Module, inputs: dict[str, Any], num_items: Tokens, ranks: int
+) -> tuple[torch.Tensor, Any]:
+    """What the record's `loss` returns, checked."""
+    assert method.loss is not None
+    result = method.loss(model, inputs, num_items, ranks)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"The loss of peft_method={method.name!r} returned a {type(result).__name__}. It must return a pair: the "
+            "loss, a scalar tensor, and the model's outputs."
+        )
+    return result
 
 
 def _who_computes_the_loss(host: LossHost) -> str | None:

@@ -274,3 +274,20 @@ def test_a_loss_that_is_needed_cannot_be_left_out(make_args, tokenizers, saved_m
         LeftTrainer(path, make_args(**options, **best), eval_dataset=ROWS)
     with pytest.raises(ValueError, match="or set predict_with_generate=True"):
         LeftTrainer(path, make_args(eval_loss_with_generation=False), eval_dataset=ROWS)
+
+
+@pytest.mark.parametrize("model_type", ["t5", "marian", "llama"])
+@pytest.mark.parametrize("limits", [{"max_new_tokens": 5}, {"max_length": 30}], ids=str)
+def test_the_models_own_length_limit_holds(limits, model_type, make_args, tokenizers):
+    results = {}
+    for by_length in (True, False):
+        model = tiny_model(model_type)
+        model.generation_config.update(**limits)
+        family = model_family(model)
+        args = make_args(predict_with_generate=True, sort_eval_by_length=by_length, per_device_eval_batch_size=2)
+        trainer = LeftTrainer(model, args, train_dataset=ROWS, processing_class=tokenizers[family])
+        results[by_length] = trainer.predict(ROWS)
+    padding = tokenizers[family].pad_token_id
+    texts = [np.where(result.predictions < 0, padding, result.predictions).tolist() for result in results.values()]
+    assert texts[0] == texts[1]
+    assert results[True].predictions.shape[1] <= 31

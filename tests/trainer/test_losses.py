@@ -264,3 +264,17 @@ def test_fsmt_learns_its_targets_however_the_batch_is_split(users_loss, make_arg
             logits = model.eval()(**inputs).logits[0]
         total, n_tokens = total + cross_entropy(logits, labels, reduction="sum").item(), n_tokens + len(labels)
     assert results[0][0] == pytest.approx(total / n_tokens, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_loss_that_returns_no_pair_is_named(family, make_args, tokenizers):
+    record = dataclasses.replace(get_method("lora"), name="no_pair", aliases=(), loss=lambda *_: torch.tensor(1.0))
+    with METHODS.temporarily(record):
+        trainer = LeftTrainer(
+            tiny_model(MODEL_TYPES[family]),
+            make_args(peft_method="no_pair"),
+            train_dataset=Dataset.from_list(tiny_rows()),
+            processing_class=tokenizers[family],
+        )
+        with pytest.raises(TypeError, match=r"'no_pair' returned a Tensor\. It must return a pair"):
+            trainer.train()
