@@ -151,7 +151,7 @@ def _users_loss(host: LossHost, model: nn.Module, inputs: dict[str, Any], num_it
     loss = host.compute_loss_func(outputs, labels, num_items_in_batch=num_items)
     if num_items is not None:
         loss = loss * loss_ranks(host)
-    if labels is not None:
+    if labels is not None and host.family == "decoder_only":
         _log_metrics_of_logits(host, outputs.logits, inputs)
     return loss, outputs
 
@@ -218,9 +218,8 @@ def _at_output_head(
 
 
 def _log_metrics_of_logits(host: LossHost, logits: torch.Tensor, inputs: Mapping[str, Any]) -> None:
-    labels = inputs["labels"]
-    if host.family == "decoder_only":
-        logits, labels = logits[:, :-1], labels[:, 1:]
+    """Of a decoder-only model; the trainer of encoder-decoder models logs none, and the argmax takes time."""
+    labels = inputs["labels"][:, 1:]
     is_target = labels.ne(IGNORE_INDEX)
-    n_correct = (logits.detach().argmax(-1).eq(labels) & is_target).sum()
+    n_correct = (logits[:, :-1].detach().argmax(-1).eq(labels) & is_target).sum()
     host.log_token_metrics(is_target.sum(), n_correct, inputs)
