@@ -20,7 +20,7 @@ from left_trainer.comparison.output import write_outputs
 from left_trainer.comparison.plots import pareto_front
 from left_trainer.comparison.results import Result, check_comparable, merge, read_results, write_results
 from left_trainer.comparison.rows import COLUMNS, Summary
-from left_trainer.comparison.summary import interval, summarize
+from left_trainer.comparison.summary import summarize
 from left_trainer.comparison.tables import format_value, latex, markdown, to_csv
 from left_trainer.runs.json_records import to_json
 from left_trainer.runs.report import Metrics, PeakMemory, Sample, TrainingReport
@@ -70,19 +70,6 @@ def make_result(method: str = "lora", seed: int = 42, rouge: float = 50.0, **cha
     )
     cell = Cell("base" if is_base else "method", "summarization", arguments, CONDITIONS)
     return Result(cell, replace(report, **changes))
-
-
-@pytest.mark.parametrize("size", [2, 3, 5, 21])
-def test_intervals_are_those_of_students_t(size):
-    stats = pytest.importorskip("scipy.stats", reason="comes with scikit-learn")
-    values = [random.Random(seed).uniform(0, 100) for seed in range(size)]
-    mean, low, high = interval(values)
-    expected = stats.t.interval(0.95, size - 1, loc=mean, scale=stats.sem(values))
-    assert (high - mean, mean - low) == pytest.approx((expected[1] - mean, mean - expected[0]), rel=1e-3)
-
-
-def test_one_seed_has_no_interval():
-    assert interval([3.0]) == (3.0, None, None)
 
 
 @pytest.mark.parametrize("seed", range(20))
