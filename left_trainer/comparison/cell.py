@@ -26,7 +26,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from left_trainer.callbacks.memory_counters import memory_counter
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
-from left_trainer.comparison.general_text import general_loss, general_rows
+from left_trainer.comparison.general_text import general_loss, general_rows, readable_rows, why_unreadable
+from left_trainer.comparison.progress import ProgressFileCallback, write_progress
 from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.evaluation.baselines import majority_share
 from left_trainer.evaluation.metrics import score_interval
@@ -90,6 +91,13 @@ class Cell:
         return "-".join(parts)
 
     @property
+    def title(self) -> str:
+        """What this is, for people."""
+        label = "untrained" if self.kind == BASE else self.method
+        trial = f", learning rate {self.arguments['learning_rate']:g}" if self.kind == "trial" else ""
+        return f"{self.task}, {label}, seed {self.seed}{trial}"
+
+    @property
     def method(self) -> str:
         return str(self.arguments.get("peft_method", LeftTrainingArguments.peft_method))
 
@@ -139,14 +147,17 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     counter = memory_counter(args.device)
     memory_before = counter.current()
     counter.close()
+    write_progress(folder, "loading")
     run = set_up(get_task(cell.task), model_args, data_args, args)
     trainer = run.trainer
+    trainer.add_callback(ProgressFileCallback(folder))
     if cell.kind != BASE:
         trainer.train()
         trainer.save_model()
     release_training_memory(trainer)
     split = "validation" if cell.kind == "trial" else "test"
     rows = run.data[split]
+    write_progress(folder, f"scoring {len(rows)} rows")
     predictions = trainer.predict(rows)
     before, after = (predictions.metrics, None) if cell.kind == BASE else (None, predictions.metrics)
     texts = decode(trainer.processing_class, predictions.predictions)
@@ -162,7 +173,8 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     if cell.kind == "trial":
         return report
     write_predictions(folder, rows, texts)
-    return replace(report, general_loss=general_loss(trainer, general_rows(cell.general_text_file)))
+    write_progress(folder, "measuring the loss on general text")
+    return replace(report, **forgetting(trainer, cell.general_text_file))
 
 
 def judged(task: Task, predictions: list[str], references: list[str]) -> dict[str, Any]:
@@ -172,6 +184,18 @@ def judged(task: Task, predictions: list[str], references: list[str]) -> dict[st
         "score_interval": score_interval(task.metrics, task.main_metric, predictions, references),
         "majority_share": majority_share(references) if "accuracy" in task.metrics else None,
     }
+
+
+def forgetting(trainer: LeftTrainer, file: str | None) -> dict[str, Any]:
+    """The loss on general text, or why there is none, as fields of the report: no run is lost for it."""
+    try:
+        rows = readable_rows(general_rows(file), trainer.processing_class)
+        if not len(rows):
+            return {"general_loss_reason": why_unreadable(file, trainer.processing_class)}
+        return {"general_loss": general_loss(trainer, rows)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"general_loss_reason": f"{type(error).__name__}: {error}"}
 
 
 def write_predictions(folder: Path, rows: Dataset, predictions: list[str]) -> None:

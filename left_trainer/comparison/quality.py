@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from left_trainer.comparison.results import Result
 from left_trainer.comparison.rows import Score, TaskSummary
@@ -35,7 +36,7 @@ def summarize_task(name: str, results: Sequence[Result]) -> TaskSummary:
 def _settings(results: Sequence[Result]) -> dict[str, str]:
     """What all runs of a task have in common; several values where runs were mixed on purpose."""
     cells = [result.cell for result in results]
-    values = {
+    values: dict[str, list[Any]] = {
         "test rows": [result.report.test_rows if result.report else None for result in results],
         "prompt": [json.dumps(cell.conditions.get("prompt"), ensure_ascii=False)[1:-1] for cell in cells],
         "beams": [cell.conditions.get("num_beams") for cell in cells],

@@ -124,10 +124,15 @@ def tuning_text(tuning: TuningResult) -> str:
         f"{trial.learning_rate:g}: {'no score' if trial.score is None else format(trial.score, '.1f')}"
         for trial in tuning.trials
     )
-    return (
+    text = (
         f"tuned: best of {tuning.n_trials} by {tuning.metric} on the validation split ({tried}), "
         f"{tuning.train_steps} steps, {tuning.train_seconds:.0f} s of training"
     )
+    if tuning.n_widenings:
+        text += f"; {tuning.n_widenings} of them were added, as the best was at the edge of those tried"
+    if tuning.edge:
+        text += f"; the best is the {tuning.edge} of them, and a better one may lie beyond: set --tune_factors"
+    return text
 
 
 def _rows(runs: Sequence[Run]) -> list[Row]:

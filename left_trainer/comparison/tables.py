@@ -176,10 +176,9 @@ def _intervals(summary: Summary) -> str:
 
 def _settings_line(task: TaskSummary) -> str:
     better = "Lower" if task.main_metric in task.lower_is_better else "Higher"
-    settings = ", ".join(
-        f"{title} `{value}`" if title == "prompt" else f"{title} {value}" for title, value in task.settings.items()
-    )
-    return f"{better} {task.main_metric} is better. {settings[:1].upper()}{settings[1:]}."
+    quoted = {title: f"`{value}`" if title == "prompt" else value for title, value in task.settings.items()}
+    settings = [f"{better} {task.main_metric} is better", *(f"{title}: {value}" for title, value in quoted.items())]
+    return f"{'; '.join(settings)}."
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

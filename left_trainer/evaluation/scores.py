@@ -19,7 +19,7 @@ BOOKKEEPING = (
 # Figures beside the metrics of a task, of which more is not better.
 NOT_QUALITY = ("loss", "generated_length")
 # Scores of metrics on the hub of which less is better.
-LOWER_IS_BETTER = ("loss", "wer", "cer", "mer", "wil", "ter", "perplexity", "mean_perplexity")
+LOWER_IS_BETTER: tuple[str, ...] = ("loss", "wer", "cer", "mer", "wil", "ter", "perplexity", "mean_perplexity")
 LOWER_IS_BETTER += ("mse", "rmse", "mae", "mape", "smape", "mase", "brier_score", "toxicity_ratio", "max_toxicity")
 
 
