@@ -53,6 +53,10 @@ UNSTAMPED: dict[str, tuple[str, ...]] = {
     ),
     "LoggingCallback": ("test_trackers_are_called_before_the_callbacks_of_the_user",),
     "PTuningV2Model": ("test_putting_a_module_back_needs_a_weight",),
+    "UpstreamFilter": (
+        "test_a_text_that_is_too_long_is_warned_of_by_the_tokenizer",
+        "test_lines_of_trl_carry_the_number_of_the_process",
+    ),
     "_with_adapter": ("test_a_soft_prompt_is_not_loaded_for_training",),
     "_single_rows": ("test_corda_takes_one_row_at_a_time",),
     "check_devices": ("test_several_gpus_in_one_process_are_wrapped_in_data_parallel",),
