@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from left_trainer.embedded import DEFAULT_MODEL, LEARNING_RATE_FACTOR, MODEL_NAMES
+from left_trainer.embedded import DEFAULT_MODEL, MODEL_NAMES
 from left_trainer.models.source import ModelSource
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
@@ -37,9 +37,6 @@ class ModelArguments:
     def source(self, args: LeftTrainingArguments) -> ModelSource:
         """The model to load. Its config is read, its weights are not.
 
-        An embedded model is much narrower than the models that the methods' default learning rates are chosen for. If
-        the learning rate is unset, it is therefore `LEARNING_RATE_FACTOR` times the default.
-
         Args:
             args: `model_init_kwargs` and `trust_remote_code` are read and override the fields of this class.
 
@@ -49,8 +46,7 @@ class ModelArguments:
         given: dict[str, Any] = {"dtype": self.dtype, "revision": self.model_revision, "token": self.token}
         options = {name: value for name, value in given.items() if value is not None} | loading_options(args)
         name = self.model_name_or_path or DEFAULT_MODEL
-        factor = LEARNING_RATE_FACTOR if name in MODEL_NAMES else 1.0
-        return ModelSource.of(MODEL_NAMES.get(name, name), options, factor)
+        return ModelSource.of(MODEL_NAMES.get(name, name), options)
 
 
 @dataclass

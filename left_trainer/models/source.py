@@ -32,7 +32,6 @@ class ModelSource:
         family: Of the base model.
         adapter: Config of the adapter that the path holds or the model carries, if there is one.
         options: For `from_pretrained` of the weights.
-        learning_rate_factor: What a method's default learning rate is multiplied by for this model.
     """
 
     model: str | PreTrainedModel | PeftModel
@@ -41,16 +40,14 @@ class ModelSource:
     family: ModelFamily
     adapter: PeftConfig | None
     options: Mapping[str, Any]
-    learning_rate_factor: float = 1.0
 
     @classmethod
-    def of(cls, model: Any, options: Mapping[str, Any] | None = None, learning_rate_factor: float = 1.0) -> ModelSource:
+    def of(cls, model: Any, options: Mapping[str, Any] | None = None) -> ModelSource:
         """Look at `model`: a hub name, a path, a `PreTrainedModel` or a `PeftModel`. No weights are loaded.
 
         Args:
             model: What the user passed. A `ModelSource` is returned as it is.
             options: For `from_pretrained`, as TRL's `model_init_kwargs`. Fields of the config are set on the config.
-            learning_rate_factor: What a method's default learning rate is multiplied by for this model.
 
         Raises:
             TypeError: Something else was passed.
@@ -69,16 +66,21 @@ class ModelSource:
             adapter = PeftConfig.from_pretrained(model) if is_adapter_directory(model) else None
             base_name = adapter.base_model_name_or_path if adapter else model
             config, unused = _load_config(base_name, options or {})
-            return cls(model, base_name, config, model_family(config), adapter, unused, learning_rate_factor)
+            return cls(model, base_name, config, model_family(config), adapter, unused)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         adapter = model.active_peft_config if isinstance(model, PeftModel) else None
         base_name = base.config._name_or_path or type(base).__name__
-        return cls(model, base_name, base.config, model_family(base), adapter, options or {}, learning_rate_factor)
+        return cls(model, base_name, base.config, model_family(base), adapter, options or {})
 
     @property
     def is_loaded(self) -> bool:
         """Whether the user passed a model and not the name of one."""
         return not isinstance(self.model, str)
+
+    @property
+    def width(self) -> int | None:
+        """Size of the hidden states, of the decoder in an encoder-decoder model; `None` where the config has no one."""
+        return getattr(self.config.get_text_config(decoder=True), "hidden_size", None)
 
     @property
     def is_quantized(self) -> bool:

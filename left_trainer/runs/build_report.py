@@ -91,7 +91,6 @@ def build_report(
         metrics=Metrics(_scores(before), _scores(after)),
         learning_rate=args.learning_rate,
         learning_rate_source=trainer.learning_rate_source,
-        learning_rate_factor=_learning_rate_factor(trainer),
         train_steps=state.global_step,
         train_batch_size=batch_size,
         train_steps_per_second=speed,
@@ -126,11 +125,6 @@ def write_report(trainer: LeftTrainer, report: TrainingReport) -> Path:
 
 def _rows_per_step(args: LeftTrainingArguments) -> int:
     return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
-
-
-def _learning_rate_factor(trainer: LeftTrainer) -> float:
-    """What the default was multiplied by; 1 for a learning rate that is no default."""
-    return trainer.source.learning_rate_factor if trainer.learning_rate_source == "scaled_default" else 1.0
 
 
 def _steps_per_second(trainer: LeftTrainer) -> float | None:

@@ -21,8 +21,7 @@ from left_trainer.trainer.evaluation import default_generation_length
 from left_trainer.training_args import LeftTrainingArguments
 
 DEFAULT_MAX_NEW_TOKENS = 128
-# Set by the user; the method's default; that times the factor of the model.
-LearningRateSource = Literal["given", "default", "scaled_default"]
+LearningRateSource = Literal["given", "default"]
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,7 @@ def choose_learning_rate(
     """The user's learning rate, or the method's default for this model."""
     if args.learning_rate is not None:
         return args.learning_rate, "given"
-    default = (method or get_method("lora")).learning_rate
-    if source.learning_rate_factor == 1:
-        return default, "default"
-    return source.learning_rate_factor * default, "scaled_default"
+    return (method or get_method("lora")).default_learning_rate(source.width), "default"
 
 
 def options_from_data(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

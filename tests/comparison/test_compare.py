@@ -19,7 +19,6 @@ from left_trainer.comparison.flags import flags_of, parse_flags
 from left_trainer.comparison.general_text import MAX_WORDS, N_PASSAGES, general_loss, general_rows
 from left_trainer.comparison.grid import DEFAULT_METHODS, DEFAULT_TASKS, GridOptions, make_grid
 from left_trainer.comparison.results import read_cells, read_results
-from left_trainer.embedded import LEARNING_RATE_FACTOR
 from processes import ENVIRONMENT, kill
 from tiny import tiny_model, tiny_rows
 
@@ -71,7 +70,7 @@ def test_seeds_and_trials(tmp_path):
     )
     (plan,) = make_grid(options, tmp_path).plans
     assert [cell.seed for cell in plan.runs] == [42, 43, 44]
-    rate = LEARNING_RATE_FACTOR * get_method("lora").learning_rate
+    rate = get_method("lora").narrow_learning_rate
     assert [cell.arguments["learning_rate"] for cell in plan.trials] == pytest.approx([rate / 2, rate * 2])
     assert {cell.kind for cell in plan.trials} == {"trial"}
 

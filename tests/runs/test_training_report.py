@@ -108,7 +108,7 @@ def test_each_field_is_required_or_has_a_default(name):
         (
             ["learning_rate_source"],
             "somewhere",
-            "'learning_rate_source' must be one of given, default, scaled_default, tuned, got 'somewhere'",
+            "'learning_rate_source' must be one of given, default, tuned, got 'somewhere'",
         ),
         (["tuning", "trials"], [{"score": 1.0}], r"'tuning.trials\[0\].learning_rate' is missing"),
     ],
