@@ -55,6 +55,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         generation_max_length: Maximum length of the generated text in tokens, for both families.
         train_sampling_strategy: How rows are grouped into batches. If unset, rows of text are batched by similar length
             and rows of token ids randomly; see `left_trainer.data.sampling`. Otherwise as in `TrainingArguments`.
+        stop_on_divergence: Stop with `TrainingDivergedError` before a step whose loss or gradients are not finite.
         overwrite_output_dir: Allow training into an `output_dir` that contains the result of an earlier run.
         use_linear_cross_entropy: Compute the loss without storing the logits, where that is exact; see
             `left_trainer.kernels.linear_cross_entropy`. `training_report.json` shows where it was not used.
@@ -100,6 +101,9 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             "help": "How rows are grouped into batches. Default: group_by_length for text, random for token ids.",
             "choices": list(SAMPLING_STRATEGIES),
         },
+    )
+    stop_on_divergence: bool = field(
+        default=True, metadata={"help": "Stop before a step whose loss or gradients are not finite."}
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Allow writing into an output_dir that contains the result of an earlier run."}

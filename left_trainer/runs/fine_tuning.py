@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import DatasetDict
@@ -18,6 +18,7 @@ from left_trainer.runs.build_report import build_report, collect_samples, write_
 from left_trainer.runs.report import TrainingReport
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
+from left_trainer.trainer.divergence import TrainingDivergedError
 from left_trainer.training_args import LeftTrainingArguments
 
 N_SAMPLES = 3
@@ -82,11 +83,21 @@ def with_task_settings(task: Task, args: LeftTrainingArguments) -> LeftTrainingA
 
 
 def fine_tune(run: Run) -> TrainingReport:
-    """Score, train, score, save, report. Returns the report."""
+    """Score, train, score, save, report. Returns the report.
+
+    Raises:
+        TrainingDivergedError: The training diverged. The report says so, and no adapter is saved.
+    """
     trainer = run.trainer
     with trainer.without_adapter():
         before = trainer.predict(run.data["test"])
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    except TrainingDivergedError as error:
+        report = build_report(trainer, run.task, before.metrics, None, run.prompt)
+        if trainer.is_world_process_zero():
+            write_report(trainer, replace(report, diverged_at_step=error.step))
+        raise
     after = trainer.predict(run.data["test"])
     trainer.save_model()
     texts = {"before": before.predictions, "after": after.predictions}

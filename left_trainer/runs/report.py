@@ -69,6 +69,7 @@ class TrainingReport:
         machine: Processor, cores and GPU.
         tuning: The trials, where the source is `tuned`.
         memory_before_model_bytes: Measured in a comparison: in use before the model was loaded.
+        diverged_at_step: The step whose loss or gradients were not finite, where a run ended so.
         general_loss: Measured in a comparison: loss on general text after the run, in nats per token.
     """
 
@@ -102,6 +103,7 @@ class TrainingReport:
     tuning: TuningResult | None = None
     memory_before_model_bytes: int | None = None
     general_loss: float | None = None
+    diverged_at_step: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

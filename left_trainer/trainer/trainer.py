@@ -40,6 +40,7 @@ from left_trainer.trainer import batching
 from left_trainer.trainer.checkpoints import checkpoint_to_resume
 from left_trainer.trainer.checks import Request, check
 from left_trainer.trainer.columns import with_task_column, with_task_ids
+from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets, GeneratingTrainer
 from left_trainer.trainer.losses import compute_loss
 from left_trainer.trainer.model_card import create_model_card
@@ -184,6 +185,7 @@ class LeftTrainer(GeneratingTrainer):
         # Not through the constructor: TRL's warns of a second forward pass, which its own loss would take.
         self.compute_loss_func = compute_loss_func
         self.loss_terms = self.hooks.loss_terms()
+        self._divergence = DivergenceCheck()
         self.model_accepts_loss_kwargs = True  # for any model, the loss is divided by the tokens of all micro-batches
 
     @functools.cached_property
@@ -223,6 +225,17 @@ class LeftTrainer(GeneratingTrainer):
 
     def _first_batches(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
         return map(self._prepare_inputs, itertools.islice(self.get_train_dataloader(), number))
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in `Trainer`; the loss is also looked at for divergence."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._divergence.see_loss(loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._divergence.check(self, norm)
+        return norm
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The method's own optimizer where it has one and the user passed none."""
