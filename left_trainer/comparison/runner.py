@@ -19,10 +19,11 @@ import torch
 from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell
 from left_trainer.comparison.grid import Grid, Plan
 from left_trainer.comparison.results import CELLS, Result, read_cell
+from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.runs.json_records import write_json
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
-from left_trainer.tasks import get_task
+from left_trainer.tasks import Task, get_task
 
 LOG_FILE = "log.txt"
 
@@ -111,9 +112,10 @@ class Runner:
 
 def tuned_runs(plan: Plan, output_dir: Path) -> list[Cell]:
     """The runs of a plan with the learning rate that its trials found best, the default where all trials failed."""
-    metric = get_task(plan.runs[0].task).main_metric
+    task = get_task(plan.runs[0].task)
+    metric = task.main_metric
     reports = _finished(plan.trials, output_dir)
-    best = _best_learning_rate(reports, metric)
+    best = best_learning_rate(reports, task)
     if best is None:
         return list(plan.runs)
     tuning = TuningResult(
@@ -135,10 +137,12 @@ def _finished(trials: Sequence[Cell], output_dir: Path) -> dict[float, TrainingR
     return {cell.arguments["learning_rate"]: result.report for cell, result in results if result and result.report}
 
 
-def _best_learning_rate(reports: Mapping[float, TrainingReport], metric: str) -> float | None:
-    """That with the highest score, of equal ones that with the lowest loss; those that diverged do not count."""
+def best_learning_rate(reports: Mapping[float, TrainingReport], task: Task) -> float | None:
+    """That with the best score, of equal ones that with the lowest loss; those that diverged do not count."""
+    metric = task.main_metric
+    sign = -1 if is_lower_better(metric, task.lower_is_better) else 1
     scored = [(rate, _after(report, metric), _after(report, "loss")) for rate, report in reports.items()]
-    usable = [(score, -loss, rate) for rate, score, loss in scored if score is not None and loss is not None]
+    usable = [(sign * score, -loss, rate) for rate, score, loss in scored if score is not None and loss is not None]
     return max(usable, key=lambda item: item[:2])[-1] if usable else None
 
 
