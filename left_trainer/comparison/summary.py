@@ -111,8 +111,6 @@ def summarize(
     )
 
 
-
-
 def tuning_text(tuning: TuningResult) -> str:
     """How a learning rate was chosen, with what else was tried and what that cost."""
     tried = ", ".join(

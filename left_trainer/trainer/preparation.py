@@ -17,10 +17,9 @@ from left_trainer.methods.registry import METHODS
 from left_trainer.methods.saving import load_trained
 from left_trainer.models import ModelSource, build_skeleton, load_model, load_tokenizer
 from left_trainer.trainer.checks import Request, check_tokenizer
-from left_trainer.trainer.evaluation import default_generation_length
+from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.training_args import LeftTrainingArguments
 
-DEFAULT_MAX_NEW_TOKENS = 128
 LearningRateSource = Literal["given", "default"]
 
 
@@ -57,12 +56,34 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
     options = options_from_data(request, tokenizer)
     model = prepare_model(request, options)
     rate, rate_source = choose_learning_rate(args, method, source)
-    resolved: dict[str, Any] = {"peft_kwargs": options, "learning_rate": rate}
-    if args.predict_with_generate:
-        resolved["generation_max_length"] = default_generation_length(model, args, DEFAULT_MAX_NEW_TOKENS)
-        if args.packing and args.eval_packing is None:
-            resolved["eval_packing"] = False  # prompts are generated from one by one
+    generation_config = completed_generation_config(model, args.generation_config)
+    resolved = {"peft_kwargs": options, "learning_rate": rate, "generation_config": generation_config}
+    if counts_prefixes_as_routed(request):
+        resolved["router_aux_loss_coef"] = 0.0
+    if args.predict_with_generate and args.packing and args.eval_packing is None:
+        resolved["eval_packing"] = False  # prompts are generated from one by one
     return Preparation(model, tokenizer, args.replaced(**resolved), rate_source)
+
+
+def counts_prefixes_as_routed(request: Request) -> bool:
+    """Whether the loss for the balance of experts would count virtual tokens that no router has seen.
+
+    Keys and values in the cache of the decoder make the attention mask longer than what the routers see, and
+    transformers' `load_balancing_loss_func` takes both to be equal (transformers 5.23).
+
+    Raises `ValueError` where the user asks for that loss.
+    """
+    args, method = request.args, request.method
+    is_mixture = hasattr(request.source.config.get_text_config(decoder=True), "output_router_logits")
+    virtual = method.virtual_tokens if method else None
+    if not is_mixture or request.source.family != "decoder_only" or not virtual or virtual.place != "decoder_cache":
+        return False
+    if args.router_aux_loss_coef:
+        raise ValueError(
+            f"router_aux_loss_coef={args.router_aux_loss_coef:g} does not work with peft_method={args.peft_method!r}: the loss for "
+            "the balance of experts would count virtual tokens that no router sees. Remove it, or set it to 0."
+        )
+    return True
 
 
 def method_of(source: ModelSource, args: LeftTrainingArguments, peft_config: PeftConfig | None) -> PeftMethod | None:

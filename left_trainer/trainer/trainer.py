@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
@@ -28,7 +27,8 @@ from transformers.trainer_utils import EvalPrediction
 from trl import SFTTrainer
 
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
-from left_trainer.data.features import AnyDataset, dataset_form, tokenize_pairs
+from left_trainer.data.features import AnyDataset, are_prompts, cut_rows, dataset_form, tokenize_pairs, tokenize_prompts
+from left_trainer.evaluation.generation import positions_for_text
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR, FastPath
 from left_trainer.kernels.gelu import use_fused_gelu
@@ -42,7 +42,8 @@ from left_trainer.trainer.checks import Request, check
 from left_trainer.trainer.columns import with_task_column, with_task_ids
 from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets, GeneratingTrainer
-from left_trainer.trainer.losses import compute_loss
+from left_trainer.trainer.generation import use_generation_config
+from left_trainer.trainer.losses import AddedTerms, compute_loss
 from left_trainer.trainer.model_card import create_model_card
 from left_trainer.trainer.preparation import Preparation, method_of, prepare, unrounded_adapter
 from left_trainer.training_args import LeftTrainingArguments, loading_options
@@ -150,7 +151,9 @@ class LeftTrainer(GeneratingTrainer):
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
                 **({"formatting_func": formatting_func} if self.family == "decoder_only" else {}),
             )
+        self._remember_rows(eval_dataset)
         self._set_up_loss(compute_loss_func)
+        use_generation_config(ready.model, ready.args.generation_config)
         use_compact_output(self)
 
     def _source_of(self, model: Any, args: LeftTrainingArguments) -> ModelSource:
@@ -173,6 +176,8 @@ class LeftTrainer(GeneratingTrainer):
         self.source, self.method = request.source, request.method
         self.learning_rate_source = ready.learning_rate_source
         self.rows_were_text = batching.were_text(request.train_dataset)
+        self._rows_to_train_on = request.train_dataset
+        self._positions = positions_for_text(model)
         self.hooks = MethodHooks(self.method, args.peft_options, is_new=self.source.adapter is None)
         self.fast_paths[LORA_LINEAR] = use_lora_linear(model, args.use_lora_linear)
         self.fast_paths[GELU] = use_fused_gelu(model, args.use_fused_gelu)
@@ -186,6 +191,7 @@ class LeftTrainer(GeneratingTrainer):
         self.compute_loss_func = compute_loss_func
         self.loss_terms = self.hooks.loss_terms()
         self._divergence = DivergenceCheck()
+        self.added_terms = AddedTerms()
         self.model_accepts_loss_kwargs = True  # for any model, the loss is divided by the tokens of all micro-batches
 
     @functools.cached_property
@@ -226,11 +232,13 @@ class LeftTrainer(GeneratingTrainer):
     def _first_batches(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
         return map(self._prepare_inputs, itertools.islice(self.get_train_dataloader(), number))
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As in `Trainer`; the loss is also looked at for divergence."""
-        loss = super().training_step(model, inputs, *args, **kwargs)
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As in `Trainer`. What is returned, and so logged, is the loss of the task: a penalty is logged apart."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self._divergence.see_loss(loss)
-        return loss
+        return self.added_terms.take_from(loss, self.state.global_step)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
@@ -254,7 +262,9 @@ class LeftTrainer(GeneratingTrainer):
         """Nothing: `Seq2SeqTrainer` logs the loss alone."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with what our callbacks measured, so that it reaches the trackers too."""
+        """Log, with a penalty and what our callbacks measured, so that they reach the trackers too."""
+        if "loss" in logs:
+            logs.update(self.added_terms.mean_since_log(self.state.global_step, self.accelerator))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, LoggingCallback):
                 logs.update(callback.take_metrics())
@@ -327,8 +337,10 @@ class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
             return {name: self._features(part, tokenizer, args) for name, part in dataset.items()}
         if dataset is None or isinstance(dataset, str):
             return dataset
-        if dataset_form(dataset, self.family, "dataset") == ("input_ids", "labels"):
+        if "input_ids" in next(iter(dataset), {}):
             return dataset
+        if not are_prompts(dataset):
+            dataset_form(dataset, self.family, "dataset")
         return tokenize_pairs(dataset, tokenizer, args.max_length, args.truncation_mode, args.dataset_num_proc)
 
     def _evaluating_parent(self) -> Any:
@@ -346,11 +358,35 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
     family = "decoder_only"
 
     def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
-        # SFTTrainer prepares what it is constructed with and what `evaluate` gets, but not what `predict` gets.
-        prepared = getattr(self, "completion_only_loss", None) is not None
-        if not prepared or not isinstance(dataset, Dataset) or "input_ids" in dataset.column_names:
+        # What goes to the constructor is prepared there.
+        constructed = getattr(self, "completion_only_loss", None) is not None
+        if not constructed or dataset is None or isinstance(dataset, str) or self._skip_prepare_dataset:
             return dataset
-        return self._prepare_dataset(dataset, tokenizer, args, False, self._formatting_func, "eval")
+        packing = args.packing if args.eval_packing is None else args.eval_packing
+        return self._prepare_dataset(dataset, tokenizer, args, packing, self._formatting_func, "eval")
+
+    def _evaluating_parent(self) -> Any:
+        # SFTTrainer would prepare the rows again, and leave out those that it cuts to nothing.
+        return super(SFTTrainer, self)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """As in `SFTTrainer`; of an evaluation every row is kept, in its order."""
+        prepare = super()._prepare_dataset
+        if dataset is self._rows_to_train_on:  # which come first; the same rows may be evaluated later
+            self._rows_to_train_on = None
+            return prepare(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        args = args.replaced(shuffle_dataset=False)
+        if packing:
+            return prepare(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        limit = min((bound for bound in (args.max_length, self._positions) if bound), default=None)
+        if are_prompts(dataset):
+            rows = tokenize_prompts(dataset, processing_class, chat_template=self.chat_template)
+        else:
+            whole = args.replaced(max_length=None)
+            rows = prepare(dataset, processing_class, whole, False, formatting_func, dataset_name)
+        return cut_rows(rows, limit, args.truncation_mode)
 
     def log_token_metrics(self, n_tokens: torch.Tensor, n_correct: torch.Tensor, inputs: Mapping[str, Any]) -> None:
         """What `SFTTrainer` logs beside the loss, but for the entropy, which costs another pass over the logits."""
