@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from left_trainer.data.features import first_row_ids
 from left_trainer.methods import PeftMethod, get_method
 from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns, is_made_by, method_name
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.saving import load_trained
-from left_trainer.models import ModelSource, build_skeleton, load_model, load_tokenizer
+from left_trainer.models import ModelFamily, ModelSource, build_skeleton, load_model, load_tokenizer
 from left_trainer.trainer.checks import Request, check_tokenizer
 from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.training_args import LeftTrainingArguments
@@ -29,13 +31,13 @@ class Preparation:
 
     Args:
         model: Loaded and wrapped.
-        tokenizer: Given, or the one saved with the model.
+        tokenizer: Given, or the one saved with the model; `None` where there is none and none is needed.
         args: With what the user left open.
         learning_rate_source: Where the learning rate comes from.
     """
 
     model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     args: LeftTrainingArguments
     learning_rate_source: LearningRateSource
 
@@ -51,8 +53,9 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
         ValueError: A tokenizer that cannot be used, or as `prepare_model`.
     """
     source, args, method = request.source, request.args, request.method
-    tokenizer = tokenizer or load_tokenizer(source)
-    check_tokenizer(tokenizer, args, source.config)
+    tokenizer = tokenizer or _own_tokenizer(request)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, request)
     options = options_from_data(request, tokenizer)
     model = prepare_model(request, options)
     rate, rate_source = choose_learning_rate(args, method, source)
@@ -107,7 +110,22 @@ def choose_learning_rate(
     return (method or get_method("lora")).default_learning_rate(source.width), "default"
 
 
-def options_from_data(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _own_tokenizer(request: Request) -> PreTrainedTokenizerBase | None:
+    """The tokenizer saved with the model; `None` where there is none and the user's collator takes rows of tokens."""
+    try:
+        return load_tokenizer(request.source)
+    except ValueError:
+        if request.data_collator is None or not request.rows_are_tokens or request.args.predict_with_generate:
+            raise
+        return None
+
+
+def tokenizer_without_tokens(family: ModelFamily) -> PreTrainedTokenizerBase | None:
+    """What Hugging Face's constructor takes where there is no tokenizer: TRL asks for one, and tokenizes nothing."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel())) if family == "decoder_only" else None
+
+
+def options_from_data(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     """The user's options, with those that the method takes from the first training row."""
     args, method, dataset = request.args, request.method, request.train_dataset
     options = args.peft_options
