@@ -28,13 +28,17 @@ from transformers.trainer_utils import EvalPrediction
 from trl import SFTTrainer
 
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
-from left_trainer.data.features import AnyDataset, dataset_form, tokenize_pairs
+from left_trainer.data.features import AnyDataset, dataset_form, tokenize_pairs, without_appended_end
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR, FastPath
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
-from left_trainer.methods.saving import complete_adapter_directory, restore_training_state, without_saving_warnings
+from left_trainer.methods.saving import (
+    complete_adapter_directory,
+    restore_training_state,
+    saving_active_adapter,
+)
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching
 from left_trainer.trainer.checkpoints import checkpoint_to_resume
@@ -44,6 +48,7 @@ from left_trainer.trainer.evaluation import EvalDatasets, GeneratingTrainer
 from left_trainer.trainer.losses import compute_loss
 from left_trainer.trainer.model_card import create_model_card
 from left_trainer.trainer.preparation import Preparation, method_of, prepare, unrounded_adapter
+from left_trainer.trainer.saving import write_settings
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 
@@ -288,11 +293,12 @@ class LeftTrainer(GeneratingTrainer):
     # Files
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        model = unwrapped(self.model)
-        with without_saving_warnings(model):
+        model, directory = unwrapped(self.model), output_dir or str(self.args.output_dir)
+        with saving_active_adapter(model, directory):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
-            complete_adapter_directory(model, output_dir or self.args.output_dir)
+            complete_adapter_directory(model, directory)
+            write_settings(self, directory)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.hooks.restore(unwrapped(self.model), resume_from_checkpoint)
@@ -338,6 +344,9 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         if not prepared or not isinstance(dataset, Dataset) or "input_ids" in dataset.column_names:
             return dataset
         return self._prepare_dataset(dataset, tokenizer, args, False, self._formatting_func, "eval")
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._prepare_dataset(dataset, without_appended_end(processing_class), *args, **kwargs)
 
     def log_token_metrics(self, n_tokens: torch.Tensor, n_correct: torch.Tensor, inputs: Mapping[str, Any]) -> None:
         """What `SFTTrainer` logs beside the loss, but for the entropy, which costs another pass over the logits."""
