@@ -6,6 +6,8 @@ Decoder-only models are tokenized by TRL, whose forms (`prompt`/`completion`, `t
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -122,19 +124,16 @@ def tokenize_pairs(
         truncation_mode: `keep_start` or `keep_end` of the source.
         num_proc: Number of processes. By default one, in which a fast tokenizer uses a thread a core.
     """
-    side = {"keep_start": "right", "keep_end": "left"}[truncation_mode]
 
     def tokenize(rows: Mapping[str, list[str]]) -> dict[str, Any]:
-        tokenizer.truncation_side, previous = side, tokenizer.truncation_side
-        features = dict(tokenizer(rows["prompt"], truncation=max_length is not None, max_length=max_length))
-        tokenizer.truncation_side = "right"
-        features.pop("token_type_ids", None)
+        features = tokenize_sources(rows["prompt"], tokenizer, max_length, truncation_mode)
         if "completion" in rows:
+            tokenizer.truncation_side, previous = "right", tokenizer.truncation_side
             # A completion starts with the space that parts it from the prompt; a decoder of its own needs none.
             completions = [completion.strip() for completion in rows["completion"]]
             targets = tokenizer(text_target=completions, truncation=max_length is not None, max_length=max_length)
+            tokenizer.truncation_side = previous
             features["labels"] = [_with_end(ids, tokenizer.eos_token_id, max_length) for ids in targets["input_ids"]]
-        tokenizer.truncation_side = previous
         return features
 
     first = next(iter(dataset))
@@ -191,6 +190,59 @@ def cut_rows(rows: AnyDataset, max_length: int | None, truncation_mode: str) -> 
         return {"input_ids": prompt, "labels": [IGNORE_INDEX] * len(prompt)}
 
     return rows if max_length is None else rows.map(cut)
+
+
+def tokenize_sources(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None, truncation_mode: str = "keep_start"
+) -> dict[str, Any]:
+    """What the encoder reads of each text: `input_ids` and `attention_mask`; arguments as for `tokenize_pairs`."""
+    side = {"keep_start": "right", "keep_end": "left"}[truncation_mode]
+    tokenizer.truncation_side, previous = side, tokenizer.truncation_side
+    features = dict(tokenizer(texts, truncation=max_length is not None, max_length=max_length))
+    tokenizer.truncation_side = previous
+    features.pop("token_type_ids", None)
+    return features
+
+
+def without_appended_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or a copy that does not append the end-of-sequence token where it does (`add_eos_token=True`).
+
+    A decoder-only model continues its prompt. After an end of sequence there is nothing to continue, and behind a
+    completion, which ends with one already, it would be a second one.
+
+    Raises:
+        ValueError: The tokenizer appends it in a way that cannot be switched off.
+    """
+    if not _appends_end(tokenizer):
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    backend = getattr(changed, "backend_tokenizer", None)
+    if backend is None:
+        changed.add_eos_token = False
+    else:
+        content = json.loads(backend.to_str())
+        _remove_end(content["post_processor"], tokenizer.eos_token)
+        backend.post_processor = type(backend).from_str(json.dumps(content)).post_processor
+    if _appends_end(changed):
+        raise ValueError(
+            f"processing_class ({type(tokenizer).__name__}) appends {tokenizer.eos_token!r} to every text, after which "
+            "a decoder-only model has nothing to continue. Load it with add_eos_token=False."
+        )
+    return changed
+
+
+def _appends_end(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.eos_token_id is not None and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+
+
+def _remove_end(processor: dict[str, Any], token: str) -> None:
+    """Take `token` out of the end of a fast tokenizer's template; `processor` may be a sequence of several."""
+    for part in processor.get("processors", ()):
+        _remove_end(part, token)
+    template = processor.get("single", [])
+    if isinstance(template, list) and template and template[-1].get("SpecialToken", {}).get("id") == token:
+        template.pop()
 
 
 def _first_process_of_machine_first(dataset: AnyDataset) -> contextlib.AbstractContextManager[None]:

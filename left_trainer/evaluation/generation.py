@@ -7,13 +7,15 @@ import copy
 import inspect
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from left_trainer.adapters.residual_base import original_base
 from left_trainer.adapters.task_ids import TASK_IDS, task_inputs
@@ -297,3 +299,33 @@ def generation_arguments(
     config = copy.deepcopy(arguments["generation_config"])  # beside which `generate` wants no other settings
     config.update(**added)
     return arguments | {"generation_config": config}
+
+
+def scored_generation_config(own: GenerationConfig, arguments: Mapping[str, Any]) -> GenerationConfig:
+    """The config that gives, by itself, what `generate(**arguments)` gives on a model whose config is `own`.
+
+    Objects among the arguments that no config can hold, such as a `logits_processor`, are left out.
+    """
+    config = copy.deepcopy(arguments.get("generation_config") or own)
+    fields = {name: value for name, value in arguments.items() if hasattr(config, name)}
+    if fields.get("max_new_tokens") is not None:
+        fields = {"max_length": None, **fields}
+    for name, value in fields.items():
+        setattr(config, name, value)
+    return config
+
+
+def write_generation_config(config: GenerationConfig, directory: str | Path) -> None:
+    """Write `generation_config.json`.
+
+    Not by `save_pretrained`, which refuses a config with a setting that has no effect, such as `early_stopping` of a
+    model whose beams the user has switched off.
+    """
+    config.to_json_file(Path(directory) / GENERATION_CONFIG_NAME, use_diff=True)
+
+
+def read_generation_config(directory: str | Path) -> GenerationConfig | None:
+    """What `generation_config.json` in `directory` holds; `None` where there is none."""
+    if not (Path(directory) / GENERATION_CONFIG_NAME).is_file():
+        return None
+    return GenerationConfig.from_pretrained(str(directory))

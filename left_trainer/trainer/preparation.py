@@ -16,7 +16,7 @@ from left_trainer.data.features import first_row_ids
 from left_trainer.methods import PeftMethod, get_method
 from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns, is_made_by, method_name
 from left_trainer.methods.registry import METHODS
-from left_trainer.methods.saving import load_trained
+from left_trainer.methods.saving import adapter_method, load_trained
 from left_trainer.models import ModelFamily, ModelSource, build_skeleton, load_model, load_tokenizer
 from left_trainer.trainer.checks import Request, check_tokenizer
 from left_trainer.trainer.generation import completed_generation_config
@@ -58,6 +58,8 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
         check_tokenizer(tokenizer, request)
     options = options_from_data(request, tokenizer)
     model = prepare_model(request, options)
+    if isinstance(model, PeftModel) and source.base_options.get("revision"):
+        model.active_peft_config.revision = source.base_options["revision"]
     rate, rate_source = choose_learning_rate(args, method, source)
     generation_config = completed_generation_config(model, args.generation_config)
     resolved = {"peft_kwargs": options, "learning_rate": rate, "generation_config": generation_config}
@@ -83,8 +85,8 @@ def counts_prefixes_as_routed(request: Request) -> bool:
         return False
     if args.router_aux_loss_coef:
         raise ValueError(
-            f"router_aux_loss_coef={args.router_aux_loss_coef:g} does not work with peft_method={args.peft_method!r}: the loss for "
-            "the balance of experts would count virtual tokens that no router sees. Remove it, or set it to 0."
+            f"router_aux_loss_coef={args.router_aux_loss_coef:g} does not work with peft_method={args.peft_method!r}: "
+            "the loss for the balance of experts would count virtual tokens that no router sees. Remove it, or set it to 0."
         )
     return True
 
@@ -93,8 +95,11 @@ def method_of(source: ModelSource, args: LeftTrainingArguments, peft_config: Pef
     """The record of what will be trained; `None` for an explicit config whose type has none.
 
     An explicit config beats an adapter that the model carries, which beats `args.peft_method`, unless that names a
-    preset of the same config: LoRA+ trains a LoRA.
+    preset of the same config: LoRA+ trains a LoRA. An adapter that was trained on a quantized base stays on one.
     """
+    noted = adapter_method(source) if peft_config is None else None
+    if noted is not None and noted.quantization is not None:
+        return noted
     config, asked = peft_config or source.adapter, get_method(args.peft_method)
     if config is None or is_made_by(config, asked):
         return asked

@@ -27,14 +27,26 @@ from transformers.trainer_utils import EvalPrediction
 from trl import SFTTrainer
 
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
-from left_trainer.data.features import AnyDataset, are_prompts, cut_rows, dataset_form, tokenize_pairs, tokenize_prompts
+from left_trainer.data.features import (
+    AnyDataset,
+    are_prompts,
+    cut_rows,
+    dataset_form,
+    tokenize_pairs,
+    tokenize_prompts,
+    without_appended_end,
+)
 from left_trainer.evaluation.generation import positions_for_text
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR, FastPath
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
-from left_trainer.methods.saving import complete_adapter_directory, restore_training_state, without_saving_warnings
+from left_trainer.methods.saving import (
+    complete_adapter_directory,
+    restore_training_state,
+    saving_active_adapter,
+)
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching
 from left_trainer.trainer.checkpoints import checkpoint_to_resume
@@ -54,6 +66,7 @@ from left_trainer.trainer.preparation import (
     tokenizer_without_tokens,
     unrounded_adapter,
 )
+from left_trainer.trainer.saving import write_settings
 from left_trainer.training_args import LeftTrainingArguments
 
 
@@ -354,11 +367,12 @@ class LeftTrainer(GeneratingTrainer):
     # Files
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        model = unwrapped(self.model)
-        with without_saving_warnings(model):
+        model, directory = unwrapped(self.model), output_dir or str(self.args.output_dir)
+        with saving_active_adapter(model, directory):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
-            complete_adapter_directory(model, output_dir or self.args.output_dir)
+            complete_adapter_directory(model, directory)
+            write_settings(self, directory)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.hooks.restore(unwrapped(self.model), resume_from_checkpoint)
@@ -418,7 +432,7 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         """As in `SFTTrainer`; of an evaluation every row is kept, in its order."""
-        prepare = super()._prepare_dataset
+        prepare, processing_class = super()._prepare_dataset, without_appended_end(processing_class)
         if dataset is self._rows_to_train_on:  # which come first; the same rows may be evaluated later
             self._rows_to_train_on = None
             return prepare(dataset, processing_class, args, packing, formatting_func, dataset_name)
