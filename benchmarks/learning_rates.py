@@ -1,4 +1,4 @@
-"""Where the default learning rates of the methods come from: a sweep around each method's default.
+"""Where the default learning rates for narrow models come from: a sweep around each method's default.
 
     python benchmarks/learning_rates.py --jobs 2
 
@@ -19,6 +19,7 @@ from cells import RESULTS, SETTINGS, SHARED, find_record, finished_cells, make_t
 
 from left_trainer import get_method, list_methods
 from left_trainer.callbacks.tables import format_table
+from left_trainer.methods.learning_rates import NARROW
 
 FACTORS = (0.3, 1.0, 3.0, 10.0)
 EMBEDDED = ("embedded/t5", "embedded/llama")
@@ -60,7 +61,7 @@ def main() -> None:
         {
             "setting": setting,
             "method": method.name,
-            "learning_rate": float(f"{method.learning_rate * factor:.3g}"),
+            "learning_rate": float(f"{method.default_learning_rate(NARROW) * factor:.3g}"),
             "steps": options.steps,
             "rows": options.rows,
             "eval_rows": options.eval_rows,
@@ -84,7 +85,7 @@ def main() -> None:
             best = min((loss for loss in losses if loss is not None), default=None)
             shown = ["-" if loss is None else f"{loss:.3f}{'*' if loss == best else ''}" for loss in losses]
             if shown:
-                rows.append((method.name, f"{method.learning_rate:g}", *shown))
+                rows.append((method.name, f"{method.default_learning_rate(NARROW):g}", *shown))
         header = ("method", "default", *(f"x {factor:g}" for factor in sorted(options.factors)))
         print("\n" + format_table(f"Validation loss after {options.steps} steps, {setting}", header, rows))
 

@@ -38,6 +38,7 @@ from cells import (
 
 from left_trainer import get_method, list_methods
 from left_trainer.callbacks.trainable_parameters import count_parameters
+from left_trainer.methods.learning_rates import NARROW
 from left_trainer.models import FAMILIES
 from left_trainer.runs.measurements import machine_name
 
@@ -180,7 +181,7 @@ def main() -> None:
         options.results.unlink(missing_ok=True)
     budget = {name: getattr(options, name) for name in ("steps", "rows", "eval_rows", "seed")}
     cells = [
-        {"setting": setting, "method": method.name, "learning_rate": method.learning_rate, **budget}
+        {"setting": setting, "method": method.name, "learning_rate": method.default_learning_rate(NARROW), **budget}
         for setting in METRICS
         for method in map(get_method, options.methods)
         if SETTINGS[setting].family in options.families and method.supports(SETTINGS[setting].family)

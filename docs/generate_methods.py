@@ -16,9 +16,10 @@ from typing import Any
 
 from peft import PeftConfig
 
-from left_trainer.cli.method_records import format_rate
+from left_trainer.cli.method_records import learning_rate_text
 from left_trainer.cli.methods import FAMILIES, WORKS_WITH, feature_text, usage, works_with
 from left_trainer.methods import PeftMethod, list_methods
+from left_trainer.methods.learning_rates import NARROW, WIDE, format_rate
 from left_trainer.methods.options import known_options
 
 OVERVIEW_MARK = "<!-- overview of the methods -->"
@@ -76,7 +77,7 @@ def _facts(method: PeftMethod) -> str:
     facts = {
         "Family": f"[{FAMILIES[method.family]}](index.md#{FAMILIES[method.family].replace(' ', '-')})",
         "Paper": f"[{method.paper}](https://arxiv.org/abs/{arxiv[1]})" if arxiv else method.paper,
-        "Default learning rate": f"{format_rate(method.learning_rate)} ({method.learning_rate_source})",
+        "Default learning rate": learning_rate_text(method),
         "Further names": ", ".join(f"`{alias}`" for alias in method.aliases),
         "Virtual tokens": PLACES[method.virtual_tokens.place] if method.virtual_tokens else "",
         "PEFT config": f"`{config.__name__}`" if config else "none: the model's own parameters are trained",
@@ -181,6 +182,7 @@ def overview() -> str:
                 f"[`{method.name}`]({method.name}.md)",
                 method.summary,
                 format_rate(method.learning_rate),
+                format_rate(method.default_learning_rate(NARROW)),
                 "-" if method.config_class is None else "yes" if method.mergeable else "no",
             )
             for method in _sorted_methods()
@@ -188,7 +190,7 @@ def overview() -> str:
         ]
         parts += [
             f"### {title[0].upper()}{title[1:]}",
-            _table("method", "what is trained", "rate", "merges", rows=rows),
+            _table("method", "what is trained", f"rate at {WIDE}", f"at {NARROW}", "merges", rows=rows),
         ]
     return "\n\n".join(parts)
 

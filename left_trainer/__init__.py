@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from left_trainer.runs.report_text import format_report
     from left_trainer.tasks import HubDataset, Task, get_task, list_tasks, register_task
     from left_trainer.trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
+    from left_trainer.trainer.divergence import TrainingDivergedError
     from left_trainer.training_args import LeftTrainingArguments
 
 __version__ = "0.2.0"
@@ -51,6 +52,7 @@ _HOMES = {
     "StepTimerCallback": "left_trainer.callbacks.step_timer",
     "Task": "left_trainer.tasks",
     "TrainableParametersCallback": "left_trainer.callbacks",
+    "TrainingDivergedError": "left_trainer.trainer.divergence",
     "TrainingReport": "left_trainer.runs.report",
     "apply_method": "left_trainer.methods",
     "build_report": "left_trainer.runs.build_report",
@@ -90,6 +92,7 @@ __all__ = [
     "StepTimerCallback",
     "Task",
     "TrainableParametersCallback",
+    "TrainingDivergedError",
     "TrainingReport",
     "__version__",
     "apply_method",

@@ -11,6 +11,7 @@ import re
 import pytest
 
 from left_trainer import DataArguments, LeftTrainer, ModelArguments, get_task, list_methods, list_tasks
+from left_trainer.methods.learning_rates import format_rate
 from left_trainer.methods.options import known_options
 from left_trainer.methods.registry import METHODS
 from left_trainer.runs.fine_tuning import fine_tune, set_up
@@ -75,7 +76,8 @@ def test_every_method_has_a_page(method, generator):
     facts = (method.paper, method.equation, method.when_to_use, method.learning_rate_source, method.summary[1:])
     for fact in (*facts, *method.unsupported.values(), *method.required.values(), *method.requires.values()):
         assert fact in page
-    assert f"**Default learning rate**: {method.learning_rate:.0e}".replace("e-0", "e-") in page
+    assert f"**Default learning rate**: {format_rate(method.learning_rate)}" in page
+    assert f"{format_rate(method.narrow_learning_rate)} for models at most 128 wide" in page
     assert f'peft_method="{method.name}"' in page
     assert f"--peft_method {method.name}" in page
     for name in set(known_options(method)) - generator.COMMON_OPTIONS:

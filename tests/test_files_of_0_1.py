@@ -6,17 +6,19 @@ import csv
 import json
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 
-from left_trainer import LeftTrainer, LeftTrainingArguments
+from left_trainer import LeftTrainer, LeftTrainingArguments, get_method
 from left_trainer.cli.main import main
 from left_trainer.comparison.cell import Cell
 from left_trainer.comparison.results import read_cells, read_results
 from left_trainer.comparison.runner import Runner
+from left_trainer.methods.registry import METHODS
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
 from log_history import losses
@@ -115,11 +117,9 @@ def test_a_comparison_becomes_the_same_table(folder, capsys):
 def test_a_report_loads():
     content = json.loads((FILES / "trained" / "training_report.json").read_text())
     report = TrainingReport.read(FILES / "trained")
-    assert (report.learning_rate_source, report.learning_rate_factor) == ("scaled_default", 3.0)
+    assert report.learning_rate_source == "default"
     assert report.tuning is None
-    written = report.to_json()
-    assert written.pop("learning_rate_factor") == 3.0
-    assert written == {**content, "learning_rate_source": "scaled_default"}
+    assert report.to_json() == {**content, "learning_rate_source": "default"}
 
 
 def test_every_result_of_a_comparison_loads_with_its_name():
@@ -154,6 +154,8 @@ def test_a_cell_of_a_later_version_is_refused(tmp_path):
 
 
 def test_a_comparison_is_resumed_and_not_run_again(folder, monkeypatch, capsys):
+    default_of_0_1 = replace(get_method("p_tuning"), narrow_learning_rate=3e-2)
+    monkeypatch.setitem(METHODS._records, "p_tuning", default_of_0_1)
     monkeypatch.setattr(Runner, "_run_cell", lambda self, cell: pytest.fail(f"{cell.name} was run again"))
     small = ["--max_train_samples", "32", "--max_eval_samples", "4", "--per_device_train_batch_size", "8"]
     flags = ["--methods", "lora,p_tuning", "--tasks", "summarization", "--tune", "learning_rate"]

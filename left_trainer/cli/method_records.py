@@ -16,6 +16,7 @@ from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.embedded import MODEL_NAMES, MODEL_PATHS
 from left_trainer.methods import PeftMethod, apply_method
 from left_trainer.methods.apply import apply_config, build_config, check_model
+from left_trainer.methods.learning_rates import NARROW, SWEEP, WIDE, format_rate
 from left_trainer.models import ModelSource, auto_class, build_skeleton
 
 # If the meta device is not enough, a model with weights is built, unless it has more parameters than this.
@@ -117,10 +118,16 @@ def counting_models(name: str | None) -> Mapping[str, CountingModel]:
     return {each: CountingModel(each) for each in ([name] if name else MODEL_NAMES)}
 
 
-def record_of(method: PeftMethod, trainable: Trainable) -> dict[str, Any]:
-    """`method` as plain data: description, options, and whether it has its own hooks."""
+def record_of(method: PeftMethod, trainable: Trainable, width: int | None) -> dict[str, Any]:
+    """`method` as plain data: description, options, and whether it has its own hooks.
+
+    Args:
+        method: The record.
+        trainable: What it trains in a model.
+        width: Of that model.
+    """
     copied = ("name", "aliases", "family", "summary", "paper", "equation", "when_to_use")
-    rate = ("learning_rate", "learning_rate_source")
+    rate = ("learning_rate", "learning_rate_source", "narrow_learning_rate")
     options = ("defaults", "preset", "required", "hook_options", "unsupported", "requires")
     return {
         **{name: getattr(method, name) for name in (*copied, *rate)},
@@ -134,19 +141,23 @@ def record_of(method: PeftMethod, trainable: Trainable) -> dict[str, Any]:
         "has_own_callback": method.callback is not None,
         "has_own_loss": method.loss is not None or method.penalty is not None,
         "model": trainable.model,
+        "learning_rate_on_model": method.default_learning_rate(width),
         "trainable_parameters": trainable.count,
         "trainable_percent": trainable.percent,
         "trainable_note": trainable.note,
     }
 
 
+def learning_rate_text(method: PeftMethod) -> str:
+    """The default learning rates of `method`, and where they come from."""
+    wide = f"{format_rate(method.learning_rate)} for models at least {WIDE} wide ({method.learning_rate_source})"
+    if method.narrow_learning_rate is None:
+        return f"{format_rate(method.learning_rate)} ({method.learning_rate_source})"
+    narrow = f"{format_rate(method.narrow_learning_rate)} for models at most {NARROW} wide ({SWEEP})"
+    return f"{wide}; {narrow}; in between, a power of the width"
+
+
 def short_paper(paper: str) -> str:
     """Authors and year: `Hu et al., 2021`."""
     found = re.match(r"\D+\d{4}", paper)
     return found[0] if found else paper
-
-
-def format_rate(rate: float) -> str:
-    """`0.0002` as `2e-4`."""
-    mantissa, _, exponent = f"{rate:e}".partition("e")
-    return f"{float(mantissa):g}e{int(exponent)}"

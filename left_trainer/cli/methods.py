@@ -118,14 +118,15 @@ def _records(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[st
     order = list(FAMILIES)
     asked.sort(key=lambda method: (order.index(method.family), method.name))
     for method in tqdm(asked, desc="Counting parameters", delay=1, leave=False, disable=None):
+        model = models[options.model or default_model(method)]
         try:
-            trainable = models[options.model or default_model(method)].count(method)
+            trainable = model.count(method)
         except ValueError:
             if options.name:
                 raise
             left_out.append(method.name)
         else:
-            records.append(record_of(method, trainable))
+            records.append(record_of(method, trainable, model.source.width))
     return records, left_out
 
 
@@ -142,8 +143,9 @@ def _marks(record: Mapping[str, Any]) -> str:
 def _table(records: Sequence[Mapping[str, Any]], left_out: Sequence[str], model: str | None) -> str:
     """The table, as wide as the terminal allows, with its legend."""
     from left_trainer.callbacks.tables import format_table
-    from left_trainer.cli.method_records import format_rate, short_paper
+    from left_trainer.cli.method_records import short_paper
     from left_trainer.embedded import DEFAULT_MODEL
+    from left_trainer.methods.learning_rates import format_rate
 
     width = shutil.get_terminal_size(FALLBACK_SIZE).columns
     shown = model or DEFAULT_MODEL
@@ -152,7 +154,7 @@ def _table(records: Sequence[Mapping[str, Any]], left_out: Sequence[str], model:
         "family": [record["family"] for record in records],
         "paper": [short_paper(record["paper"]) for record in records],
         "trained": [_trained(record, shown) for record in records],
-        "rate": [format_rate(record["learning_rate"]) for record in records],
+        "rate": [format_rate(record["learning_rate_on_model"]) for record in records],
         "works with": [_marks(record) for record in records],
     }
     for expendable in ("paper", "family"):
@@ -163,7 +165,8 @@ def _table(records: Sequence[Mapping[str, Any]], left_out: Sequence[str], model:
         columns["what is trained"] = [textwrap.shorten(record["summary"], room, placeholder=" …") for record in records]
     marks = ", ".join(f"{mark} = {text}" for mark, text in WORKS_WITH.values())
     legend = [
-        f"trained: trainable parameters with default options on {shown}, and their percentage; rate: learning rate.",
+        f"trained: trainable parameters with default options on {shown}, and their percentage; rate: default learning "
+        "rate on that model.",
         f"works with: {marks}.",
     ]
     if any(record["model"] != shown for record in records):
@@ -191,8 +194,9 @@ def _trained(record: Mapping[str, Any], shown: str) -> str:
 
 def _description(record: Mapping[str, Any]) -> str:
     """Everything about one method, as text."""
-    from left_trainer.cli.method_records import format_rate
+    from left_trainer.cli.method_records import learning_rate_text
     from left_trainer.methods import get_method
+    from left_trainer.methods.learning_rates import format_rate
     from left_trainer.methods.options import known_options
 
     method = get_method(record["name"])
@@ -208,7 +212,8 @@ def _description(record: Mapping[str, Any]) -> str:
         ("equation", record["equation"]),
         ("when to use", record["when_to_use"]),
         ("trained", f"{trained} (on {record['model']})"),
-        ("learning rate", f"{format_rate(record['learning_rate'])} ({record['learning_rate_source']})"),
+        ("learning rate", f"{format_rate(record['learning_rate_on_model'])} (on {record['model']})"),
+        ("in general", learning_rate_text(method)),
         ("our defaults", _pairs({**record["defaults"], **record["hook_options"]})),
         ("fixed", _pairs(record["preset"])),
         *(("needs", f"{option}: {advice}") for option, advice in record["required"].items()),

@@ -111,13 +111,6 @@ def summarize(
     )
 
 
-def learning_rate_source_text(report: TrainingReport) -> str:
-    """Where a learning rate comes from, in a few words."""
-    if report.learning_rate_source == "scaled_default":
-        return f"{report.learning_rate_factor:g} x default (embedded model)"
-    return report.learning_rate_source
-
-
 def tuning_text(tuning: TuningResult) -> str:
     """How a learning rate was chosen, with what else was tried and what that cost."""
     tried = ", ".join(
@@ -253,7 +246,7 @@ def _trained_values(reports: Sequence[TrainingReport]) -> dict[str, Value]:
         "test_loss_after": _mean(scores_of(report).get("loss") for report in reports),
         "general_loss_after": _mean(report.general_loss for report in reports),
         "learning_rate": first.learning_rate,
-        "learning_rate_source": learning_rate_source_text(first),
+        "learning_rate_source": first.learning_rate_source,
     }
 
 

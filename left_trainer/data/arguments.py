@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from left_trainer.embedded import DEFAULT_MODEL, LEARNING_RATE_FACTOR, MODEL_NAMES
+from left_trainer.embedded import DEFAULT_MODEL, MODEL_NAMES
 from left_trainer.models.source import ModelSource
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
@@ -19,6 +19,9 @@ class ModelArguments:
         model_revision: Branch, tag or commit on the Hub.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the dtype of the checkpoint.
         token: Hub token for private models; by default the token of `hf auth login`.
+        trust_remote_code: Allow code that comes with the model to run.
+        pad_token: Token that fills rows up, where the tokenizer has none or another is wanted.
+        pad_to_multiple_of: Fill rows up to a multiple of this number of tokens.
     """
 
     model_name_or_path: str | None = field(
@@ -33,12 +36,18 @@ class ModelArguments:
         metadata={"help": "Dtype of the weights.", "choices": ["float32", "bfloat16", "float16", "auto"]},
     )
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Allow code that comes with the model to run. Only for models you trust."}
+    )
+    pad_token: str | None = field(
+        default=None, metadata={"help": "Token that fills rows up. Default: the tokenizer's."}
+    )
+    pad_to_multiple_of: int | None = field(
+        default=None, metadata={"help": "Fill rows up to a multiple of this number of tokens."}
+    )
 
     def source(self, args: LeftTrainingArguments) -> ModelSource:
         """The model to load. Its config is read, its weights are not.
-
-        An embedded model is much narrower than the models that the methods' default learning rates are chosen for. If
-        the learning rate is unset, it is therefore `LEARNING_RATE_FACTOR` times the default.
 
         Args:
             args: `model_init_kwargs` and `trust_remote_code` are read and override the fields of this class.
@@ -48,9 +57,9 @@ class ModelArguments:
         """
         given: dict[str, Any] = {"dtype": self.dtype, "revision": self.model_revision, "token": self.token}
         options = {name: value for name, value in given.items() if value is not None} | loading_options(args)
+        options["trust_remote_code"] = options["trust_remote_code"] or self.trust_remote_code
         name = self.model_name_or_path or DEFAULT_MODEL
-        factor = LEARNING_RATE_FACTOR if name in MODEL_NAMES else 1.0
-        return ModelSource.of(MODEL_NAMES.get(name, name), options, factor)
+        return ModelSource.of(MODEL_NAMES.get(name, name), options)
 
 
 @dataclass

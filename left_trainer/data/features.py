@@ -6,6 +6,8 @@ Decoder-only models are tokenized by TRL, whose forms (`prompt`/`completion`, `t
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -23,6 +25,10 @@ FORMS: dict[ModelFamily, tuple[tuple[str, ...], ...]] = {
     "encoder_decoder": (("input_ids", "labels"), ("prompt", "completion")),
     "decoder_only": (("input_ids",), ("prompt", "completion"), ("messages",), ("conversations",), ("text",)),
 }
+
+
+# Columns from which TRL makes labels.
+MASKS = ("completion_mask", "assistant_masks")
 
 
 def dataset_form(dataset: AnyDataset, family: ModelFamily, argument: str, text_field: str = "text") -> tuple[str, ...]:
@@ -72,6 +78,34 @@ def _text_of(target: Any) -> str:
     return target if isinstance(target, str) else str(target or "")
 
 
+def _columns(rows: AnyDataset) -> set[str]:
+    return set(rows.column_names if isinstance(rows, Dataset) else next(iter(rows), {}))
+
+
+def are_prompts(rows: AnyDataset) -> bool:
+    """Whether the rows that a user gave are text prompts alone, with nothing to compare an answer with."""
+    return "prompt" in _columns(rows) and not {"completion", "input_ids"} & _columns(rows)
+
+
+def have_no_labels(rows: AnyDataset) -> bool:
+    """Whether the rows that a user gave are token ids alone. A model that generates continues them."""
+    return "input_ids" in _columns(rows) and not {"labels", *MASKS} & _columns(rows)
+
+
+def completion_texts(rows: AnyDataset) -> list[str] | None:
+    """The text of the completions as the user wrote it; `None` where there is none: in rows of tokens, or of prompts.
+
+    Of a completion of chat messages it is what they say.
+    """
+    if "completion" not in _columns(rows) or "input_ids" in _columns(rows):
+        return None
+    completions = rows["completion"] if isinstance(rows, Dataset) else (row["completion"] for row in rows)
+    return [
+        text if isinstance(text, str) else "\n".join(str(message.get("content") or "") for message in text)
+        for text in completions
+    ]
+
+
 def tokenize_pairs(
     dataset: AnyDataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -81,6 +115,8 @@ def tokenize_pairs(
 ) -> AnyDataset:
     """Prompt/completion rows to `input_ids`, `attention_mask` and `labels`; other columns but `task_ids` are dropped.
 
+    Rows without a completion get no labels.
+
     Args:
         dataset: Rows with the text columns `prompt` and `completion`.
         tokenizer: Of an encoder-decoder model. Labels end with its end-of-sequence token.
@@ -88,23 +124,21 @@ def tokenize_pairs(
         truncation_mode: `keep_start` or `keep_end` of the source.
         num_proc: Number of processes. By default one, in which a fast tokenizer uses a thread a core.
     """
-    side = {"keep_start": "right", "keep_end": "left"}[truncation_mode]
 
     def tokenize(rows: Mapping[str, list[str]]) -> dict[str, Any]:
-        tokenizer.truncation_side, previous = side, tokenizer.truncation_side
-        features = dict(tokenizer(rows["prompt"], truncation=max_length is not None, max_length=max_length))
-        tokenizer.truncation_side = "right"
-        # A completion starts with the space that parts it from the prompt; a decoder of its own needs none.
-        completions = [completion.strip() for completion in rows["completion"]]
-        targets = tokenizer(text_target=completions, truncation=max_length is not None, max_length=max_length)
-        tokenizer.truncation_side = previous
-        features.pop("token_type_ids", None)
-        features["labels"] = [_with_end(ids, tokenizer.eos_token_id, max_length) for ids in targets["input_ids"]]
+        features = tokenize_sources(rows["prompt"], tokenizer, max_length, truncation_mode)
+        if "completion" in rows:
+            tokenizer.truncation_side, previous = "right", tokenizer.truncation_side
+            # A completion starts with the space that parts it from the prompt; a decoder of its own needs none.
+            completions = [completion.strip() for completion in rows["completion"]]
+            targets = tokenizer(text_target=completions, truncation=max_length is not None, max_length=max_length)
+            tokenizer.truncation_side = previous
+            features["labels"] = [_with_end(ids, tokenizer.eos_token_id, max_length) for ids in targets["input_ids"]]
         return features
 
     first = next(iter(dataset))
     for column in ("prompt", "completion"):
-        if not isinstance(first[column], str):
+        if not isinstance(first.get(column, ""), str):
             raise ValueError(
                 f"The column {column!r} holds {type(first[column]).__name__}; encoder-decoder models need text. Render "
                 "chat messages to text first."
@@ -114,6 +148,101 @@ def tokenize_pairs(
         options |= {"num_proc": num_proc, "desc": "Tokenizing"}
     with _first_process_of_machine_first(dataset):
         return dataset.map(tokenize, **options)
+
+
+def tokenize_prompts(rows: AnyDataset, tokenizer: PreTrainedTokenizerBase, **template: Any) -> AnyDataset:
+    """Rows of prompts alone to `input_ids` and, for TRL's collator, `labels` of -100, for a decoder-only model.
+
+    Args:
+        rows: With the column `prompt`: text or chat messages, and perhaps `tools`.
+        tokenizer: Of the model.
+        template: For the tokenizer's chat template.
+    """
+
+    def tokenize(row: Mapping[str, Any]) -> dict[str, Any]:
+        if isinstance(row["prompt"], str):
+            ids = tokenizer(row["prompt"])["input_ids"]
+        else:
+            ids = tokenizer.apply_chat_template(
+                row["prompt"], tools=row.get("tools"), add_generation_prompt=True, return_dict=False, **template
+            )
+        return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
+
+    return rows.map(tokenize)
+
+
+def cut_rows(rows: AnyDataset, max_length: int | None, truncation_mode: str) -> AnyDataset:
+    """Rows of `input_ids` and `labels` of a decoder-only model, none longer than `max_length`, and none left out.
+
+    They are cut as in training. Where that would leave no prompt or no target, the end of the prompt is left, which can
+    be continued but has no loss.
+    """
+
+    def cut(row: Mapping[str, list[int]]) -> dict[str, list[int]]:
+        ids, labels = list(row["input_ids"]), list(row["labels"])
+        kept = slice(None, max_length) if truncation_mode == "keep_start" else slice(-max_length, None)
+        n_prompt = next((place for place, label in enumerate(labels) if label != IGNORE_INDEX), len(labels))
+        left = labels[kept]
+        has_both = left[0] == IGNORE_INDEX and any(label != IGNORE_INDEX for label in left)
+        if len(ids) <= max_length or n_prompt == 0 or has_both:
+            return {"input_ids": ids[kept], "labels": left}
+        prompt = ids[:n_prompt][-max_length:]
+        return {"input_ids": prompt, "labels": [IGNORE_INDEX] * len(prompt)}
+
+    return rows if max_length is None else rows.map(cut)
+
+
+def tokenize_sources(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None, truncation_mode: str = "keep_start"
+) -> dict[str, Any]:
+    """What the encoder reads of each text: `input_ids` and `attention_mask`; arguments as for `tokenize_pairs`."""
+    side = {"keep_start": "right", "keep_end": "left"}[truncation_mode]
+    tokenizer.truncation_side, previous = side, tokenizer.truncation_side
+    features = dict(tokenizer(texts, truncation=max_length is not None, max_length=max_length))
+    tokenizer.truncation_side = previous
+    features.pop("token_type_ids", None)
+    return features
+
+
+def without_appended_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or a copy that does not append the end-of-sequence token where it does (`add_eos_token=True`).
+
+    A decoder-only model continues its prompt. After an end of sequence there is nothing to continue, and behind a
+    completion, which ends with one already, it would be a second one.
+
+    Raises:
+        ValueError: The tokenizer appends it in a way that cannot be switched off.
+    """
+    if not _appends_end(tokenizer):
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    backend = getattr(changed, "backend_tokenizer", None)
+    if backend is None:
+        changed.add_eos_token = False
+    else:
+        content = json.loads(backend.to_str())
+        _remove_end(content["post_processor"], tokenizer.eos_token)
+        backend.post_processor = type(backend).from_str(json.dumps(content)).post_processor
+    if _appends_end(changed):
+        raise ValueError(
+            f"processing_class ({type(tokenizer).__name__}) appends {tokenizer.eos_token!r} to every text, after which "
+            "a decoder-only model has nothing to continue. Load it with add_eos_token=False."
+        )
+    return changed
+
+
+def _appends_end(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.eos_token_id is not None and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+
+
+def _remove_end(processor: dict[str, Any], token: str) -> None:
+    """Take `token` out of the end of a fast tokenizer's template; `processor` may be a sequence of several."""
+    for part in processor.get("processors", ()):
+        _remove_end(part, token)
+    template = processor.get("single", [])
+    if isinstance(template, list) and template and template[-1].get("SpecialToken", {}).get("id") == token:
+        template.pop()
 
 
 def _first_process_of_machine_first(dataset: AnyDataset) -> contextlib.AbstractContextManager[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -91,10 +93,11 @@ def prepare_task_data(
     splits = load_task_data(task, data, token=source.options.get("token"))
     reserved = get_method(args.peft_method).positions(args.peft_options, source.family).source
 
-    def prompts(rows: Dataset) -> Dataset:
-        return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved)
+    def prompts(name: str, rows: Dataset) -> Dataset:
+        answers = (args.generation_max_length or 0) if args.predict_with_generate and name != "train" else 0
+        return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved, answers)
 
-    return DatasetDict({name: prompts(rows) for name, rows in splits.items()})
+    return DatasetDict({name: prompts(name, rows) for name, rows in splits.items()})
 
 
 def embedded_data(task: Task) -> DatasetDict:
@@ -183,6 +186,54 @@ def _first(rows: Dataset, limit: int | None, split: str) -> Dataset:
     return rows.select(range(min(len(rows), limit or len(rows))))
 
 
+@dataclass(frozen=True)
+class PromptFormat:
+    """The template of prompts, and how long one may be.
+
+    A source that is too long is cut at its end, so that the words of the prompt after it survive.
+
+    Args:
+        template: With `{source}`.
+        tokenizer: Of the model.
+        limit: Most tokens of a prompt together with those that a call reserves.
+    """
+
+    template: str
+    tokenizer: PreTrainedTokenizerBase
+    limit: int
+
+    @functools.cached_property
+    def overhead(self) -> int:
+        """Tokens of a prompt beside its source."""
+        return len(self.tokenizer(self.template.format(source=""))["input_ids"]) + SPECIAL_TOKENS
+
+    def fit(self, source: str, reserved: int = 0) -> str:
+        """`source`, cut so that its prompt and `reserved` further tokens keep the limit.
+
+        Raises:
+            ValueError: There is no room for a source.
+        """
+        used = self.overhead + reserved
+        if self.limit - used < MIN_SOURCE_TOKENS:
+            raise ValueError(
+                f"Prompt and target take {used} tokens and max_length is {self.limit}, which leaves no room for the "
+                "source. Raise max_length, or remove rows with such long targets."
+            )
+        return cut_to_tokens(source, self.tokenizer, self.limit - used)
+
+    def source_of(self, prompt: str) -> str | None:
+        """The source of a prompt that was made with the template; `None` for any other text."""
+        before, _, after = self.template.format(source="\0").partition("\0")
+        if not (prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before) + len(after)):
+            return None
+        return prompt[len(before) : len(prompt) - len(after)]
+
+
+def room_for_answers(limit: int, max_new_tokens: int) -> int:
+    """Tokens of `limit` that are kept free for what a decoder-only model generates: never more than half of them."""
+    return min(max_new_tokens, limit // 2)
+
+
 def to_prompts(
     rows: Dataset,
     task: Task,
@@ -191,6 +242,7 @@ def to_prompts(
     max_length: int | None,
     prompt: str | None = None,
     reserved: int = 0,
+    max_new_tokens: int = 0,
 ) -> Dataset:
     """Rows with `source` and `target` to rows that also have `prompt` and `completion`.
 
@@ -205,25 +257,21 @@ def to_prompts(
             encoder-decoder models.
         prompt: Template that replaces the task's.
         reserved: Positions of the sequence, or of the encoder, that the method takes.
+        max_new_tokens: That will be generated for each row; a decoder-only model's prompt leaves room for them.
 
     Raises:
         ValueError: A prompt or completion that leaves no room for a source.
     """
     decoder_only = source.family == "decoder_only"
-    limit = length_limit(source.config, tokenizer, max_length, reserved)
-    template = prompt or task.prompt
-    overhead = len(tokenizer(template.format(source=""))["input_ids"]) + SPECIAL_TOKENS
+    prompts = PromptFormat(
+        prompt or task.prompt, tokenizer, length_limit(source.config, tokenizer, max_length, reserved)
+    )
+    answer = room_for_answers(prompts.limit, max_new_tokens)
 
     def render(row: dict[str, str]) -> dict[str, Any]:
-        used = overhead
-        if decoder_only:
-            used += len(tokenizer(row["target"], add_special_tokens=False)["input_ids"])
-        if limit - used < MIN_SOURCE_TOKENS:
-            raise ValueError(
-                f"Prompt and target take {used} tokens and max_length is {limit}, which leaves no room for the source. "
-                "Raise max_length, or remove rows with such long targets."
-            )
-        return task.render(cut_to_tokens(row["source"], tokenizer, limit - used), row["target"], template)
+        target = len(tokenizer(row["target"], add_special_tokens=False)["input_ids"]) if decoder_only else 0
+        kept = prompts.fit(row["source"], max(target, answer) if decoder_only else 0)
+        return task.render(kept, row["target"], prompts.template)
 
     return rows.map(render, desc="Prompts")
 
@@ -232,9 +280,14 @@ def length_limit(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None, reserved: int = 0
 ) -> int:
     """The smallest of the bounds that model (less `reserved` positions), tokenizer and user set, in tokens."""
+    positions = model_positions(config, reserved)
+    return min(bound for bound in (max_length, positions, tokenizer.model_max_length) if bound)
+
+
+def model_positions(config: PreTrainedConfig, reserved: int = 0) -> int | None:
+    """Positions of the model, less `reserved` ones; `None` where their number is not bounded."""
     positions = None if config.model_type.endswith("t5") else getattr(config, "max_position_embeddings", None)
-    available = positions - reserved if positions else None
-    return min(bound for bound in (max_length, available, tokenizer.model_max_length) if bound)
+    return positions - reserved if positions else None
 
 
 def cut_to_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:

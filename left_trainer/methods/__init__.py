@@ -1,6 +1,6 @@
 """Methods: what is trained, and how."""
 
-from left_trainer.methods import additive, lora, orthogonal, reparameterization, selective, soft_prompts
+from left_trainer.methods import additive, lora, orthogonal, reparameterization, selective, soft_prompts, spectral
 from left_trainer.methods.apply import AppliedMethod, apply_method
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import get_method, list_methods, register_method
@@ -18,4 +18,5 @@ __all__ = [
     "reparameterization",
     "selective",
     "soft_prompts",
+    "spectral",
 ]

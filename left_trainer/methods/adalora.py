@@ -17,7 +17,7 @@ from left_trainer.adapters.training_state import (
     restore_trained_parameters,
 )
 from left_trainer.methods.inner_forward import call_inner_model
-from left_trainer.methods.lora_defaults import SWEEP
+from left_trainer.methods.learning_rates import metamathqa
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.targets import query_value
 
@@ -93,8 +93,9 @@ ADALORA = PeftMethod(
     summary="low-rank updates whose ranks are reassigned during training by importance",
     paper="Zhang et al., 2023, arXiv 2303.10512",
     config_class=AdaLoraConfig,
-    learning_rate=3e-3,
-    learning_rate_source="Zhang et al., 2023, tables 8 to 11, range 5e-4 to 2e-3; " + SWEEP,
+    narrow_learning_rate=9e-3,
+    learning_rate=5e-4,
+    learning_rate_source=metamathqa(1e-4, 37.3) + "; Zhang et al., 2023, tables 8 to 11, range 5e-4 to 2e-3",
     equation=r"W' = W + s P \Lambda Q, \quad P^\top P \approx Q Q^\top \approx I",
     when_to_use="A budget of ranks that should go where they matter. The schedule follows the run's own steps: "
     "ranks stay for the first tenth, are reassigned until seven tenths, and stay again.",

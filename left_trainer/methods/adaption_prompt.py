@@ -9,6 +9,7 @@ from peft.tuners.adaption_prompt.config import TRANSFORMERS_MODEL_CONFIG as ADAP
 from transformers import PreTrainedModel
 
 from left_trainer.methods.inner_forward import call_inner_model
+from left_trainer.methods.learning_rates import metamathqa
 from left_trainer.methods.method import PeftMethod
 
 
@@ -32,8 +33,9 @@ ADAPTION_PROMPT = PeftMethod(
     summary="prompts in the upper attention layers, behind a gate that starts closed",
     paper="Zhang et al., 2023, arXiv 2303.16199",
     config_class=AdaptionPromptConfig,
-    learning_rate=1e-2,
-    learning_rate_source="near the 9e-3 of Zhang et al., 2023; benchmarks/learning_rates.py",
+    narrow_learning_rate=3e-2,
+    learning_rate=1e-3,
+    learning_rate_source=metamathqa(5e-4, 21.1) + "; Zhang et al., 2023, 9e-3 for Llama-7B",
     equation=r"\mathrm{Attn}(q, K, V) + g \cdot \mathrm{Attn}(q, P_k, P_v), \quad g_0 = 0",
     when_to_use="Instruction tuning of Llama-like models with very few parameters and an undisturbed start.",
     defaults={"adapter_len": 10},

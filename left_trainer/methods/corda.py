@@ -11,7 +11,7 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 
 from left_trainer.adapters.residual_base import RESIDUAL_BASE, lora_layers, remember_initial_adapter
-from left_trainer.methods.lora_defaults import DEFAULTS, PLAIN_START, SWEEP
+from left_trainer.methods.lora_defaults import DEFAULTS, PLAIN_START
 from left_trainer.methods.method import Batches, PeftMethod
 from left_trainer.methods.residual_start import RESIDUAL, RESIDUAL_LIMITS, on_base_layers
 from left_trainer.methods.targets import query_value
@@ -54,8 +54,9 @@ CORDA = PeftMethod(
     summary="LoRA that starts from directions chosen by the covariance of the inputs",
     paper="Yang et al., 2024, arXiv 2406.05223",
     config_class=LoraConfig,
-    learning_rate=2e-4,
-    learning_rate_source=SWEEP,
+    narrow_learning_rate=6e-4,
+    learning_rate=1e-4,
+    learning_rate_source="that of pissa",
     equation=RESIDUAL + r", \quad \mathrm{SVD}(W C) C^{-1}, \; C = X X^\top",
     when_to_use="Adapting to the data at hand (`ipm`) or keeping what the base knows (`kpm`), by `corda_method`.",
     defaults={**DEFAULTS, "lora_alpha": 8},

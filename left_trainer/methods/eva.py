@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from left_trainer.adapters.residual_base import lora_layers
-from left_trainer.methods.lora_defaults import DEFAULTS, LOW_RANK, SWEEP
+from left_trainer.methods.lora_defaults import DEFAULTS, LOW_RANK
 from left_trainer.methods.method import Batches, PeftMethod
 from left_trainer.methods.targets import query_value
 from left_trainer.token_mean import IGNORE_INDEX
@@ -73,8 +73,9 @@ EVA = PeftMethod(
     summary="LoRA whose A and ranks come from the principal components of the inputs",
     paper="Paischer et al., 2024, arXiv 2410.07170",
     config_class=LoraConfig,
-    learning_rate=3e-4,
-    learning_rate_source="that of lora; " + SWEEP,
+    narrow_learning_rate=9e-4,
+    learning_rate=2e-4,
+    learning_rate_source="that of lora",
     equation=LOW_RANK + r", \quad A_0 = V_r^\top, \; X = U \Sigma V^\top, \; \textstyle\sum_\ell r_\ell = L r",
     when_to_use="Ranks where the data vary most, for the same number of ranks in all.",
     defaults=DEFAULTS,

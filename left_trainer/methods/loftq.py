@@ -48,6 +48,7 @@ LOFTQ = PeftMethod(
     summary="QLoRA whose adapter starts by making up for the quantization error",
     paper="Li et al., 2023, arXiv 2310.08659",
     config_class=LoraConfig,
+    narrow_learning_rate=6e-4,
     learning_rate=2e-4,
     learning_rate_source="that of qlora",
     equation=r"\min_{A, B} \lVert W - \mathrm{dequantize}(W_{\mathrm{NF4}}) - s B A \rVert_F",

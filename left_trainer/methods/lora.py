@@ -7,6 +7,7 @@ from peft import LoraConfig
 from left_trainer.methods.adalora import ADALORA
 from left_trainer.methods.corda import CORDA
 from left_trainer.methods.eva import EVA
+from left_trainer.methods.learning_rates import metamathqa
 from left_trainer.methods.loftq import LOFTQ
 from left_trainer.methods.lora_defaults import DEFAULTS, LOW_RANK
 from left_trainer.methods.lora_fa import LORA_FA
@@ -28,8 +29,9 @@ register_method(
         summary="low-rank updates beside the query and value projections",
         paper="Hu et al., 2021, arXiv 2106.09685",
         config_class=LoraConfig,
+        narrow_learning_rate=6e-4,
         learning_rate=2e-4,
-        learning_rate_source="Hu et al., 2021, GPT-2; benchmarks/learning_rates.py",
+        learning_rate_source=metamathqa(1e-4, 47.8) + "; Hu et al., 2021, GPT-2",
         equation=LOW_RANK,
         when_to_use="The first method to try. It merges into the base, so that serving costs nothing.",
         defaults=DEFAULTS,
@@ -48,6 +50,7 @@ register_method(
         summary="LoRA for the direction of each weight column, and a trained magnitude",
         paper="Liu et al., 2024, arXiv 2402.09353",
         config_class=LoraConfig,
+        narrow_learning_rate=6e-4,
         learning_rate=2e-4,
         learning_rate_source="Liu et al., 2024, Llama-7B",
         equation=r"W' = m \, \frac{W + s B A}{\lVert W + s B A \rVert_c}",
@@ -66,6 +69,7 @@ register_method(
         summary="LoRA scaled by alpha over the square root of the rank",
         paper="Kalajdzievski, 2023, arXiv 2312.03732",
         config_class=LoraConfig,
+        narrow_learning_rate=6e-4,
         learning_rate=2e-4,
         learning_rate_source="that of lora",
         equation=r"W' = W + \tfrac{\alpha}{\sqrt{r}} B A",

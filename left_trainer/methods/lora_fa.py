@@ -10,7 +10,8 @@ from peft import LoraConfig, PeftModel
 from peft.optimizers import create_lorafa_optimizer
 from torch.optim import Optimizer
 
-from left_trainer.methods.lora_defaults import DEFAULTS, LOW_RANK, SWEEP
+from left_trainer.methods.learning_rates import metamathqa
+from left_trainer.methods.lora_defaults import DEFAULTS, LOW_RANK
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.targets import query_value
 
@@ -40,8 +41,9 @@ LORA_FA = PeftMethod(
     summary="LoRA with A frozen and the gradient of B projected, which stores no activations for A",
     paper="Zhang et al., 2023, arXiv 2308.03303",
     config_class=LoraConfig,
-    learning_rate=1e-3,
-    learning_rate_source="five times that of lora; " + SWEEP,
+    narrow_learning_rate=3e-3,
+    learning_rate=3e-4,
+    learning_rate_source=metamathqa(1e-4, 40.4) + "; above it, because it reaches less than lora there",
     equation=LOW_RANK + r", \quad A = A_0",
     when_to_use="Less activation memory and half of LoRA's optimizer state.",
     defaults=DEFAULTS,

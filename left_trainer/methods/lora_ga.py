@@ -12,7 +12,7 @@ from peft.tuners.lora.loraga import preprocess_loraga
 from transformers import PreTrainedModel
 
 from left_trainer.adapters.residual_base import RESIDUAL_BASE, lora_layers, remember_initial_adapter
-from left_trainer.methods.lora_defaults import DEFAULTS, PLAIN_START, SWEEP
+from left_trainer.methods.lora_defaults import DEFAULTS, PLAIN_START
 from left_trainer.methods.method import Batches, PeftMethod
 from left_trainer.methods.residual_start import RESIDUAL, RESIDUAL_LIMITS, on_base_layers
 from left_trainer.methods.targets import query_value, smallest_feature
@@ -46,8 +46,9 @@ LORA_GA = PeftMethod(
     summary="LoRA whose first step follows the gradient of full fine-tuning",
     paper="Wang et al., 2024, arXiv 2407.05000",
     config_class=LoraConfig,
-    learning_rate=3e-4,
-    learning_rate_source=SWEEP,
+    narrow_learning_rate=9e-4,
+    learning_rate=1e-4,
+    learning_rate_source="that of pissa",
     equation=RESIDUAL + r", \quad \nabla_W \mathcal{L} = U \Sigma V^\top, \; A_0, B_0 \text{ from } V_{2r}, U_{2r}",
     when_to_use="Few steps to train for: the start is chosen from the gradients of the first batches.",
     defaults=DEFAULTS,

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch.optim import Optimizer
 
-from left_trainer.methods.lora_defaults import DEFAULTS, LOW_RANK, SWEEP
+from left_trainer.methods.lora_defaults import DEFAULTS, LOW_RANK
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.targets import query_value
 
@@ -34,8 +34,9 @@ LORA_PLUS = PeftMethod(
     summary="LoRA with a higher learning rate for B than for A",
     paper="Hayou et al., 2024, arXiv 2402.12354",
     config_class=LoraConfig,
+    narrow_learning_rate=3e-4,
     learning_rate=1e-4,
-    learning_rate_source="half of lora's, as B learns faster; " + SWEEP,
+    learning_rate_source="half of lora's, as B learns faster",
     equation=LOW_RANK + r", \quad \eta_B = \lambda \eta_A",
     when_to_use="As LoRA; it learns faster, the more so the wider the model. Only the optimizer differs.",
     defaults=DEFAULTS,

@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel, PromptLearningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from left_trainer.adapters.training_state import TrainingState
+from left_trainer.methods.learning_rates import learning_rate_at
 from left_trainer.methods.virtual_tokens import Positions, VirtualTokens
 from left_trainer.models import FAMILIES, ModelFamily
 
@@ -29,8 +30,10 @@ class PeftMethod:
         summary: One line for tables.
         paper: Authors, year and arXiv number.
         config_class: The method's PEFT config; `None` trains the model's own parameters.
-        learning_rate: Used when the user sets none.
+        learning_rate: Used when the user sets none, for models at least `learning_rates.WIDE` wide.
         learning_rate_source: Where that value comes from.
+        narrow_learning_rate: The same for models at most `learning_rates.NARROW` wide, from
+            `benchmarks/learning_rates.py`; between the two, `learning_rate_at`. By default `learning_rate`.
         equation: In LaTeX: what a layer or an input becomes.
         when_to_use: A sentence or two for the docs.
         preset: Options that make the method what it is, `use_dora=True` for DoRA. A user cannot change them.
@@ -53,7 +56,7 @@ class PeftMethod:
             `on_optimizer_step` and so on, with the model in `kwargs`.
         loss: The method's own loss where it is not the token mean: from the model, a micro-batch, the number $N$ of
             target tokens in the accumulated batch (`None` in evaluation) and the number of ranks; with the outputs.
-        penalty: A scalar that is added to the loss of a whole accumulated batch once.
+        penalty: A scalar that is added to the loss of a whole accumulated batch once, and logged as `penalty`.
         virtual_tokens: Where the method puts virtual tokens and how many; `None` where it puts none into the sequence.
         training_state: What training goes on from and PEFT's adapter file leaves out; `None` where it leaves out none.
         saving_warnings: Regular expressions of what PEFT warns about when it saves the adapter, where that is expected.
@@ -73,6 +76,7 @@ class PeftMethod:
     config_class: type[PeftConfig] | None
     learning_rate: float
     learning_rate_source: str
+    narrow_learning_rate: float | None = None
     equation: str = ""
     when_to_use: str = ""
     preset: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -128,6 +132,11 @@ class PeftMethod:
         """
         hooks = (self.prepare, self.initialize, self.optimizer, self.callback, self.loss, self.penalty)
         return self.config_class is not None and self.quantization is None and not any(hooks)
+
+    def default_learning_rate(self, width: int | None) -> float:
+        """The learning rate for a model whose hidden states have the size `width`, where the user sets none."""
+        narrow = self.learning_rate if self.narrow_learning_rate is None else self.narrow_learning_rate
+        return learning_rate_at(width, narrow, self.learning_rate)
 
     def positions(self, options: Mapping[str, Any], family: ModelFamily) -> Positions:
         """The positions that the method takes from those of the model.

@@ -7,12 +7,11 @@ from typing import Any
 from peft import AdamssConfig, BOFTConfig, HRAConfig, OFTConfig, OSFConfig, PeftConfig, PsoftConfig, RoadConfig
 from transformers import PreTrainedModel
 
+from left_trainer.methods.learning_rates import metamathqa
 from left_trainer.methods.limits import LINEAR_ONLY, NO_CONV1D, NO_QUANTIZED
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import register_method
 from left_trainer.methods.targets import common_divisor, query_value, rank_within_shapes
-
-SWEEP = "benchmarks/learning_rates.py"
 
 
 def oft_blocks(model: PreTrainedModel, config: PeftConfig) -> dict[str, Any]:
@@ -34,8 +33,9 @@ register_method(
         summary="block-diagonal rotation of the weights",
         paper="Qiu et al., 2023, arXiv 2306.07280",
         config_class=OFTConfig,
-        learning_rate=5e-4,
-        learning_rate_source=SWEEP,
+        narrow_learning_rate=1.5e-3,
+        learning_rate=1e-4,
+        learning_rate_source=metamathqa(1e-4, 49.1),
         equation=r"W' = W R, \quad R = \mathrm{diag}(R_1, \dots, R_b), \; R_j^\top R_j = I",
         when_to_use="Keeping what the base model knows: rotations preserve the angles between its neurons.",
         resolve_targets=query_value,
@@ -52,8 +52,9 @@ register_method(
         summary="rotation of the weights by a product of sparse butterfly factors",
         paper="Liu et al., 2023, arXiv 2311.06243",
         config_class=BOFTConfig,
-        learning_rate=2e-3,
-        learning_rate_source=SWEEP,
+        narrow_learning_rate=6e-3,
+        learning_rate=4e-4,
+        learning_rate_source="as far from oft's as on small models",
         equation=r"W' = W \textstyle\prod_{j=1}^{m} B_j, \quad B_j \text{ orthogonal and sparse}",
         when_to_use="As OFT, with fewer parameters for rotations that mix all dimensions.",
         defaults={"boft_n_butterfly_factor": 1},
@@ -71,8 +72,9 @@ register_method(
         summary="rotation of the weights by a chain of Householder reflections",
         paper="Yuan et al., 2024, arXiv 2405.17484",
         config_class=HRAConfig,
-        learning_rate=1e-3,
-        learning_rate_source=SWEEP,
+        narrow_learning_rate=3e-3,
+        learning_rate=2e-4,
+        learning_rate_source="as far from oft's as on small models",
         equation=r"W' = W \textstyle\prod_{j=1}^{r} (I - 2 u_j u_j^\top)",
         when_to_use="Between LoRA and OFT: a rotation that is also a low-rank update.",
         resolve_targets=query_value,
@@ -88,8 +90,9 @@ register_method(
         summary="rotation and scaling of pairs of output features",
         paper="Petrushkov et al., 2024, arXiv 2409.00119",
         config_class=RoadConfig,
-        learning_rate=5e-3,
-        learning_rate_source="Petrushkov et al., 2024; " + SWEEP,
+        narrow_learning_rate=1.5e-2,
+        learning_rate=1e-3,
+        learning_rate_source=metamathqa(1e-3, 38.5) + "; Petrushkov et al., 2024",
         equation=r"y' = R (W x), \quad R = \mathrm{diag}\left(\alpha_j \begin{pmatrix} \cos\theta_j & -\sin\theta_j \\ "
         r"\sin\theta_j & \cos\theta_j \end{pmatrix}\right)",
         when_to_use="Serving many adapters in one batch: each row needs only elementwise products.",
@@ -107,8 +110,9 @@ register_method(
         summary="rotation inside the principal subspace of the weights",
         paper="Wu et al., 2026, openreview FSHrinMArK",
         config_class=PsoftConfig,
-        learning_rate=5e-4,
-        learning_rate_source=SWEEP,
+        narrow_learning_rate=1.5e-3,
+        learning_rate=1e-4,
+        learning_rate_source=metamathqa(1e-4, 44.9),
         equation=r"W' = W + B (R - I) A, \quad R^\top R = I, \; B A = U_r \Sigma_r V_r^\top",
         when_to_use="Orthogonal fine-tuning at the cost of an r by r matrix for each layer.",
         resolve_targets=query_value,
@@ -125,8 +129,9 @@ register_method(
         summary="the weak singular directions of every weight, the strong ones frozen",
         paper="Nayak et al., 2025, arXiv 2504.07097",
         config_class=OSFConfig,
-        learning_rate=1e-4,
-        learning_rate_source=SWEEP,
+        narrow_learning_rate=3e-4,
+        learning_rate=1e-5,
+        learning_rate_source="that of full fine-tuning",
         equation=r"W' = U_h \Sigma_h V_h^\top + U_l \Sigma_l V_l^\top, \quad \text{trained: } U_l, \Sigma_l, V_l",
         when_to_use="Learning one task after another without losing the earlier ones; it trains nearly as many "
         "parameters as full fine-tuning.",
@@ -142,8 +147,9 @@ register_method(
         summary="low-rank updates inside clusters of the singular vectors of the weights",
         paper="Zheng et al., 2025, AdaMSS, NeurIPS",
         config_class=AdamssConfig,
-        learning_rate=5e-3,
-        learning_rate_source=SWEEP,
+        narrow_learning_rate=1.5e-2,
+        learning_rate=5e-4,
+        learning_rate_source="judgement: as much below the small models' as adalora's",
         equation=r"W' = W + \textstyle\sum_k U_k B_k A_k",
         when_to_use="Fewer parameters than LoRA of the same rank. `use_asa=true` drops subspaces during training.",
         resolve_targets=query_value,

@@ -9,7 +9,6 @@ from peft.tuners.poly.router import PolyRouter
 from torch import nn
 
 from left_trainer.methods.limits import LINEAR_ONLY
-from left_trainer.methods.lora_defaults import SWEEP
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.targets import query_value
 
@@ -32,8 +31,9 @@ POLY = PeftMethod(
     summary="a shared inventory of LoRA modules, mixed by trained weights for each task",
     paper="Ponti et al., 2022, arXiv 2202.13914",
     config_class=PolyConfig,
-    learning_rate=5e-3,
-    learning_rate_source=SWEEP,
+    narrow_learning_rate=1.5e-2,
+    learning_rate=5e-4,
+    learning_rate_source="judgement: as much below the small models' as adalora's",
     equation=r"W' = W + \textstyle\sum_k \alpha_{t k} B_k A_k",
     when_to_use="Several tasks at once that share skills: give each row a `task_ids` column and set `n_tasks`.",
     defaults={"n_tasks": 1},

@@ -8,6 +8,7 @@ from peft import CartridgeConfig, PeftConfig, PrefixTuningConfig
 from transformers import PreTrainedModel
 
 from left_trainer.adapters.prompt_encoder import PROMPT_ENCODER
+from left_trainer.methods.learning_rates import metamathqa
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import Feature, PeftMethod
 from left_trainer.methods.virtual_tokens import IN_DECODER_CACHE, NUM_VIRTUAL_TOKENS
@@ -42,8 +43,9 @@ PREFIX_TUNING = PeftMethod(
     summary="key/value prefixes in every layer of the decoder",
     paper="Li and Liang, 2021, arXiv 2101.00190",
     config_class=PrefixTuningConfig,
-    learning_rate=1e-2,
-    learning_rate_source="PEFT's sequence-to-sequence prefix tuning example",
+    narrow_learning_rate=3e-2,
+    learning_rate=5e-3,
+    learning_rate_source=metamathqa(5e-3, 41.6) + "; from a text",
     equation=r"\mathrm{head} = \mathrm{Attn}(x W_q, [P_k; x W_k], [P_v; x W_v])",
     when_to_use="Generation with few parameters. In PEFT's form prefixes reach the self-attention of the "
     "decoder only; `p_tuning_v2` reaches encoder, decoder and cross-attention.",
@@ -60,8 +62,9 @@ CARTRIDGE = PeftMethod(
     summary="a trained key/value cache in the decoder, its first token frozen",
     paper="Eyuboglu et al., 2025, arXiv 2506.06266",
     config_class=CartridgeConfig,
-    learning_rate=1e-2,
-    learning_rate_source="benchmarks/learning_rates.py",
+    narrow_learning_rate=3e-2,
+    learning_rate=5e-3,
+    learning_rate_source="that of prefix_tuning",
     equation=r"\mathrm{head} = \mathrm{Attn}(x W_q, [Z_k; x W_k], [Z_v; x W_v])",
     when_to_use="A long document or a corpus that would otherwise stand in every prompt, distilled into a cache.",
     defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},

@@ -39,6 +39,7 @@ QLORA = PeftMethod(
     summary="LoRA on every linear layer of a base model in 4 bits (NF4, double quantization)",
     paper="Dettmers et al., 2023, arXiv 2305.14314",
     config_class=LoraConfig,
+    narrow_learning_rate=6e-4,
     learning_rate=2e-4,
     learning_rate_source="Dettmers et al., 2023, table 9, models up to 13B",
     equation=r"W' = \mathrm{dequantize}(W_{\mathrm{NF4}}) + \tfrac{\alpha}{r} B A",

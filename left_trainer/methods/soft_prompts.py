@@ -7,6 +7,7 @@ from peft import MultitaskPromptTuningConfig, PromptEncoderConfig, PromptTuningC
 from left_trainer.adapters.prompt_encoder import PROMPT_ENCODER
 from left_trainer.methods.adaption_prompt import ADAPTION_PROMPT
 from left_trainer.methods.cpt import CPT
+from left_trainer.methods.learning_rates import metamathqa
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.prefix_tuning import CARTRIDGE, PREFIX_TUNING
@@ -21,8 +22,9 @@ register_method(
         summary="virtual token embeddings before the input",
         paper="Lester et al., 2021, arXiv 2104.08691",
         config_class=PromptTuningConfig,
-        learning_rate=3e-2,
-        learning_rate_source="a tenth of the 0.3 of Lester et al., 2021, with Adafactor; benchmarks/learning_rates.py",
+        narrow_learning_rate=9e-2,
+        learning_rate=1e-3,
+        learning_rate_source=metamathqa(1e-3, 34.3) + "; from sampled vocabulary",
         equation=r"X' = [P; X], \quad P \in \mathbb{R}^{m \times d}",
         when_to_use="The smallest adapters: a few thousand numbers a task, one frozen model for all. It needs a "
         "high learning rate and pays off on large models.",
@@ -40,8 +42,9 @@ register_method(
         summary="virtual token embeddings, reparameterized by a small MLP",
         paper="Liu et al., 2021, arXiv 2103.10385",
         config_class=PromptEncoderConfig,
-        learning_rate=1e-2,
-        learning_rate_source="benchmarks/learning_rates.py",
+        narrow_learning_rate=1e-2,
+        learning_rate=3e-4,
+        learning_rate_source=metamathqa(1e-4, 34.9),
         equation=r"X' = [\mathrm{MLP}(E); X], \quad E \in \mathbb{R}^{m \times d}",
         when_to_use="Like prompt tuning, with an encoder in training that makes it converge faster; only the computed "
         "prompts are needed afterwards.",
@@ -61,8 +64,9 @@ register_method(
         summary="key/value prefixes in every attention layer of encoder and decoder",
         paper="Liu et al., 2021, arXiv 2110.07602",
         config_class=PTuningV2Config,
-        learning_rate=1e-2,
-        learning_rate_source="near the 7e-3 of the authors' scripts for BoolQ; benchmarks/learning_rates.py",
+        narrow_learning_rate=3e-2,
+        learning_rate=5e-3,
+        learning_rate_source="that of prefix_tuning",
         equation=r"\mathrm{softmax}\left(\tfrac{Q [P_K; K]^\top}{\sqrt{d}} + [0; M]\right) [P_V; V]",
         when_to_use="Where prompt tuning is too weak, or prefixes are wanted in an encoder-decoder model or "
         "together with gradient checkpointing.",
@@ -78,8 +82,9 @@ register_method(
         summary="one shared prompt, scaled by a low-rank matrix for each task",
         paper="Wang et al., 2023, arXiv 2303.02861",
         config_class=MultitaskPromptTuningConfig,
-        learning_rate=5e-2,
-        learning_rate_source="benchmarks/learning_rates.py",
+        narrow_learning_rate=1.5e-1,
+        learning_rate=2e-3,
+        learning_rate_source="as far from prompt tuning's as on small models",
         equation=r"P_t = P \odot (u_t v_t^\top)",
         when_to_use="Several related tasks at once: give rows a `task_ids` column and set `num_tasks`. With one "
         "task it is prompt tuning with a low-rank factor.",

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from left_trainer.adapters.training_state import TRAINED_PARAMETERS
-from left_trainer.methods.lora_defaults import SWEEP
 from left_trainer.methods.method import PeftMethod
 from left_trainer.token_mean import accumulated_token_loss
 
@@ -49,8 +48,9 @@ XLORA = PeftMethod(
     summary="trained LoRA adapters, mixed by a classifier of the hidden states",
     paper="Buehler and Buehler, 2024, arXiv 2402.07148",
     config_class=XLoraConfig,
-    learning_rate=1e-3,
-    learning_rate_source=SWEEP,
+    narrow_learning_rate=3e-3,
+    learning_rate=2e-4,
+    learning_rate_source="that of lora",
     equation=r"W' x = W x + \textstyle\sum_k g_k(h) \, s_k B_k A_k x",
     when_to_use="Several adapters of one base model, each good at something, to be combined for every token.",
     model_config={"use_cache": False},  # the classifier sees whole sequences

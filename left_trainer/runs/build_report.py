@@ -16,6 +16,7 @@ from left_trainer.callbacks.step_timer import StepTimerCallback
 from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.evaluation.scores import without_prefix
 from left_trainer.evaluation.text_metrics import decode
+from left_trainer.methods.options import plain_options
 from left_trainer.models import unwrapped
 from left_trainer.runs.measurements import machine_name, saved_bytes, target_tokens_per_row
 from left_trainer.runs.report import (
@@ -80,7 +81,7 @@ def build_report(
     batch_size, speed = _rows_per_step(args), _steps_per_second(trainer)
     return TrainingReport(
         method=trainer.method.name if trainer.method else count.method,
-        peft_kwargs=args.peft_options,
+        peft_kwargs=plain_options(args.peft_options),
         task=task.name,
         prompt=prompt or task.prompt,
         base_model=trainer.base_model_name,
@@ -91,7 +92,6 @@ def build_report(
         metrics=Metrics(_scores(before), _scores(after)),
         learning_rate=args.learning_rate,
         learning_rate_source=trainer.learning_rate_source,
-        learning_rate_factor=_learning_rate_factor(trainer),
         train_steps=state.global_step,
         train_batch_size=batch_size,
         train_steps_per_second=speed,
@@ -126,11 +126,6 @@ def write_report(trainer: LeftTrainer, report: TrainingReport) -> Path:
 
 def _rows_per_step(args: LeftTrainingArguments) -> int:
     return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
-
-
-def _learning_rate_factor(trainer: LeftTrainer) -> float:
-    """What the default was multiplied by; 1 for a learning rate that is no default."""
-    return trainer.source.learning_rate_factor if trainer.learning_rate_source == "scaled_default" else 1.0
 
 
 def _steps_per_second(trainer: LeftTrainer) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 from left_trainer.runs.json_records import to_json
 from left_trainer.runs.tuning import Trial, TuningResult
 
-SCALED_DEFAULT = re.compile(r"(?P<factor>[\d.e+-]+) x default \(embedded model\)")
+SCALED_DEFAULT = re.compile(r"[\d.e+-]+ x default \(embedded model\)")
 TUNED = re.compile(
     r"tuned: best of (?P<n_trials>\d+) by (?P<metric>\S+) on the validation split \((?P<trials>.*)\), "
     r"(?P<steps>\d+) steps, (?P<seconds>\d+) s of training"
@@ -23,8 +23,8 @@ def upgrade_learning_rate_source(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     source = str(content.get("learning_rate_source"))
     fields: dict[str, Any] = {}
-    if scaled := SCALED_DEFAULT.fullmatch(source):
-        fields = {"learning_rate_source": "scaled_default", "learning_rate_factor": float(scaled["factor"])}
+    if SCALED_DEFAULT.fullmatch(source):
+        fields = {"learning_rate_source": "default"}
     elif tuning := upgrade_tuning(source):
         fields = {"learning_rate_source": "tuned", "tuning": to_json(tuning)}
     return {**content, **fields}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import DatasetDict
@@ -18,7 +18,8 @@ from left_trainer.runs.build_report import build_report, collect_samples, write_
 from left_trainer.runs.report import TrainingReport
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
-from left_trainer.training_args import LeftTrainingArguments
+from left_trainer.trainer.divergence import TrainingDivergedError
+from left_trainer.training_args import FLAGS_OF_OTHERS, LeftTrainingArguments
 
 N_SAMPLES = 3
 # What a run on a task differs in from Hugging Face's defaults; a user's flags beat them.
@@ -44,13 +45,26 @@ class Run:
     prompt: str | None
 
 
+class TrainingParser(TrlParser):
+    """A parser of `ModelArguments`, `DataArguments` and `LeftTrainingArguments`.
+
+    Three flags that Hugging Face's scripts have in their `ModelArguments` stand there here too, and are handed on.
+    """
+
+    def parse_args_into_dataclasses(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """As in `HfArgumentParser`."""
+        model_args, data_args, training_args, *rest = super().parse_args_into_dataclasses(*args, **kwargs)
+        given = {name: getattr(model_args, name) for name in FLAGS_OF_OTHERS}
+        return (model_args, data_args, training_args.replaced(**given), *rest)
+
+
 def training_parser(**defaults: Any) -> TrlParser:
     """A parser of `ModelArguments`, `DataArguments` and `LeftTrainingArguments`, from flags or, with `--config`, YAML.
 
     Args:
         defaults: What a recipe sets beside `TASK_DEFAULTS`; flags and the YAML file beat them.
     """
-    parser = TrlParser((ModelArguments, DataArguments, LeftTrainingArguments))
+    parser = TrainingParser((ModelArguments, DataArguments, LeftTrainingArguments))
     parser.set_defaults(**{**TASK_DEFAULTS, **defaults})
     return parser
 
@@ -82,11 +96,21 @@ def with_task_settings(task: Task, args: LeftTrainingArguments) -> LeftTrainingA
 
 
 def fine_tune(run: Run) -> TrainingReport:
-    """Score, train, score, save, report. Returns the report."""
+    """Score, train, score, save, report. Returns the report.
+
+    Raises:
+        TrainingDivergedError: The training diverged. The report says so, and no adapter is saved.
+    """
     trainer = run.trainer
     with trainer.without_adapter():
         before = trainer.predict(run.data["test"])
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    except TrainingDivergedError as error:
+        report = build_report(trainer, run.task, before.metrics, None, run.prompt)
+        if trainer.is_world_process_zero():
+            write_report(trainer, replace(report, diverged_at_step=error.step))
+        raise
     after = trainer.predict(run.data["test"])
     trainer.save_model()
     texts = {"before": before.predictions, "after": after.predictions}

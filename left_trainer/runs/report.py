@@ -14,7 +14,7 @@ from left_trainer.runs.tuning import TuningResult
 
 REPORT_FILE = "training_report.json"
 # Set by the user; the method's default; that times the factor of the model; the best of several trials.
-ReportedRateSource = Literal["given", "default", "scaled_default", "tuned"]
+ReportedRateSource = Literal["given", "default", "tuned"]
 Scores = Mapping[str, float | None]
 
 
@@ -68,9 +68,9 @@ class TrainingReport:
         adapter_size_bytes: What was saved, on disk.
         loss_history: Pairs of an optimizer step and the training loss.
         machine: Processor, cores and GPU.
-        learning_rate_factor: What the default was multiplied by for the model, where the source is `scaled_default`.
         tuning: The trials, where the source is `tuned`.
         memory_before_model_bytes: Measured in a comparison: in use before the model was loaded.
+        diverged_at_step: The step whose loss or gradients were not finite, where a run ended so.
         general_loss: Measured in a comparison: loss on general text after the run, in nats per token.
         general_loss_reason: Why a comparison has no general loss.
         test_rows: Rows that a comparison scored.
@@ -106,10 +106,10 @@ class TrainingReport:
     versions: Mapping[str, str | None]
     device: str
     machine: str
-    learning_rate_factor: float = 1.0
     tuning: TuningResult | None = None
     memory_before_model_bytes: int | None = None
     general_loss: float | None = None
+    diverged_at_step: int | None = None
     general_loss_reason: str | None = None
     test_rows: int | None = None
     score_interval: Interval | None = None

@@ -15,6 +15,11 @@ MISSING = "-"
 
 def results_section(report: TrainingReport) -> str:
     """The report's main figures, and how to use the model, as sections of the model card."""
+    if report.diverged_at_step is not None:
+        return (
+            f"## Results on {report.task}\n\nThe training **diverged at step {report.diverged_at_step}**, at a "
+            f"learning rate of {report.learning_rate or 0:g}. Nothing was saved beside its checkpoints.\n"
+        )
     lines = [
         f"## Results on {report.task}",
         "",
@@ -69,7 +74,8 @@ def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str
 def _score_rows(report: TrainingReport) -> list[tuple[str, str, str]]:
     """The loss and the task's metrics, before and after training."""
     before, after = report.metrics.before or {}, report.metrics.after or {}
-    return [(name, _score(before[name]), _score(after[name])) for name in after if name in before and is_score(name)]
+    names = [name for name in before if is_score(name) and (name in after or not after)]
+    return [(name, _score(before[name]), _score(after.get(name))) for name in names]
 
 
 def _score(value: float | None) -> str:

@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from left_trainer import LeftTrainer, LeftTrainingArguments, ModelArguments, __version__, get_method, get_task
 from left_trainer.cli.main import COMMANDS, main
-from left_trainer.embedded import LEARNING_RATE_FACTOR, MODEL_NAMES
+from left_trainer.embedded import MODEL_NAMES
 from left_trainer.runs.build_report import build_report
 from left_trainer.trainer.preparation import choose_learning_rate
 from processes import ENVIRONMENT
@@ -105,11 +105,8 @@ def test_the_embedded_models_have_names(saved_models):
     source = ModelArguments().source(args)
     assert source.model == MODEL_NAMES["embedded/t5"]
     lora = get_method("lora")
-    default = choose_learning_rate(args, lora, source)
-    assert default == (LEARNING_RATE_FACTOR * lora.learning_rate, "scaled_default")
+    assert choose_learning_rate(args, lora, source) == (lora.narrow_learning_rate, "default")
     assert choose_learning_rate(LeftTrainingArguments(learning_rate=1.0), lora, source) == (1.0, "given")
-    own = ModelArguments(model_name_or_path=str(saved_models["encoder_decoder"])).source(args)
-    assert choose_learning_rate(args, lora, own) == (lora.learning_rate, "default")
     assert (args.learning_rate, args.model_init_kwargs) == (None, None)
 
 

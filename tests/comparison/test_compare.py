@@ -27,7 +27,6 @@ from left_trainer.comparison.general_text import MAX_WORDS, N_PASSAGES, general_
 from left_trainer.comparison.grid import DEFAULT_METHODS, DEFAULT_TASKS, GridOptions, Plan, make_grid
 from left_trainer.comparison.results import read_cells, read_results
 from left_trainer.comparison.runner import edge_of, widen
-from left_trainer.embedded import LEARNING_RATE_FACTOR
 from processes import ENVIRONMENT, kill
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -79,7 +78,7 @@ def test_seeds_and_trials(tmp_path):
     )
     (plan,) = make_grid(options, tmp_path).plans
     assert [cell.seed for cell in plan.runs] == [42, 43, 44]
-    rate = LEARNING_RATE_FACTOR * get_method("lora").learning_rate
+    rate = get_method("lora").narrow_learning_rate
     assert [cell.arguments["learning_rate"] for cell in plan.trials] == pytest.approx([rate / 2, rate * 2])
     assert {cell.kind for cell in plan.trials} == {"trial"}
 
@@ -88,7 +87,7 @@ def tuned_plan(tmp_path: Path, scores: dict[float, float | None], **options: Any
     """A plan after its trials: each new rate scores what `scores` gives for its multiple of the default."""
     options = {"tune": "learning_rate", "tune_factors": (0.5, 1, 2), **options}
     (plan,) = make_grid(GridOptions(methods=["lora"], tasks=["summarization"], **options), tmp_path).plans
-    default = LEARNING_RATE_FACTOR * get_method("lora").learning_rate
+    default = plan.trials[0].arguments["learning_rate"] / options["tune_factors"][0]
     reports: dict[float, Any] = {}
     for _ in range(5):
         for cell in plan.trials:
@@ -118,7 +117,7 @@ def test_rates_are_added_beyond_the_edge_where_the_best_is(scores, n_trials, edg
     assert len({cell.name for cell in plan.trials}) == n_trials
     known = {factor: score for factor, score in scores.items() if score is not None}
     if known:
-        default = LEARNING_RATE_FACTOR * get_method("lora").learning_rate
+        default = plan.trials[1].arguments["learning_rate"]
         assert edge_of(float(f"{max(known, key=known.get) * default:.3g}"), plan) == edge
 
 

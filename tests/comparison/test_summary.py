@@ -274,11 +274,7 @@ TUNING = TuningResult("rougeL", 3, (Trial(6e-4, 31.1, 4, 0.4), Trial(2e-3, None,
     ("changes", "source", "notes"),
     [
         ({"learning_rate_source": "given"}, "given", ""),
-        (
-            {"learning_rate_source": "scaled_default", "learning_rate_factor": 3.0},
-            "3 x default (embedded model)",
-            "",
-        ),
+        ({"learning_rate_source": "default"}, "default", ""),
         (
             {"learning_rate_source": "tuned", "tuning": TUNING},
             "tuned",

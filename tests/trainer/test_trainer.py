@@ -354,7 +354,7 @@ def test_arguments_stay_as_they_were(family, make_args, tokenizers):
     trainer = LeftTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizers[family])
     own = trainer.args
     values = own.to_dict()
-    assert own.learning_rate == trainer.method.learning_rate
+    assert own.learning_rate == trainer.method.default_learning_rate(trainer.source.width)
     trainer.train()
     trainer.evaluate()
     loss = trainer.evaluate_loss(rows, "general")

@@ -182,3 +182,11 @@ def test_trackers_are_called_before_the_callbacks_of_the_user(tmp_path, monkeypa
     assert kinds.index(Tracker) < kinds.index(OfUser), (
         f"Trainer now calls its trackers after the user's callbacks: see what is left for {home('LoggingCallback')}."
     )
+
+
+def test_a_loss_that_is_not_a_number_is_logged_as_0(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1, logging_steps=1)
+    trainer.compute_loss = lambda model, inputs, **_: model(**inputs).loss * float("nan")
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged == [0.0], f"Trainer no longer hides a loss that is not a number: look at {home('DivergenceCheck')}."
