@@ -160,8 +160,9 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     write_progress(folder, f"scoring {len(rows)} rows")
     predictions = trainer.predict(rows)
     before, after = (predictions.metrics, None) if cell.kind == BASE else (None, predictions.metrics)
-    texts = decode(trainer.processing_class, predictions.predictions)
-    samples = collect_samples(rows, trainer.processing_class, {"prediction": predictions.predictions}, N_SAMPLES)
+    token_ids = predictions.predictions
+    texts = None if token_ids is None else decode(trainer.processing_class, token_ids)
+    samples = collect_samples(rows, trainer.processing_class, {"prediction": token_ids}, N_SAMPLES)
     report = build_report(trainer, run.task, before, after, run.prompt, samples)
     if not cell.save_adapter:
         remove_weights(folder)
@@ -172,16 +173,20 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     report = replace(report, memory_before_model_bytes=memory_before, **judged(run.task, texts, rows["target"]))
     if cell.kind == "trial":
         return report
-    write_predictions(folder, rows, texts)
+    if texts is not None:
+        write_predictions(folder, rows, texts)
     write_progress(folder, "measuring the loss on general text")
     return replace(report, **forgetting(trainer, cell.general_text_file))
 
 
-def judged(task: Task, predictions: list[str], references: list[str]) -> dict[str, Any]:
-    """What there is to know about the scores of a split, as fields of the report."""
+def judged(task: Task, predictions: list[str] | None, references: list[str]) -> dict[str, Any]:
+    """What there is to know about the scores of a split, as fields of the report; `None` for what was not generated."""
+    interval = None
+    if predictions is not None:
+        interval = score_interval(task.metrics, task.main_metric, predictions, references)
     return {
         "test_rows": len(references),
-        "score_interval": score_interval(task.metrics, task.main_metric, predictions, references),
+        "score_interval": interval,
         "majority_share": majority_share(references) if "accuracy" in task.metrics else None,
     }
 
