@@ -38,7 +38,7 @@ def _settings(results: Sequence[Result]) -> dict[str, str]:
     cells = [result.cell for result in results]
     values: dict[str, list[Any]] = {
         "test rows": [result.report.test_rows if result.report else None for result in results],
-        "prompt": [json.dumps(cell.conditions.get("prompt"), ensure_ascii=False)[1:-1] for cell in cells],
+        "prompt": [json.dumps(cell.conditions.get("prompt"), ensure_ascii=False) for cell in cells],
         "beams": [cell.conditions.get("num_beams") for cell in cells],
         "new tokens at most": [cell.conditions.get("max_new_tokens") for cell in cells],
         "input tokens at most": [cell.arguments.get("max_length") or "as the model has" for cell in cells],

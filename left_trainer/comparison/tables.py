@@ -176,8 +176,10 @@ def _intervals(summary: Summary) -> str:
 
 def _settings_line(task: TaskSummary) -> str:
     better = "Lower" if task.main_metric in task.lower_is_better else "Higher"
-    quoted = {title: f"`{value}`" if title == "prompt" else value for title, value in task.settings.items()}
-    settings = [f"{better} {task.main_metric} is better", *(f"{title}: {value}" for title, value in quoted.items())]
+    settings = [
+        f"{better} {task.main_metric} is better",
+        *(f"{title}: {value}" for title, value in task.settings.items()),
+    ]
     return f"{'; '.join(settings)}."
 
 

@@ -193,7 +193,7 @@ def test_the_majority_label_stands_beside_the_untrained_model(tmp_path):
 def test_what_scores_depend_on_is_said():
     (task,) = summarize([make_result("base", test_rows=65), make_result(test_rows=65, run_seconds=90.0)]).tasks
     assert task.settings["test rows"] == "65"
-    assert [task.settings[key] for key in ("prompt", "beams", "new tokens at most")] == ["{source}", "1", "8"]
+    assert [task.settings[key] for key in ("prompt", "beams", "new tokens at most")] == ['"{source}"', "1", "8"]
     summary = summarize([make_result(run_seconds=90.0), make_result("ia3", run_seconds=45.0)])
     assert summary.run_seconds == 135
     assert "All runs took 2 min 15 s." in markdown(summary)

@@ -175,7 +175,7 @@ function matrixCell(task, method) {
   const failed = failuresOf(task, method).length > 0;
   const toFailures = () => byId("failures-title").focus();
   if (!row && failed) return h("button", { class: "cell failed", onclick: toFailures }, "failed");
-  if (!row) return h("span", { class: "cell missing" }, "not run");
+  if (!row) return h("span", { class: "cell missing" }, familyOf(method) === "base" ? show(null) : "not run");
   const main = fields.get(task).get("main");
   const change = fields.get(task).get("change").value(row);
   const worse = change * (main.better === "lower" ? -1 : 1) <= -0.05;
