@@ -155,13 +155,15 @@ def tokenize_prompts(rows: AnyDataset, tokenizer: PreTrainedTokenizerBase, **tem
     """Rows of prompts alone to `input_ids` and, for TRL's collator, `labels` of -100, for a decoder-only model.
 
     Args:
-        rows: With the column `prompt`: text or chat messages, and perhaps `tools`.
+        rows: With the column `prompt`: text or chat messages, and perhaps `tools`; or with `input_ids` alone.
         tokenizer: Of the model.
         template: For the tokenizer's chat template.
     """
 
     def tokenize(row: Mapping[str, Any]) -> dict[str, Any]:
-        if isinstance(row["prompt"], str):
+        if "input_ids" in row:
+            ids = row["input_ids"]
+        elif isinstance(row["prompt"], str):
             ids = tokenizer(row["prompt"])["input_ids"]
         else:
             ids = tokenizer.apply_chat_template(

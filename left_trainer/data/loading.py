@@ -90,11 +90,13 @@ def prepare_task_data(
     source = ModelSource.of(model, loading_options(args))
     splits = load_task_data(task, data, token=source.options.get("token"))
     reserved = get_method(args.peft_method).positions(args.peft_options, source.family).source
+    new_tokens = (args.generation_max_length or 0) if args.predict_with_generate else 0
 
-    def prompts(rows: Dataset) -> Dataset:
-        return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved)
+    def prompts(name: str, rows: Dataset) -> Dataset:
+        room = 0 if name == "train" else new_tokens  # what is scored has to fit behind the prompt
+        return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved, room)
 
-    return DatasetDict({name: prompts(rows) for name, rows in splits.items()})
+    return DatasetDict({name: prompts(name, rows) for name, rows in splits.items()})
 
 
 def embedded_data(task: Task) -> DatasetDict:
@@ -191,6 +193,7 @@ def to_prompts(
     max_length: int | None,
     prompt: str | None = None,
     reserved: int = 0,
+    new_tokens: int = 0,
 ) -> Dataset:
     """Rows with `source` and `target` to rows that also have `prompt` and `completion`.
 
@@ -205,6 +208,8 @@ def to_prompts(
             encoder-decoder models.
         prompt: Template that replaces the task's.
         reserved: Positions of the sequence, or of the encoder, that the method takes.
+        new_tokens: What a decoder-only model generates has to fit behind the prompt too, where it has a limit of
+            positions.
 
     Raises:
         ValueError: A prompt or completion that leaves no room for a source.
@@ -213,11 +218,14 @@ def to_prompts(
     limit = length_limit(source.config, tokenizer, max_length, reserved)
     template = prompt or task.prompt
     overhead = len(tokenizer(template.format(source=""))["input_ids"]) + SPECIAL_TOKENS
+    positions = length_limit(source.config, tokenizer, None, reserved)
 
     def render(row: dict[str, str]) -> dict[str, Any]:
         used = overhead
         if decoder_only:
-            used += len(tokenizer(row["target"], add_special_tokens=False)["input_ids"])
+            n_target = len(tokenizer(row["target"], add_special_tokens=False)["input_ids"])
+            # max_length bounds prompt and target; the positions bound what is generated as well.
+            used += max(n_target, new_tokens - (positions - limit))
         if limit - used < MIN_SOURCE_TOKENS:
             raise ValueError(
                 f"Prompt and target take {used} tokens and max_length is {limit}, which leaves no room for the source. "

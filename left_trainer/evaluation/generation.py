@@ -104,7 +104,8 @@ def _end_of_prompt(prompt: torch.Tensor, room: int, bos_token_id: int | None) ->
 def positions_for_text(model: PreTrainedModel | PeftModel) -> int | None:
     """Positions that a decoder-only model has beside virtual tokens; `None` where it sets no limit."""
     positions = getattr(without_adapter(model).config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return None if positions is None else int(positions) - _positions_of_adapter(model)
+    has_limit = positions is not None and positions > 0  # XLNet says -1
+    return int(positions) - _positions_of_adapter(model) if has_limit else None
 
 
 def room_for_prompt(model: PreTrainedModel | PeftModel, max_new_tokens: int | None) -> int | None:

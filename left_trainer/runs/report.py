@@ -71,6 +71,8 @@ class TrainingReport:
         tuning: The trials, where the source is `tuned`.
         memory_before_model_bytes: Measured in a comparison: in use before the model was loaded.
         general_loss: Measured in a comparison: loss on general text after the run, in nats per token.
+        majority_share: Percent of test rows that have the most frequent label, which is the accuracy of always
+            answering with it; for tasks that are scored by accuracy.
     """
 
     method: str
@@ -104,6 +106,7 @@ class TrainingReport:
     tuning: TuningResult | None = None
     memory_before_model_bytes: int | None = None
     general_loss: float | None = None
+    majority_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

@@ -96,7 +96,7 @@ class GeneratingTrainer(Trainer):
         `Seq2SeqTrainer`, and the first of each is scored.
         """
         self._gen_kwargs = gen_kwargs
-        features = self._features(test_dataset, self.processing_class, self.args)
+        features = self._features(test_dataset, self.processing_class, self.args.replaced(eval_packing=False))
         with self._evaluating(test_dataset):
             return self._evaluating_parent().predict(features, ignore_keys, metric_key_prefix)
 

@@ -81,8 +81,9 @@ def counts_prefixes_as_routed(request: Request) -> bool:
         return False
     if args.router_aux_loss_coef:
         raise ValueError(
-            f"router_aux_loss_coef={args.router_aux_loss_coef:g} does not work with peft_method={args.peft_method!r}: the loss for "
-            "the balance of experts would count virtual tokens that no router sees. Remove it, or set it to 0."
+            f"router_aux_loss_coef={args.router_aux_loss_coef:g} does not work with peft_method={args.peft_method!r}: "
+            "the loss for the balance of experts would count virtual tokens that no router sees. Remove it, or set it "
+            "to 0."
         )
     return True
 

@@ -27,7 +27,15 @@ from transformers.trainer_utils import EvalPrediction
 from trl import SFTTrainer
 
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
-from left_trainer.data.features import AnyDataset, are_prompts, cut_rows, dataset_form, tokenize_pairs, tokenize_prompts
+from left_trainer.data.features import (
+    AnyDataset,
+    are_prompts,
+    cut_rows,
+    dataset_form,
+    have_no_labels,
+    tokenize_pairs,
+    tokenize_prompts,
+)
 from left_trainer.evaluation.generation import positions_for_text
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR, FastPath
@@ -373,7 +381,7 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         if packing:
             return prepare(dataset, processing_class, args, packing, formatting_func, dataset_name)
         limit = min((bound for bound in (args.max_length, self._positions) if bound), default=None)
-        if are_prompts(dataset):
+        if are_prompts(dataset) or (args.predict_with_generate and have_no_labels(dataset)):
             rows = tokenize_prompts(dataset, processing_class, chat_template=self.chat_template)
         else:
             whole = args.replaced(max_length=None)
