@@ -180,6 +180,8 @@ def cut_rows(rows: AnyDataset, max_length: int | None, truncation_mode: str) -> 
     They are cut as in training. Where that would leave no prompt or no target, the end of the prompt is left, which can
     be continued but has no loss.
     """
+    if max_length is None:
+        return rows
 
     def cut(row: Mapping[str, list[int]]) -> dict[str, list[int]]:
         ids, labels = list(row["input_ids"]), list(row["labels"])
@@ -192,7 +194,7 @@ def cut_rows(rows: AnyDataset, max_length: int | None, truncation_mode: str) -> 
         prompt = ids[:n_prompt][-max_length:]
         return {"input_ids": prompt, "labels": [IGNORE_INDEX] * len(prompt)}
 
-    return rows if max_length is None else rows.map(cut)
+    return rows.map(cut)
 
 
 def _first_process_of_machine_first(dataset: AnyDataset) -> contextlib.AbstractContextManager[None]:

@@ -76,9 +76,9 @@ class GeneratingTrainer(Trainer):
         self._gen_kwargs = gen_kwargs
         named = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
         given = next((rows for features, rows in self._given_rows if features is named), named)
-        features = (
-            eval_dataset if given is not named else self._features(eval_dataset, self.processing_class, self.args)
-        )
+        features = eval_dataset
+        if given is named:  # not what the constructor was given
+            features = self._features(named, self.processing_class, self.args)
         with self._evaluating(given):
             return self._evaluating_parent().evaluate(features, ignore_keys, metric_key_prefix)
 

@@ -360,7 +360,8 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
     def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
         # What goes to the constructor is prepared there.
         constructed = getattr(self, "completion_only_loss", None) is not None
-        if not constructed or dataset is None or isinstance(dataset, str) or self._skip_prepare_dataset:
+        is_ready = (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
+        if not constructed or dataset is None or isinstance(dataset, str) or is_ready:
             return dataset
         packing = args.packing if args.eval_packing is None else args.eval_packing
         return self._prepare_dataset(dataset, tokenizer, args, packing, self._formatting_func, "eval")

@@ -192,6 +192,18 @@ def test_chats_are_answered_with_a_target_and_without(trainer_of, tokenizers, mo
     assert trainer.predict(rows.remove_columns("completion")).predictions.tolist() == with_targets.predictions.tolist()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dataset_that_is_set_later_is_evaluated(family, trainer_of):
+    trainer = trainer_of(FAMILY_TYPES[family], ROWS)
+    expected = trainer.evaluate()
+    trainer.eval_dataset = ROWS
+    assert trainer.evaluate()["eval_loss"] == expected["eval_loss"]
+    parts = {"a": ROWS, "b": ROWS.select(range(3))}
+    metrics = trainer.evaluate(parts, max_new_tokens=2)
+    assert metrics["eval_a_generated_length"] < expected["eval_generated_length"]
+    assert metrics["eval_b_loss"] == trainer.evaluate(parts["b"])["eval_loss"]
+
+
 REFUSED = {
     "its rows are whole texts": (Dataset.from_list([{"text": "so it goes"}] * 2), {}),
     "its labels cover the whole text": (Dataset.from_list([{"input_ids": [5, 6, 7]}] * 2), {}),
