@@ -27,15 +27,7 @@ from transformers.trainer_utils import EvalPrediction
 from trl import SFTTrainer
 
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
-from left_trainer.data.features import (
-    AnyDataset,
-    are_prompts,
-    cut_rows,
-    dataset_form,
-    have_no_labels,
-    tokenize_pairs,
-    tokenize_prompts,
-)
+from left_trainer.data.features import AnyDataset, are_prompts, dataset_form, tokenize_pairs
 from left_trainer.evaluation.generation import positions_for_text
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR, FastPath
@@ -49,6 +41,7 @@ from left_trainer.trainer.checkpoints import checkpoint_to_resume
 from left_trainer.trainer.checks import Request, check
 from left_trainer.trainer.columns import with_task_column, with_task_ids
 from left_trainer.trainer.evaluation import EvalDatasets, GeneratingTrainer
+from left_trainer.trainer.evaluation_rows import evaluation_rows
 from left_trainer.trainer.generation import use_generation_config
 from left_trainer.trainer.losses import AddedTerms, compute_loss
 from left_trainer.trainer.model_card import create_model_card
@@ -374,20 +367,16 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         """As in `SFTTrainer`; of an evaluation every row is kept, in its order."""
-        prepare = super()._prepare_dataset
+        prepare_rows = super()._prepare_dataset
+
+        def prepare(args: LeftTrainingArguments, packing: bool) -> Any:
+            return prepare_rows(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
         if dataset is self._rows_to_train_on:  # which come first; the same rows may be evaluated later
             self._rows_to_train_on = None
-            return prepare(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        args = args.replaced(shuffle_dataset=False)
-        if packing:
-            return prepare(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        limit = min((bound for bound in (args.max_length, self._positions) if bound), default=None)
-        if are_prompts(dataset) or (args.predict_with_generate and have_no_labels(dataset)):
-            rows = tokenize_prompts(dataset, processing_class, chat_template=self.chat_template)
-        else:
-            whole = args.replaced(max_length=None)
-            rows = prepare(dataset, processing_class, whole, False, formatting_func, dataset_name)
-        return cut_rows(rows, limit, args.truncation_mode)
+            return prepare(args, packing)
+        template = {"chat_template": self.chat_template}
+        return evaluation_rows(dataset, prepare, processing_class, args, packing, self._positions, template)
 
     def log_token_metrics(self, n_tokens: torch.Tensor, n_correct: torch.Tensor, inputs: Mapping[str, Any]) -> None:
         """What `SFTTrainer` logs beside the loss, but for the entropy, which costs another pass over the logits."""
