@@ -97,7 +97,8 @@ def completion_texts(rows: AnyDataset) -> list[str] | None:
     """
     if "completion" not in _columns(rows) or "input_ids" in _columns(rows):
         return None
-    completions = rows["completion"] if isinstance(rows, Dataset) else (row["completion"] for row in rows)
+    plain = rows.with_format(None) if isinstance(rows, Dataset) else None
+    completions = plain["completion"] if plain else (row["completion"] for row in rows)
     return [
         text if isinstance(text, str) else "\n".join(str(message.get("content") or "") for message in text)
         for text in completions
