@@ -29,12 +29,11 @@ from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.comparison.general_text import general_loss, general_rows, readable_rows, why_unreadable
 from left_trainer.comparison.progress import ProgressFileCallback, write_progress
 from left_trainer.data.arguments import DataArguments, ModelArguments
-from left_trainer.evaluation.baselines import majority_share
 from left_trainer.evaluation.metrics import score_interval
 from left_trainer.evaluation.text_metrics import decode
-from left_trainer.runs.build_report import build_report, collect_samples
+from left_trainer.runs.build_report import build_report, collect_samples, majority_share
 from left_trainer.runs.files_of_0_1 import upgrade_tuning
-from left_trainer.runs.fine_tuning import TASK_DEFAULTS, set_up
+from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, set_up
 from left_trainer.runs.json_records import from_json, read_json, write_json, write_whole
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import TuningResult
@@ -158,12 +157,13 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     split = "validation" if cell.kind == "trial" else "test"
     rows = run.data[split]
     write_progress(folder, f"scoring {len(rows)} rows")
-    predictions = trainer.predict(rows)
+    predictions = score(trainer, rows)
     before, after = (predictions.metrics, None) if cell.kind == BASE else (None, predictions.metrics)
     token_ids = predictions.predictions
     texts = None if token_ids is None else decode(trainer.processing_class, token_ids)
     samples = collect_samples(rows, trainer.processing_class, {"prediction": token_ids}, N_SAMPLES)
-    report = build_report(trainer, run.task, before, after, run.prompt, samples)
+    share = majority_share(run.task, rows["target"])
+    report = build_report(trainer, run.task, before, after, run.prompt, samples, share)
     if not cell.save_adapter:
         remove_weights(folder)
     if cell.kind == BASE:
@@ -187,7 +187,6 @@ def judged(task: Task, predictions: list[str] | None, references: list[str]) -> 
     return {
         "test_rows": len(references),
         "score_interval": interval,
-        "majority_share": majority_share(references) if "accuracy" in task.metrics else None,
     }
 
 

@@ -99,7 +99,8 @@ def completion_texts(rows: AnyDataset) -> list[str] | None:
     """
     if "completion" not in _columns(rows) or "input_ids" in _columns(rows):
         return None
-    completions = rows["completion"] if isinstance(rows, Dataset) else (row["completion"] for row in rows)
+    plain = rows.with_format(None) if isinstance(rows, Dataset) else None
+    completions = plain["completion"] if plain else (row["completion"] for row in rows)
     return [
         text if isinstance(text, str) else "\n".join(str(message.get("content") or "") for message in text)
         for text in completions
@@ -154,13 +155,15 @@ def tokenize_prompts(rows: AnyDataset, tokenizer: PreTrainedTokenizerBase, **tem
     """Rows of prompts alone to `input_ids` and, for TRL's collator, `labels` of -100, for a decoder-only model.
 
     Args:
-        rows: With the column `prompt`: text or chat messages, and perhaps `tools`.
+        rows: With the column `prompt`: text or chat messages, and perhaps `tools`; or with `input_ids` alone.
         tokenizer: Of the model.
         template: For the tokenizer's chat template.
     """
 
     def tokenize(row: Mapping[str, Any]) -> dict[str, Any]:
-        if isinstance(row["prompt"], str):
+        if "input_ids" in row:
+            ids = row["input_ids"]
+        elif isinstance(row["prompt"], str):
             ids = tokenizer(row["prompt"])["input_ids"]
         else:
             ids = tokenizer.apply_chat_template(
@@ -177,6 +180,8 @@ def cut_rows(rows: AnyDataset, max_length: int | None, truncation_mode: str) -> 
     They are cut as in training. Where that would leave no prompt or no target, the end of the prompt is left, which can
     be continued but has no loss.
     """
+    if max_length is None:
+        return rows
 
     def cut(row: Mapping[str, list[int]]) -> dict[str, list[int]]:
         ids, labels = list(row["input_ids"]), list(row["labels"])
@@ -189,7 +194,7 @@ def cut_rows(rows: AnyDataset, max_length: int | None, truncation_mode: str) -> 
         prompt = ids[:n_prompt][-max_length:]
         return {"input_ids": prompt, "labels": [IGNORE_INDEX] * len(prompt)}
 
-    return rows if max_length is None else rows.map(cut)
+    return rows.map(cut)
 
 
 def tokenize_sources(

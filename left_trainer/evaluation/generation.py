@@ -106,7 +106,9 @@ def _end_of_prompt(prompt: torch.Tensor, room: int, bos_token_id: int | None) ->
 def positions_for_text(model: PreTrainedModel | PeftModel) -> int | None:
     """Positions that a decoder-only model has beside virtual tokens; `None` where it sets no limit."""
     positions = getattr(without_adapter(model).config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return None if positions is None else int(positions) - _positions_of_adapter(model)
+    if positions is None or positions < 1:  # XLNet says -1
+        return None
+    return int(positions) - _positions_of_adapter(model)
 
 
 def room_for_prompt(model: PreTrainedModel | PeftModel, max_new_tokens: int | None) -> int | None:
@@ -280,7 +282,8 @@ def generation_arguments(
 
     Args:
         model: The limit on the length in its own generation config, or in that of the call, stands where the user sets
-            none. Without any, 128 new tokens are the limit, where `generate` would stop after 20.
+            none. Without any, 128 new tokens are the limit, or half of a decoder-only model's positions where that is
+            less; `generate` would stop after 20.
         max_new_tokens: `generation_max_length`.
         num_beams: `generation_num_beams`.
         given: For this call. What is `None` is not given, as in `Seq2SeqTrainer`.
@@ -290,7 +293,7 @@ def generation_arguments(
     limits = ("max_new_tokens", "max_length")
     if not any(name in arguments for name in limits):
         has_limit = any(generation_setting(model, arguments, name) is not None for name in limits)
-        added["max_new_tokens"] = max_new_tokens or (None if has_limit else DEFAULT_MAX_NEW_TOKENS)
+        added["max_new_tokens"] = max_new_tokens or (None if has_limit else _default_limit(model))
     if "num_beams" not in arguments:
         added["num_beams"] = num_beams
     added = {key: value for key, value in added.items() if value is not None}
@@ -329,3 +332,8 @@ def read_generation_config(directory: str | Path) -> GenerationConfig | None:
     if not (Path(directory) / GENERATION_CONFIG_NAME).is_file():
         return None
     return GenerationConfig.from_pretrained(str(directory))
+
+
+def _default_limit(model: PreTrainedModel | PeftModel) -> int:
+    positions = None if without_adapter(model).config.is_encoder_decoder else positions_for_text(model)
+    return DEFAULT_MAX_NEW_TOKENS if positions is None else min(DEFAULT_MAX_NEW_TOKENS, max(1, positions // 2))

@@ -75,8 +75,9 @@ class TrainingReport:
         general_loss_reason: Why a comparison has no general loss.
         test_rows: Rows that a comparison scored.
         score_interval: Computed in a comparison: 95 % interval of the task's main metric over these rows.
-        majority_share: Computed in a comparison of labels: percent of these rows that have the most frequent one.
         run_seconds: Measured in a comparison: the whole run, from its arguments to its last score.
+        majority_share: Percent of test rows that have the most frequent label, which is the accuracy of always
+            answering with it; for tasks that are scored by accuracy.
     """
 
     method: str

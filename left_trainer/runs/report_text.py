@@ -27,6 +27,7 @@ def results_section(report: TrainingReport) -> str:
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in _score_rows(report)),
         "",
+        *([f"{_majority(report)}", ""] if report.majority_share is not None else []),
         f"{report.trainable_parameters or 0:,} of {report.total_parameters:,} parameters trained "
         f"({report.trainable_percent or 0:.3f} %), {report.train_steps} steps of {report.train_batch_size} rows at "
         f"a learning rate of {report.learning_rate or 0:g}, seed {report.seed}.",
@@ -49,7 +50,9 @@ def format_report(report: TrainingReport, folder: str) -> str:
     speed = report.train_steps_per_second
     pace = f"Trained {report.train_steps} steps at {speed:.2f} steps/s. " if speed else ""
     what = "Model" if report.method == "full" else "Adapter"
-    return "\n".join(["", *samples, table, "", f"{pace}{what}, report, model card and plots are in {folder}"])
+    majority = [_majority(report)] if report.majority_share is not None else []
+    where = f"{pace}{what}, report, model card and plots are in {folder}"
+    return "\n".join(["", *samples, table, *majority, "", where])
 
 
 def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -76,6 +79,11 @@ def _score_rows(report: TrainingReport) -> list[tuple[str, str, str]]:
     before, after = report.metrics.before or {}, report.metrics.after or {}
     names = [name for name in before if is_score(name) and (name in after or not after)]
     return [(name, _score(before[name]), _score(after.get(name))) for name in names]
+
+
+def _majority(report: TrainingReport) -> str:
+    """The accuracy to beat."""
+    return f"Always answering with the most frequent label has an accuracy of {report.majority_share:.2f}."
 
 
 def _score(value: float | None) -> str:

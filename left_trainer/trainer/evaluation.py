@@ -76,9 +76,9 @@ class GeneratingTrainer(Trainer):
         self._gen_kwargs = gen_kwargs
         named = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
         given = next((rows for features, rows in self._given_rows if features is named), named)
-        features = (
-            eval_dataset if given is not named else self._features(eval_dataset, self.processing_class, self.args)
-        )
+        features = eval_dataset
+        if given is named:  # not what the constructor was given
+            features = self._features(named, self.processing_class, self.args)
         with self._evaluating(given):
             return self._evaluating_parent().evaluate(features, ignore_keys, metric_key_prefix)
 
@@ -96,7 +96,7 @@ class GeneratingTrainer(Trainer):
         `Seq2SeqTrainer`, and the first of each is scored.
         """
         self._gen_kwargs = gen_kwargs
-        features = self._features(test_dataset, self.processing_class, self.args)
+        features = self._features(test_dataset, self.processing_class, self.args.replaced(eval_packing=False))
         with self._evaluating(test_dataset):
             return self._evaluating_parent().predict(features, ignore_keys, metric_key_prefix)
 
@@ -263,21 +263,19 @@ def results_on_host(
         references: What the metrics compare with, in the order of the rows.
     """
     args, compute_metrics = trainer.args, trainer.compute_metrics
-    if not args.eval_do_concat_batches or args.batch_eval_metrics or trainer.preprocess_logits_for_metrics:
-        yield lambda output: output
-        return
-    if compute_metrics is not None:
+    stays = not args.eval_do_concat_batches or args.batch_eval_metrics or trainer.preprocess_logits_for_metrics
+    join = (lambda batches: batches) if stays else joined
+    if compute_metrics is not None and not args.batch_eval_metrics:
         trainer.compute_metrics = lambda prediction: compute_metrics(
             TextPrediction(
-                *map(joined, (prediction.predictions, prediction.label_ids, prediction.inputs, prediction.losses)),
+                *map(join, (prediction.predictions, prediction.label_ids, prediction.inputs, prediction.losses)),
                 references=references,
             )
         )
+    on_host: dict[str, Any] = {} if stays else {"eval_do_concat_batches": False, "eval_accumulation_steps": 1}
     try:
-        with trainer.with_arguments(eval_do_concat_batches=False, eval_accumulation_steps=1):
-            yield lambda output: output._replace(
-                predictions=joined(output.predictions), label_ids=joined(output.label_ids)
-            )
+        with trainer.with_arguments(**on_host):
+            yield lambda output: output._replace(predictions=join(output.predictions), label_ids=join(output.label_ids))
     finally:
         trainer.compute_metrics = compute_metrics
 

@@ -27,15 +27,7 @@ from transformers.trainer_utils import EvalPrediction
 from trl import SFTTrainer
 
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
-from left_trainer.data.features import (
-    AnyDataset,
-    are_prompts,
-    cut_rows,
-    dataset_form,
-    tokenize_pairs,
-    tokenize_prompts,
-    without_appended_end,
-)
+from left_trainer.data.features import AnyDataset, are_prompts, dataset_form, tokenize_pairs, without_appended_end
 from left_trainer.evaluation.generation import positions_for_text
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR, FastPath
@@ -54,6 +46,7 @@ from left_trainer.trainer.checks import Request, check, check_family
 from left_trainer.trainer.columns import with_task_column, with_task_ids
 from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets, GeneratingTrainer
+from left_trainer.trainer.evaluation_rows import evaluation_rows
 from left_trainer.trainer.fresh_models import first_source, prepare_fresh_model, with_method_options
 from left_trainer.trainer.generation import use_generation_config
 from left_trainer.trainer.losses import AddedTerms, compute_loss
@@ -419,7 +412,8 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
     def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
         # What goes to the constructor is prepared there.
         constructed = getattr(self, "completion_only_loss", None) is not None
-        if not constructed or dataset is None or isinstance(dataset, str) or self._skip_prepare_dataset:
+        is_ready = (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
+        if not constructed or dataset is None or isinstance(dataset, str) or is_ready:
             return dataset
         packing = args.packing if args.eval_packing is None else args.eval_packing
         return self._prepare_dataset(dataset, tokenizer, args, packing, self._formatting_func, "eval")
@@ -432,20 +426,16 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         """As in `SFTTrainer`; of an evaluation every row is kept, in its order."""
-        prepare, processing_class = super()._prepare_dataset, without_appended_end(processing_class)
+        prepare_rows, processing_class = super()._prepare_dataset, without_appended_end(processing_class)
+
+        def prepare(args: LeftTrainingArguments, packing: bool) -> Any:
+            return prepare_rows(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
         if dataset is self._rows_to_train_on:  # which come first; the same rows may be evaluated later
             self._rows_to_train_on = None
-            return prepare(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        args = args.replaced(shuffle_dataset=False)
-        if packing:
-            return prepare(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        limit = min((bound for bound in (args.max_length, self._positions) if bound), default=None)
-        if are_prompts(dataset):
-            rows = tokenize_prompts(dataset, processing_class, chat_template=self.chat_template)
-        else:
-            whole = args.replaced(max_length=None)
-            rows = prepare(dataset, processing_class, whole, False, formatting_func, dataset_name)
-        return cut_rows(rows, limit, args.truncation_mode)
+            return prepare(args, packing)
+        template = {"chat_template": self.chat_template}
+        return evaluation_rows(dataset, prepare, processing_class, args, packing, self._positions, template)
 
     def log_token_metrics(self, n_tokens: torch.Tensor, n_correct: torch.Tensor, inputs: Mapping[str, Any]) -> None:
         """What `SFTTrainer` logs beside the loss, but for the entropy, which costs another pass over the logits."""
