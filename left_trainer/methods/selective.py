@@ -12,6 +12,7 @@ from left_trainer.methods.limits import LINEAR_ONLY
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import register_method
 from left_trainer.methods.targets import features, norms, query_value, targeted
+from left_trainer.models.tables import token_tables
 from left_trainer.tuners.selective import BitFitConfig, LayersConfig, ParameterTypesConfig
 
 
@@ -160,6 +161,7 @@ register_method(
         learning_rate_source=metamathqa(2e-1, 24.6) + "; below it, because general text loses 0.83 nats there",
         equation=r"E'_t = E_t + \Delta_t, \quad t \in T",
         when_to_use="New tokens in the vocabulary (a chat format, a language's characters) that need embeddings.",
+        resolve_targets=lambda model: {"target_modules": token_tables(model)},
         required={"token_indices": "ids of the tokens to train, as of tokenizer.convert_tokens_to_ids([...])."},
         mergeable=True,
     )

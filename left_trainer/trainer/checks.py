@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from left_trainer.adapters.task_ids import TASK_IDS, number_of_tasks
@@ -109,8 +110,23 @@ def check_family(source: ModelSource, family: ModelFamily, trainer: str) -> None
 def check_model_and_method(request: Request) -> None:
     """What is wrong whatever the data: a field that the family ignores, precision, what the method cannot do."""
     request.args.check_family(request.source.family)
+    check_no_adapter_inside(request.source)
     check_precision(request.args, request.source.config)
     check_method(request)
+
+
+def check_no_adapter_inside(source: ModelSource) -> None:
+    """Refuse adapters that stand in the model itself, where no `PeftModel` knows of them."""
+    if not isinstance(source.model, PreTrainedModel):
+        return
+    layer = next((name for name, module in source.model.named_modules() if isinstance(module, BaseTunerLayer)), None)
+    if layer is not None:
+        raise ValueError(
+            f"{source.title} has an adapter inside ({layer}), from model.add_adapter, load_adapter or a PeftModel, and "
+            "it would be frozen under a new one. To train it further, save it, model.save_pretrained('adapter'), "
+            "and pass the folder as model, or pass the PeftModel. To start anew, pass the model without it: "
+            "model.delete_adapter(name), or the PeftModel's unload()."
+        )
 
 
 def check_one_method(request: Request) -> None:

@@ -9,14 +9,18 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import number_of_arguments
+from trl.trainer.utils import add_fused_lm_head
 
 from left_trainer.methods import get_method
 from left_trainer.methods.options import check_peft_kwargs, known_options, parse_peft_kwargs
-from left_trainer.models import ModelSource
+from left_trainer.models import ModelSource, without_adapter
 from left_trainer.registry import did_you_mean
 from left_trainer.trainer.checks import Request, check_model_and_method
 from left_trainer.trainer.preparation import Preparation, choose_learning_rate, method_of, prepare
 from left_trainer.training_args import LeftTrainingArguments, loading_options
+
+# What TRL's constructor does to the model that it gets (trl 1.16).
+FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1")
 
 
 class FreshModelHost(Protocol):
@@ -105,6 +109,8 @@ def prepare_fresh_model(trainer: FreshModelHost, model: Any, trial: Any) -> Any:
         trainer.remove_callback(callback)
     ready = prepare(request, trainer.processing_class)
     trainer.take_over(request, ready)
+    if source.family == "decoder_only":
+        add_fused_lm_head(without_adapter(ready.model), outputs=FUSED_OUTPUTS)
     for callback in trainer.callbacks_of_method:
         trainer.add_callback(callback)
     trainer._signature_columns = None  # those of the last method

@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, FastPath, first_reason
 from left_trainer.kernels.linear_cross_entropy import TokenLoss
-from left_trainer.kernels.output_head import loss_at_output_head, why_not_at_output_head
+from left_trainer.kernels.output_head import has_adapter, loss_at_output_head, why_not_at_output_head
 from left_trainer.methods import PeftMethod
 from left_trainer.methods.hooks import LossTerm
 from left_trainer.models import ModelFamily, unwrapped, without_adapter
@@ -242,11 +242,15 @@ def _token_mean(
         outputs = _outputs_with_logits(host, model, inputs)
         mean = outputs["loss"] if smoother is None else smoother(outputs, labels)
         return accumulated_token_loss(mean, labels, num_items, loss_ranks(host)), outputs
-    if smoother is not None:
+    if smoother is not None or has_adapter(without_adapter(unwrapped(model)).get_output_embeddings()):
+        # TRL's loss multiplies by the weight of the output head, and would not train the adapter on it.
         outputs = _outputs_with_logits(host, model, inputs)
         _log_metrics_of_logits(host, outputs.logits, inputs)
+        smoother = smoother or LabelSmoother(epsilon=0.0)
         loss = smoother(outputs, labels, shift_labels=True, num_items_in_batch=num_items)
         return loss if num_items is None else loss * loss_ranks(host), outputs
+    if not {"attention_mask", "position_ids"} & set(inputs):  # TRL needs one of them to count tokens
+        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
     # Outputs that nobody asked for would cost TRL a second forward pass.
     result = host.parent_loss(model, inputs, return_outputs, num_items)
     return result if return_outputs else (result, None)

@@ -10,14 +10,17 @@ from typing import Any, Literal
 from peft import PeftConfig, PeftModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from left_trainer.data.features import first_row_ids
+from left_trainer.kernels.output_head import has_adapter
 from left_trainer.methods import PeftMethod, get_method
-from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns, is_made_by, method_name
+from left_trainer.methods.apply import apply_built, apply_config, build_config, is_made_by, method_name
+from left_trainer.methods.patterns import check_patterns
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.saving import adapter_method, load_trained
-from left_trainer.models import ModelFamily, ModelSource, build_skeleton, load_model, load_tokenizer
+from left_trainer.models import ModelFamily, ModelSource, build_skeleton, load_model, load_tokenizer, without_adapter
 from left_trainer.trainer.checks import Request, check_tokenizer
 from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.training_args import LeftTrainingArguments
@@ -201,6 +204,33 @@ def _check_quantization(request: Request, method: PeftMethod) -> None:
             f"peft_method={method.name!r} needs a quantized base, and the {request.source.title} given is not. "
             "Pass its name or path, which is then loaded in 4 bits, or load it with a quantization_config."
         )
+
+
+@contextlib.contextmanager
+def without_adapter_on_head(model: PreTrainedModel | PeftModel, loss_type: str) -> Iterator[None]:
+    """Inside, TRL's constructor may see `model`: it refuses an adapter on the output head, which its loss would ignore.
+
+    Tied embeddings with trainable tokens have one. Ours calls the head where there is an adapter.
+
+    Raises:
+        ValueError: A loss that TRL computes.
+    """
+    base = without_adapter(model)
+    head = base.get_output_embeddings()
+    if base.config.is_encoder_decoder or not has_adapter(head):
+        yield
+        return
+    if loss_type != "nll":
+        raise ValueError(
+            f"loss_type={loss_type!r} reads the weight of the output head and would not train the adapter on it. Use "
+            "loss_type='nll', or leave the output head out of the adapter."
+        )
+    plain = nn.Linear(1, 1, bias=False, device="meta")
+    base.get_output_embeddings = lambda: plain
+    try:
+        yield
+    finally:
+        del base.get_output_embeddings
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching
 from left_trainer.trainer.checkpoints import checkpoint_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
-from left_trainer.trainer.columns import with_task_column, with_task_ids
+from left_trainer.trainer.columns import with_columns_for, with_task_column, with_task_ids
 from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets, GeneratingTrainer
 from left_trainer.trainer.evaluation_rows import evaluation_rows
@@ -51,6 +51,7 @@ from left_trainer.trainer.fresh_models import first_source, prepare_fresh_model,
 from left_trainer.trainer.generation import use_generation_config
 from left_trainer.trainer.losses import AddedTerms, compute_loss
 from left_trainer.trainer.model_card import create_model_card_as_transformers, create_model_card_as_trl
+from left_trainer.trainer.neftune import neftune_callbacks
 from left_trainer.trainer.optimizers import check_optimizer_trains, class_and_arguments
 from left_trainer.trainer.preparation import (
     Preparation,
@@ -58,6 +59,7 @@ from left_trainer.trainer.preparation import (
     prepare,
     tokenizer_without_tokens,
     unrounded_adapter,
+    without_adapter_on_head,
 )
 from left_trainer.trainer.saving import write_settings
 from left_trainer.training_args import LeftTrainingArguments
@@ -167,7 +169,7 @@ class LeftTrainer(GeneratingTrainer):
         self.take_over(request, ready)
         if ready.args.predict_with_generate and ready.tokenizer is not None:
             compute_metrics = compute_metrics or text_metrics(ready.tokenizer)
-        with unrounded_adapter(ready.model):
+        with unrounded_adapter(ready.model), without_adapter_on_head(ready.model, args.loss_type):
             super().__init__(
                 model=ready.model,
                 # TRL would warn that model_init_kwargs is ignored; the model was loaded with it.
@@ -177,12 +179,13 @@ class LeftTrainer(GeneratingTrainer):
                 eval_dataset=self._features(eval_dataset, ready.tokenizer, ready.args),
                 processing_class=ready.tokenizer or tokenizer_without_tokens(self.family),
                 compute_metrics=compute_metrics,
-                callbacks=[*self.callbacks_of_method, *(callbacks or ())],
+                callbacks=[*self.callbacks_of_method, *neftune_callbacks(args), *(callbacks or ())],
                 optimizers=optimizers,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
                 **({"formatting_func": formatting_func} if self.family == "decoder_only" else {}),
             )
         self._remember_rows(eval_dataset)
+        self.neftune_noise_alpha = None  # Trainer's own hook is put where many models do not compute
         self.args = self.args.replaced(model_init_kwargs=ready.args.model_init_kwargs)
         self.processing_class = self.callback_handler.processing_class = ready.tokenizer
         # Not through the constructor: neither of Hugging Face's trainers takes both.
@@ -329,7 +332,8 @@ class LeftTrainer(GeneratingTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = with_task_column(unwrapped(self.model), self._signature_columns)
+        columns = with_task_column(unwrapped(self.model), self._signature_columns)
+        self._signature_columns = with_columns_for(self.request.data_collator, unwrapped(self.model), columns)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """As in `Trainer`; notes for the report whether the batches are grouped."""
