@@ -49,9 +49,10 @@ def merge_adapter(
     prepare_for_use(model, source)
     expected = _probe(model, source.family)
     if _adapts_tied_embeddings(model):
-        _untie(model.get_base_model())
+        _untie_output(model.get_base_model())
     generation = stored_generation_config(path, model)
     merged = model.merge_and_unload(progressbar=True)
+    _note_untied_embeddings(merged)
     weights_dtype: torch.dtype = merged.dtype
     _check(_probe(merged, source.family), expected, weights_dtype, path, "merging changes")
     settings = dataclasses.replace(source.settings or RunSettings(), dtype=str(weights_dtype).removeprefix("torch."))
@@ -117,10 +118,25 @@ def _adapts_tied_embeddings(model: PeftModel) -> bool:
     return any(layer is not base for layer, base in zip(layers, inner, strict=True))
 
 
-def _untie(base: PreTrainedModel) -> None:
+def _untie_output(base: PreTrainedModel) -> None:
     """Give the output embeddings a matrix of their own, equal to that of the input embeddings."""
     layer = base.get_output_embeddings()
     layer = getattr(layer, "base_layer", layer)
     layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-    base.config.get_text_config().tie_word_embeddings = False
-    base.config.tie_word_embeddings = False
+
+
+def _note_untied_embeddings(merged: PreTrainedModel) -> None:
+    """Where merging has left the embeddings different from each other, let the config say so, and save each of them."""
+    output = merged.get_output_embeddings()
+    if output is None or not getattr(merged.config.get_text_config(), "tie_word_embeddings", False):
+        return
+    first = merged.get_input_embeddings().weight
+    if output.weight is first or torch.equal(output.weight, first):
+        return
+    for config in (merged.config, merged.config.get_text_config()):
+        config.tie_word_embeddings = False
+    tied = {output.weight.data_ptr(), first.data_ptr()}
+    for module in merged.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.data_ptr() in tied:
+            module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)

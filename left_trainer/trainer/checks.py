@@ -210,8 +210,8 @@ def check_datasets(request: Request) -> None:
         dataset_form(dataset, request.source.family, argument, request.args.dataset_text_field)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, args: LeftTrainingArguments, config: PreTrainedConfig) -> None:
-    """Give the tokenizer the pad token of `args`, and raise when it has none or does not fit the model."""
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, args: LeftTrainingArguments) -> None:
+    """Give the tokenizer the pad token of `args`, and raise when it has none."""
     if args.pad_token is not None:
         if args.pad_token not in tokenizer.get_vocab():
             raise ValueError(
@@ -224,7 +224,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, args: LeftTrainingArgume
             f"tokenizer.pad_token = {tokenizer.eos_token!r} in Python, or --pad_token {tokenizer.eos_token!r} on the "
             "command line."
         )
-    vocab_size = config.get_text_config().vocab_size
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Raise when the tokenizer has more tokens than the model has embeddings."""
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"processing_class has {len(tokenizer)} tokens and the model's vocabulary {vocab_size}: tokens beyond it "

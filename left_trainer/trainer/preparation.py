@@ -15,8 +15,8 @@ from left_trainer.methods import PeftMethod, get_method
 from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns, is_made_by, method_name
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.saving import adapter_method, load_trained
-from left_trainer.models import ModelSource, build_skeleton, load_model, load_tokenizer
-from left_trainer.trainer.checks import Request, check_tokenizer
+from left_trainer.models import ModelSource, build_skeleton, load_model, load_tokenizer, without_adapter
+from left_trainer.trainer.checks import Request, check_tokenizer, check_vocabulary
 from left_trainer.trainer.evaluation import default_generation_length
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -54,9 +54,13 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
     """
     source, args, method = request.source, request.args, request.method
     tokenizer = tokenizer or load_tokenizer(source)
-    check_tokenizer(tokenizer, args, source.config)
+    check_tokenizer(tokenizer, args)
+    if source.adapter is None:
+        check_vocabulary(tokenizer, source.config.get_text_config().vocab_size)
     options = options_from_data(request, tokenizer)
     model = prepare_model(request, options)
+    if source.adapter is not None:  # which may bring embeddings of tokens that the base model lacks
+        check_vocabulary(tokenizer, without_adapter(model).get_input_embeddings().weight.shape[0])
     if isinstance(model, PeftModel) and source.base_options.get("revision"):
         model.active_peft_config.revision = source.base_options["revision"]
     rate, rate_source = choose_learning_rate(args, method, source)
