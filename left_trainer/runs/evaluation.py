@@ -118,7 +118,11 @@ def evaluate_saved(asked: Evaluation) -> EvaluationReport:
     with tempfile.TemporaryDirectory() as folder:
         args = _arguments(asked, settings, folder, is_adapter=source.adapter is not None)
         trainer = LeftTrainer(
-            source, args, processing_class=tokenizer, compute_metrics=text_metrics(tokenizer, task.metrics)
+            source,
+            args,
+            train_dataset=Dataset.from_list([task.render("a", "b", prompt)]),  # which TRL asks for
+            processing_class=tokenizer,
+            compute_metrics=text_metrics(tokenizer, task.metrics),
         )
         model = without_adapter(trainer.model)
         given = {"num_beams": asked.generation_num_beams, "max_new_tokens": asked.generation_max_length}

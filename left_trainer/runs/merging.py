@@ -48,11 +48,13 @@ def merge_adapter(
     model = load_trained(source, is_trainable=False)
     prepare_for_use(model, source)
     expected = _probe(model, source.family)
+    was_tied = bool(getattr(model.get_base_model().config.get_text_config(), "tie_word_embeddings", False))
     if _adapts_tied_embeddings(model):
         _untie_output(model.get_base_model())
     generation = stored_generation_config(path, model)
     merged = model.merge_and_unload(progressbar=True)
-    _note_untied_embeddings(merged)
+    if was_tied:
+        _note_untied_embeddings(merged)
     weights_dtype: torch.dtype = merged.dtype
     _check(_probe(merged, source.family), expected, weights_dtype, path, "merging changes")
     settings = dataclasses.replace(source.settings or RunSettings(), dtype=str(weights_dtype).removeprefix("torch."))
@@ -127,11 +129,8 @@ def _untie_output(base: PreTrainedModel) -> None:
 
 def _note_untied_embeddings(merged: PreTrainedModel) -> None:
     """Where merging has left the embeddings different from each other, let the config say so, and save each of them."""
-    output = merged.get_output_embeddings()
-    if output is None or not getattr(merged.config.get_text_config(), "tie_word_embeddings", False):
-        return
-    first = merged.get_input_embeddings().weight
-    if output.weight is first or torch.equal(output.weight, first):
+    output, first = merged.get_output_embeddings(), merged.get_input_embeddings().weight
+    if output is None or torch.equal(output.weight, first):
         return
     for config in (merged.config, merged.config.get_text_config()):
         config.tie_word_embeddings = False
