@@ -59,10 +59,7 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
     else:
         rows = embedded_data(task)
     splits = _complete_splits(rows, data.dataset_name or "the data")
-    columns = {
-        "source": data.source_column or known.source_column,
-        "target": data.target_column or known.target_column,
-    }
+    columns = _columns(data, known)
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
     return DatasetDict(
         {split: text_columns(_first(splits[split], limits[split], split), columns, split) for split in SPLITS}
@@ -98,6 +95,23 @@ def prepare_task_data(
         return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved, answers)
 
     return DatasetDict({name: prompts(name, rows) for name, rows in splits.items()})
+
+
+def load_test_rows(task: Task, data: DataArguments) -> Dataset:
+    """The rows of `data.test_file` alone, with the text columns `source` and `target`.
+
+    Raises:
+        ValueError: As `load_task_data`.
+        FileNotFoundError: The file does not exist.
+    """
+    if data.prompt is not None:
+        check_prompt(data.prompt)
+    rows = _first(_read(_checked_file("test", str(data.test_file))), data.max_eval_samples, "test")
+    return text_columns(rows, _columns(data, _known_columns(task, data)), "test")
+
+
+def _columns(data: DataArguments, known: HubDataset) -> dict[str, str]:
+    return {"source": data.source_column or known.source_column, "target": data.target_column or known.target_column}
 
 
 def embedded_data(task: Task) -> DatasetDict:

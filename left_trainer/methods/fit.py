@@ -5,38 +5,46 @@ PEFT passes over weights of the file that fit nothing, and leaves those at their
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+from torch import nn
 from transformers import PreTrainedModel
 
 MAX_NAMES_SHOWN = 4
 
 
-def resize_to_saved_embeddings(model: PreTrainedModel, path: str | Path) -> None:
-    """Give `model` as many tokens as the adapter in `path` has embeddings for.
+@torch.no_grad()
+def take_saved_embeddings(model: PreTrainedModel, path: str | Path) -> None:
+    """Give `model` the embeddings that the adapter in `path` was saved with, and so as many tokens.
 
-    PEFT saves embeddings where tokens were added to those of the base model.
+    PEFT saves them where tokens were added to those of the base model.
 
     Args:
         model: The base model, without an adapter.
         path: Folder of the adapter.
     """
-    embeddings = model.get_input_embeddings()
+    weights = load_peft_weights(str(path), device="cpu")
+    for get in (model.get_input_embeddings, model.get_output_embeddings):
+        saved = _saved_embeddings(model, get(), weights)
+        if saved is None:
+            continue
+        if len(saved) != len(get().weight):
+            model.resize_token_embeddings(len(saved), mean_resizing=False)
+        get().weight.copy_(saved)
+
+
+def _saved_embeddings(
+    model: PreTrainedModel, embeddings: nn.Module | None, weights: Mapping[str, torch.Tensor]
+) -> torch.Tensor | None:
+    """What the file has under a name of the module `embeddings` of `model`; `None` where it has nothing."""
     names = [name for name, module in model.named_modules(remove_duplicate=False) if module is embeddings]
-    rows = _saved_rows(names, load_peft_weights(str(path), device="cpu"))
-    if rows is not None and rows != embeddings.weight.shape[0]:
-        model.resize_token_embeddings(rows, mean_resizing=False)
-
-
-def _saved_rows(names: Iterable[str], weights: Mapping[str, torch.Tensor]) -> int | None:
-    """Rows of the embeddings among `weights`; `None` where they are not there. `names` are those of the module."""
     endings = tuple(f".{name}.{part}weight" for name in names for part in ("", "base_layer."))
-    return next((len(tensor) for name, tensor in weights.items() if name.endswith(endings)), None)
+    return next((tensor for name, tensor in weights.items() if name.endswith(endings)), None)
 
 
 def check_fit(model: PeftModel, path: str | Path) -> None:

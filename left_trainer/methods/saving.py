@@ -22,7 +22,7 @@ from left_trainer.adapters.files import (
     write_training_state,
 )
 from left_trainer.methods.apply import find_method, method_name
-from left_trainer.methods.fit import check_fit, no_fit, resize_to_saved_embeddings
+from left_trainer.methods.fit import check_fit, no_fit, take_saved_embeddings
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import METHODS
 from left_trainer.models import ModelSource, load_model, without_upstream_warnings
@@ -161,7 +161,7 @@ def load_trained(
     for setting, value in method.model_config.items() if method else ():
         setattr(base.config, setting, value)
     with without_upstream_warnings():
-        resize_to_saved_embeddings(base, path)
+        take_saved_embeddings(base, path)
         try:
             wrapped = _with_adapter(base, path, source.adapter, is_trainable)
         except (RuntimeError, KeyError) as error:

@@ -77,16 +77,7 @@ class ModelSource:
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         adapter = model.active_peft_config if isinstance(model, PeftModel) else None
         base_name = base.config._name_or_path or type(base).__name__
-        commit = getattr(base.config, "_commit_hash", None)
-        return cls(
-            model,
-            base_name,
-            base.config,
-            model_family(base),
-            adapter,
-            options or {},
-            base_options={"revision": commit} if commit else {},
-        )
+        return cls(model, base_name, base.config, model_family(base), adapter, options or {})
 
     @classmethod
     def _of_path(cls, model: str, options: Mapping[str, Any]) -> ModelSource:
@@ -157,6 +148,11 @@ def _load_config(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedConfi
     try:
         config, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **for_config)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"model={name!r} comes with code of its own, which runs on this machine. Read it first, then pass "
+                "--trust_remote_code (trust_remote_code=True in Python)."
+            ) from error
         raise ValueError(
             f"model={name!r} is neither a directory with a config.json nor the name of a model on the Hugging Face "
             "hub (for a private model pass a token: `hf auth login`, or model_init_kwargs={'token': ...}). "

@@ -23,6 +23,8 @@ from left_trainer.evaluation.generation import (
     scored_generation_config,
 )
 from left_trainer.evaluation.text_metrics import decode
+from left_trainer.kernels.gelu import use_fused_gelu
+from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.saving import adapter_method, load_trained
 from left_trainer.models import ModelSource, load_tokenizer, without_adapter
 from left_trainer.runs.report import REPORT_FILE, TrainingReport
@@ -181,7 +183,9 @@ def trained_prompt(path: str) -> str | None:
 
 
 def prepare_for_use(model: PreTrainedModel | PeftModel, source: ModelSource) -> None:
-    """Run what the method of a loaded adapter needs for its model to compute as in training."""
+    """Let a loaded model compute as in training: what the method of its adapter needs, and the same order of sums."""
+    use_lora_linear(model, True)
+    use_fused_gelu(model, True)
     method = adapter_method(source)
     if isinstance(model, PeftModel) and method and method.prepare:
         method.prepare(model)

@@ -48,10 +48,13 @@ def merge_adapter(
     model = load_trained(source, is_trainable=False)
     prepare_for_use(model, source)
     expected = _probe(model, source.family)
+    was_tied = bool(getattr(model.get_base_model().config.get_text_config(), "tie_word_embeddings", False))
     if _adapts_tied_embeddings(model):
-        _untie(model.get_base_model())
+        _untie_output(model.get_base_model())
     generation = stored_generation_config(path, model)
     merged = model.merge_and_unload(progressbar=True)
+    if was_tied:
+        _note_untied_embeddings(merged)
     weights_dtype: torch.dtype = merged.dtype
     _check(_probe(merged, source.family), expected, weights_dtype, path, "merging changes")
     settings = dataclasses.replace(source.settings or RunSettings(), dtype=str(weights_dtype).removeprefix("torch."))
@@ -117,10 +120,22 @@ def _adapts_tied_embeddings(model: PeftModel) -> bool:
     return any(layer is not base for layer, base in zip(layers, inner, strict=True))
 
 
-def _untie(base: PreTrainedModel) -> None:
+def _untie_output(base: PreTrainedModel) -> None:
     """Give the output embeddings a matrix of their own, equal to that of the input embeddings."""
     layer = base.get_output_embeddings()
     layer = getattr(layer, "base_layer", layer)
     layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-    base.config.get_text_config().tie_word_embeddings = False
-    base.config.tie_word_embeddings = False
+
+
+def _note_untied_embeddings(merged: PreTrainedModel) -> None:
+    """Where merging has left the embeddings different from each other, let the config say so, and save each of them."""
+    output, first = merged.get_output_embeddings(), merged.get_input_embeddings().weight
+    if output is None or torch.equal(output.weight, first):
+        return
+    for config in (merged.config, merged.config.get_text_config()):
+        config.tie_word_embeddings = False
+    tied = {output.weight.data_ptr(), first.data_ptr()}
+    for module in merged.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.data_ptr() in tied:
+            module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)

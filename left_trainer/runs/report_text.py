@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from left_trainer.callbacks.tables import format_table
 from left_trainer.evaluation.scores import is_score
 from left_trainer.runs.report import Sample, TrainingReport
+
+if TYPE_CHECKING:
+    from left_trainer.runs.evaluation import EvaluationReport
 
 MISSING = "-"
 
@@ -55,6 +58,17 @@ def format_report(report: TrainingReport, folder: str) -> str:
     return "\n".join(["", *samples, table, *majority, "", where])
 
 
+def format_evaluation(report: EvaluationReport, path: Path | None) -> str:
+    """Scores and samples of a saved model, and where the report is, for the terminal."""
+    samples = [_sample(sample, number) for number, sample in enumerate(report.samples, 1)]
+    scores = [(name, _score(value)) for name, value in report.metrics.items() if is_score(name)]
+    beams = "greedy" if report.num_beams == 1 else f"{report.num_beams} beams"
+    limit = f", at most {report.max_new_tokens} tokens" if report.max_new_tokens else ""
+    title = f"Test scores, {report.task}: {report.test_rows} rows of {report.test_file} ({beams}{limit})"
+    lines = ["", *samples, format_table(title, ("metric", "score"), scores)]
+    return "\n".join([*lines, *([] if path is None else ["", f"The report is in {path}"])])
+
+
 def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draw training and evaluation loss over steps to a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -96,6 +110,8 @@ def _sample(sample: Sample, number: int) -> str:
         lines.append(f"before:    {_shorten(sample.before)}")
     if sample.after is not None:
         lines.append(f"after:     {_shorten(sample.after)}")
+    if sample.prediction is not None:
+        lines.append(f"predicted: {_shorten(sample.prediction)}")
     return "\n".join([f"Sample {number}", *(f"  {line}" for line in lines), ""])
 
 

@@ -330,8 +330,8 @@ def _why_no_prompt(request: Request, dataset: AnyDataset) -> str | None:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, request: Request) -> None:
-    """Give the tokenizer the pad token of the arguments, and raise when it lacks one or does not fit the model."""
-    args, config = request.args, request.source.config
+    """Give the tokenizer the pad token of the arguments, and raise when it lacks one."""
+    args = request.args
     pads_itself = request.data_collator is not None and request.rows_are_tokens and not args.predict_with_generate
     if args.pad_token is not None:
         if args.pad_token not in tokenizer.get_vocab():
@@ -345,7 +345,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, request: Request) -> Non
             f"tokenizer.pad_token = {tokenizer.eos_token!r} in Python, or --pad_token {tokenizer.eos_token!r} on the "
             "command line."
         )
-    vocab_size = config.get_text_config().vocab_size
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Raise when the tokenizer has more tokens than the model has embeddings."""
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"processing_class has {len(tokenizer)} tokens and the model's vocabulary {vocab_size}: tokens beyond it "

@@ -21,7 +21,7 @@ from left_trainer.methods.patterns import check_patterns
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.saving import adapter_method, load_trained
 from left_trainer.models import ModelFamily, ModelSource, build_skeleton, load_model, load_tokenizer, without_adapter
-from left_trainer.trainer.checks import Request, check_tokenizer
+from left_trainer.trainer.checks import Request, check_tokenizer, check_vocabulary
 from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -59,8 +59,14 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
     tokenizer = tokenizer or _own_tokenizer(request)
     if tokenizer is not None:
         check_tokenizer(tokenizer, request)
+        if source.adapter is None:
+            check_vocabulary(tokenizer, source.config.get_text_config().vocab_size)
     options = options_from_data(request, tokenizer)
     model = prepare_model(request, options)
+    if (
+        tokenizer is not None and source.adapter is not None
+    ):  # which may bring embeddings of tokens that the base model lacks
+        check_vocabulary(tokenizer, without_adapter(model).get_input_embeddings().weight.shape[0])
     if isinstance(model, PeftModel) and source.base_options.get("revision"):
         model.active_peft_config.revision = source.base_options["revision"]
     rate, rate_source = choose_learning_rate(args, method, source)
