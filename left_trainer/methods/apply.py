@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftConfig, PeftModel, TaskType
 from transformers import PreTrainedModel
 
+from left_trainer.methods.input_prompts import wrap
 from left_trainer.methods.method import Feature, PeftMethod
 from left_trainer.methods.options import check_peft_kwargs, check_required, option_types, with_nested_configs
 from left_trainer.methods.patterns import check_patterns, known_modules, patterns_of, text_of
@@ -161,7 +162,7 @@ def apply_config(
     """
     check_patterns(model, config)
     with seeded(seed), without_upstream_warnings():
-        wrapped = get_peft_model(model, copy.deepcopy(config))
+        wrapped = wrap(model, copy.deepcopy(config))
     if not any(parameter.requires_grad for parameter in wrapped.parameters()):
         raise ValueError(
             f"{type(config).__name__} leaves no trainable parameter in {type(model).__name__}, so training would "
@@ -190,8 +191,8 @@ def method_name(config: PeftConfig) -> str:
     """
     methods = [method for method in list_methods() if is_made_by(config, method)]
     plain = [method for method in methods if not (method.initialize or method.optimizer or method.quantization)]
-    if plain:
-        return max(plain, key=lambda method: len(method.preset)).name
+    if candidates := plain or methods[:1]:
+        return max(candidates, key=lambda method: len(method.preset)).name
     return str(config.peft_type.value).lower()
 
 
@@ -204,16 +205,21 @@ def find_method(model: PreTrainedModel | PeftModel) -> PeftMethod | None:
     config = model.active_peft_config if isinstance(model, PeftModel) else None
     applied = vars(model).get("applied_method")  # not of the model inside
     method = METHODS.find(applied.name) if applied else None
-    if method is not None and method.config_class is (type(config) if config else None):
+    if method is not None and _has_class(config, method):
         return method
     return METHODS.find(method_name(config)) if config else None
 
 
 def is_made_by(config: PeftConfig, method: PeftMethod) -> bool:
     """Whether `config` is of the class of `method` and has its preset options."""
-    return method.config_class is type(config) and all(
-        getattr(config, name) == value for name, value in method.preset.items()
-    )
+    return _has_class(config, method) and all(getattr(config, name) == value for name, value in method.preset.items())
+
+
+def _has_class(config: PeftConfig | None, method: PeftMethod) -> bool:
+    """Whether `config` is of the class of `method`, or of the class of PEFT that it replaces."""
+    if config is None or method.config_class is None:
+        return config is method.config_class
+    return type(config) in (method.config_class, getattr(method.config_class, "replaces", None))
 
 
 def matched_modules(model: PreTrainedModel | PeftModel) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer.adapters.prompt_encoder import PROMPT_ENCODER
+from left_trainer.methods.input_prompts import derive_input_prompt, prepare_input_prompt
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.virtual_tokens import VirtualTokens
@@ -62,7 +63,9 @@ CPT = PeftMethod(
     learning_rate_source="that of prompt_tuning",
     equation=r"X' = [E_{\mathrm{ctx}} + \delta; X], \quad \lVert \delta_i \rVert \le \epsilon",
     when_to_use="Few-shot learning: the context is real text that may move only a little, against overfitting.",
+    derive=derive_input_prompt,
     derive_from_data=first_example,
+    prepare=prepare_input_prompt,
     loss=context_loss,
     virtual_tokens=VirtualTokens("input", count=context_length),
     training_state=PROMPT_ENCODER,

@@ -30,7 +30,8 @@ def decoder_key_value_shape(model: PreTrainedModel, config: PeftConfig) -> dict[
     """
     shape = model.config
     if not shape.is_encoder_decoder:
-        return {}  # PEFT reads decoder-only configs correctly, grouped-query attention included
+        # PEFT reads decoder-only configs correctly, grouped-query attention included, but for XGLM's number of heads.
+        return {"num_attention_heads": shape.num_attention_heads}
     heads = getattr(shape, "decoder_attention_heads", None) or shape.num_attention_heads
     head_dim = getattr(shape, "d_kv", None) or shape.hidden_size // heads
     layers = getattr(shape, "decoder_layers", None) or getattr(shape, "num_decoder_layers", shape.num_hidden_layers)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
@@ -23,6 +23,7 @@ from left_trainer.adapters.files import (
 )
 from left_trainer.methods.apply import find_method, method_name
 from left_trainer.methods.fit import check_fit, no_fit, take_saved_embeddings
+from left_trainer.methods.input_prompts import wrap
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import METHODS
 from left_trainer.models import ModelSource, load_model, without_upstream_warnings
@@ -187,7 +188,7 @@ def _with_adapter(model: PreTrainedModel, path: str, config: PeftConfig, is_trai
     if not (is_trainable and method and method.virtual_tokens):
         return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
     # PEFT refuses to load a soft prompt for training; a new one of the same config takes what was saved.
-    wrapped = get_peft_model(model, dataclasses.replace(config, inference_mode=False))
+    wrapped = wrap(model, dataclasses.replace(config, inference_mode=False))
     if not restore_training_state(wrapped, path):
         wrapped.load_adapter(path, wrapped.active_adapter, is_trainable=True)
     return wrapped

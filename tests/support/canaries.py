@@ -27,7 +27,10 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
         "test_lora_ga_is_loaded_onto_the_unchanged_base",
     ),
     ("save_with_classifier", "peft"): ("test_the_classifier_of_x_lora_is_not_saved",),
-    ("soft_prompts", "peft"): ("test_generate_leaves_out_the_prompts_of_the_decoder",),
+    ("before_model", "peft"): ("test_multitask_prompts_drop_the_inputs_of_the_decoder",),
+    ("before_model", "transformers"): ("test_the_decoder_of_fsmt_sees_what_follows_where_there_are_no_ids",),
+    ("derive_input_prompt", "peft"): ("test_generate_leaves_out_the_prompts_of_the_decoder",),
+    ("wrap", "peft"): ("test_prompts_stand_beside_embeddings_of_another_table",),
     ("FusedNewGELU", "transformers"): ("test_the_tanh_form_of_gelu_keeps_more_than_its_input",),
     ("_evaluating_parent", "transformers"): (
         "test_generated_rows_are_padded_to_the_limit",

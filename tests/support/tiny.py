@@ -94,6 +94,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "rwkv": {**TINY_IDS, "hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2, "context_length": 128},
     "mamba": {**TINY_IDS, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "initializer_range": 0.3},
 }
+# Further ways to embed ids: a scale outside of the table (Marian's own), in it or for ids and embeddings alike; tables
+# of the encoder's own; a table narrower than the model.
+EMBEDDING_CONFIGS: dict[str, dict[str, Any]] = {
+    "m2m_100": {**TINY_BART, "scale_embedding": True},
+    "own_table": {
+        **TINY_BART,
+        "scale_embedding": True,
+        "tie_word_embeddings": False,
+        "encoder_no_repeat_ngram_size": 0,  # generate leaves it out where it gets no ids
+    },
+    "own_table_marian": {**TINY_BART, "scale_embedding": True, "share_encoder_decoder_embeddings": False},
+    "fsmt": {**TINY_BART, "langs": ["en", "de"], "src_vocab_size": VOCABULARY_SIZE, "tgt_vocab_size": VOCABULARY_SIZE},
+    "gemma": {**TINY_LLAMA, "num_key_value_heads": 1, "head_dim": 8},
+    "gemma2": {**TINY_LLAMA, "num_key_value_heads": 1, "head_dim": 8},
+    "xglm": {"d_model": 16, "ffn_dim": 32, "num_layers": 2, "attention_heads": 2, "max_position_embeddings": 128},
+    "biogpt": {**TINY_LLAMA},
+    "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3},
+    "narrow_opt": {**TINY, "hidden_size": 16, "ffn_dim": 32, "word_embed_proj_dim": 8, "max_position_embeddings": 128},
+}
+# Names in it that are a shape of a model type.
+SHAPES_OF = {"own_table": "blenderbot", "own_table_marian": "marian", "narrow_opt": "opt"}
 ENCODER_DECODER_TYPES = ("t5", "mt5", "bart", "mbart", "marian", "pegasus", "blenderbot")
 MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
 DECODER_ONLY_TYPES = ("llama", "mistral", "qwen2", "opt", "gpt2", "gpt_neo", "bloom", *MIXTURES, "mamba", "rwkv")
@@ -103,8 +124,8 @@ FAMILY_TYPES = dict(zip(("encoder_decoder", "decoder_only"), MODEL_TYPES, strict
 
 def tiny_model(model_type: str, seed: int = 0, dropout: float = 0.0, **overrides: Any) -> PreTrainedModel:
     """A randomly initialised model of a few thousand parameters."""
-    options = {**CONFIGS[model_type], "vocab_size": VOCABULARY_SIZE, **overrides}
-    config = AutoConfig.for_model(model_type, **options)
+    options = {**{**CONFIGS, **EMBEDDING_CONFIGS}[model_type], "vocab_size": VOCABULARY_SIZE, **overrides}
+    config = AutoConfig.for_model(SHAPES_OF.get(model_type, model_type), **options)
     for name in ("dropout", "dropout_rate", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop"):
         if hasattr(config, name):
             setattr(config, name, dropout)
