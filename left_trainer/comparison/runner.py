@@ -67,12 +67,19 @@ class Runner:
         added = [cell for plan in plans for cell in plan.trials]
         while added:
             self._run(added)
-            wider = [widen(plan, _finished(plan.trials, self.output_dir)) for plan in plans]
+            wider = [
+                plan if self._is_done(plan) else widen(plan, _finished(plan.trials, self.output_dir)) for plan in plans
+            ]
             added = [cell for old, new in zip(plans, wider, strict=True) for cell in new.trials[len(old.trials) :]]
             plans = tuple(wider)
             for cell in added:
                 self.on_widen(cell)
         self._run([cell for plan in plans for cell in tuned_runs(plan, self.output_dir)])
+
+    def _is_done(self, plan: Plan) -> bool:
+        """Whether all runs of a plan are finished at the best learning rate that its trials give: these are kept."""
+        found = [read_cell(self.output_dir / CELLS / cell.name) for cell in tuned_runs(plan, self.output_dir)]
+        return all(result is not None and result.report is not None for result in found)
 
     def _run(self, cells: Sequence[Cell]) -> None:
         for result in self._results(cells):
