@@ -6,19 +6,21 @@ Decoder-only models are tokenized by TRL, whose forms (`prompt`/`completion`, `t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer.adapters.task_ids import TASK_IDS
+from left_trainer.data.dataset_types import AnyDataset, is_lazy
+from left_trainer.data.lengths import SOURCE_CUT, TARGET_CUT
 from left_trainer.models import ModelFamily
+from left_trainer.models.positions import Limits
 from left_trainer.token_mean import IGNORE_INDEX
 
-AnyDataset: TypeAlias = Dataset | IterableDataset
 FORMS: dict[ModelFamily, tuple[tuple[str, ...], ...]] = {
     "encoder_decoder": (("input_ids", "labels"), ("prompt", "completion")),
     "decoder_only": (("input_ids",), ("prompt", "completion"), ("messages",), ("conversations",), ("text",)),
@@ -43,7 +45,10 @@ def dataset_form(dataset: AnyDataset, family: ModelFamily, argument: str, text_f
     forms = [tuple(text_field if column == "text" else column for column in form) for form in FORMS[family]]
     for form in forms:
         if set(form) <= set(first):
-            _check_targets(dataset, form, argument)
+            if is_lazy(dataset):
+                _check_lazy(first, argument)
+            else:
+                _check_targets(dataset, form, argument)
             return form
     described = "; or ".join(" and ".join(repr(column) for column in form) for form in forms)
     raise ValueError(
@@ -67,6 +72,29 @@ def _check_targets(dataset: AnyDataset, form: tuple[str, ...], argument: str) ->
             )
 
 
+def _check_lazy(first: Mapping[str, Any], argument: str) -> None:
+    """Raise `ValueError` unless rows that are computed when they are read come as tokens: nothing else is done to them.
+
+    Mapping such rows would keep what they are computed to once, a random augmentation too.
+    """
+    if not {"input_ids", "labels"} <= set(first):
+        raise ValueError(
+            f"{argument} computes its rows when they are read (set_transform, or a torch Dataset), and they hold "
+            f"{', '.join(map(repr, first))}. Let them hold 'input_ids' and 'labels', or pass rows that are stored: "
+            "datasets.Dataset.from_list([dataset[i] for i in range(len(dataset))])."
+        )
+
+
+def columns_of_other_forms(columns: Sequence[str], form: Sequence[str], text_field: str) -> list[str]:
+    """Columns beside those of `form` by which TRL would take the rows for another form.
+
+    It would then put the end of the sequence onto another column than the completion (trl 1.16).
+    """
+    known = {column for forms in FORMS.values() for each in forms for column in each} | {text_field}
+    known |= {"chosen", "rejected"}
+    return [column for column in columns if column in known and column not in form]
+
+
 def _text_of(target: Any) -> str:
     """The text of a completion, plain or as chat messages (whose content may be absent beside tool calls)."""
     return target if isinstance(target, str) else str(target or "")
@@ -75,7 +103,7 @@ def _text_of(target: Any) -> str:
 def tokenize_pairs(
     dataset: AnyDataset,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
+    limits: Limits,
     truncation_mode: str = "keep_start",
     num_proc: int | None = None,
 ) -> AnyDataset:
@@ -83,23 +111,31 @@ def tokenize_pairs(
 
     Args:
         dataset: Rows with the text columns `prompt` and `completion`.
-        tokenizer: Of an encoder-decoder model. Labels end with its end-of-sequence token.
-        max_length: Bound on source and on target, in tokens; `None` bounds neither.
+        tokenizer: Of an encoder-decoder model. Labels end with its end-of-sequence token, cut ones too.
+        limits: Most tokens of source and of target.
         truncation_mode: `keep_start` or `keep_end` of the source.
         num_proc: Number of processes. By default one, in which a fast tokenizer uses a thread a core.
+
+    Returns:
+        Rows with the columns `CUTS` beside, which say what of a row was cut.
     """
     side = {"keep_start": "right", "keep_end": "left"}[truncation_mode]
+    ends = _ends_targets(tokenizer)
+    end = [] if ends or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     def tokenize(rows: Mapping[str, list[str]]) -> dict[str, Any]:
         tokenizer.truncation_side, previous = side, tokenizer.truncation_side
-        features = dict(tokenizer(rows["prompt"], truncation=max_length is not None, max_length=max_length))
+        features, sources_cut = _tokenize(tokenizer, "text", rows["prompt"], limits.source)
         tokenizer.truncation_side = "right"
         # A completion starts with the space that parts it from the prompt; a decoder of its own needs none.
         completions = [completion.strip() for completion in rows["completion"]]
-        targets = tokenizer(text_target=completions, truncation=max_length is not None, max_length=max_length)
+        room = None if limits.target is None else limits.target - len(end)
+        targets, targets_cut = _tokenize(tokenizer, "text_target", completions, room)
         tokenizer.truncation_side = previous
         features.pop("token_type_ids", None)
-        features["labels"] = [_with_end(ids, tokenizer.eos_token_id, max_length) for ids in targets["input_ids"]]
+        features["labels"] = [ids if ids[-1:] == end else [*ids, *end] for ids in targets["input_ids"]]
+        for name, cut in ((SOURCE_CUT, sources_cut), (TARGET_CUT, targets_cut)):
+            features[name] = [bool(now or before) for now, before in zip(cut, rows.get(name, cut), strict=True)]
         return features
 
     first = next(iter(dataset))
@@ -116,18 +152,29 @@ def tokenize_pairs(
         return dataset.map(tokenize, **options)
 
 
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, argument: str, texts: list[str], limit: int | None
+) -> tuple[dict[str, Any], list[bool]]:
+    """Features of `texts`, and which of these were cut. Texts are passed as `text` or `text_target`."""
+    features = dict(tokenizer(**{argument: texts}, truncation=limit is not None, max_length=limit))
+    full = [number for number, ids in enumerate(features["input_ids"]) if len(ids) == limit]
+    whole = tokenizer(**{argument: [texts[number] for number in full]}, verbose=False)["input_ids"] if full else []
+    cut = {number for number, ids in zip(full, whole, strict=True) if len(ids) > len(features["input_ids"][number])}
+    return features, [number in cut for number in range(len(texts))]
+
+
+def _ends_targets(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `tokenizer` adds the end of the sequence to a target by itself, after it or, as mBART, near its end."""
+    target, text = (tokenizer(text_target="a", add_special_tokens=add)["input_ids"] for add in (True, False))
+    starts = (start for start in range(len(target)) if target[start : start + len(text)] == text)
+    return tokenizer.eos_token_id in target[next(starts, 0) + len(text) :]
+
+
 def _first_process_of_machine_first(dataset: AnyDataset) -> contextlib.AbstractContextManager[None]:
     """Inside, the other processes wait for the first one, whose cache file they then read instead of tokenizing."""
     if not torch.distributed.is_initialized() or not getattr(dataset, "cache_files", None):
         return contextlib.nullcontext()
     return PartialState().local_main_process_first()
-
-
-def _with_end(ids: list[int], eos_token_id: int | None, max_length: int | None) -> list[int]:
-    """`ids` with an end-of-sequence token: without it the model would not learn to stop."""
-    if eos_token_id is None or eos_token_id in ids:
-        return ids
-    return [*ids[: max_length - 1 if max_length else None], eos_token_id]
 
 
 def first_row_ids(dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, text_field: str = "text") -> list[int]:

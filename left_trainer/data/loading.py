@@ -13,7 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.columns import text_columns
+from left_trainer.data.lengths import SOURCE_CUT, TARGET_CUT
 from left_trainer.methods import get_method
+from left_trainer.models.languages import set_languages
+from left_trainer.models.positions import position_limits
 from left_trainer.models.source import ModelSource
 from left_trainer.tasks import HubDataset, Task
 from left_trainer.tasks.task import SPLITS, check_prompt
@@ -80,13 +83,14 @@ def prepare_task_data(
         task: The task.
         data: What the user asked for.
         model: Name or path, or what was made of one; its config bounds the length.
-        tokenizer: Of the model.
+        tokenizer: Of the model. The languages that `data` names are set on it.
         args: `max_length` and the loading options of the model are read.
 
     Raises:
-        ValueError: As `load_task_data` and `to_prompts`.
+        ValueError: As `load_task_data` and `to_prompts`, or languages that the tokenizer does not know.
         FileNotFoundError: A file that does not exist.
     """
+    set_languages(tokenizer, data.source_lang, data.target_lang)
     source = ModelSource.of(model, loading_options(args))
     splits = load_task_data(task, data, token=source.options.get("token"))
     reserved = get_method(args.peft_method).positions(args.peft_options, source.family).source
@@ -195,6 +199,7 @@ def to_prompts(
     """Rows with `source` and `target` to rows that also have `prompt` and `completion`.
 
     A source that is too long is cut at its end, so that the words of the prompt after it, and the completion, survive.
+    A target is cut where it would leave no room for a source. The columns `CUTS` say what of a row was cut.
 
     Args:
         rows: From `load_task_data`.
@@ -207,23 +212,26 @@ def to_prompts(
         reserved: Positions of the sequence, or of the encoder, that the method takes.
 
     Raises:
-        ValueError: A prompt or completion that leaves no room for a source.
+        ValueError: A prompt that leaves no room for a source.
     """
-    decoder_only = source.family == "decoder_only"
+    shares_room = source.family == "decoder_only"
     limit = length_limit(source.config, tokenizer, max_length, reserved)
     template = prompt or task.prompt
-    overhead = len(tokenizer(template.format(source=""))["input_ids"]) + SPECIAL_TOKENS
+    room = limit - len(tokenizer(template.format(source=""))["input_ids"]) - SPECIAL_TOKENS
+    if room < MIN_SOURCE_TOKENS * (1 + shares_room):
+        raise ValueError(
+            f"The prompt takes {limit - room} tokens and max_length is {limit}, which leaves no room for the source. "
+            "Raise max_length, or shorten the prompt."
+        )
 
     def render(row: dict[str, str]) -> dict[str, Any]:
-        used = overhead
-        if decoder_only:
-            used += len(tokenizer(row["target"], add_special_tokens=False)["input_ids"])
-        if limit - used < MIN_SOURCE_TOKENS:
-            raise ValueError(
-                f"Prompt and target take {used} tokens and max_length is {limit}, which leaves no room for the source. "
-                "Raise max_length, or remove rows with such long targets."
-            )
-        return task.render(cut_to_tokens(row["source"], tokenizer, limit - used), row["target"], template)
+        target, used = row["target"], 0
+        if shares_room:
+            target = cut_to_tokens(target, tokenizer, room - MIN_SOURCE_TOKENS)
+            used = len(tokenizer(target, add_special_tokens=False)["input_ids"])
+        text = cut_to_tokens(row["source"], tokenizer, room - used)
+        cuts = {SOURCE_CUT: text != row["source"], TARGET_CUT: target != row["target"]}
+        return {**task.render(text, target, template), **cuts}
 
     return rows.map(render, desc="Prompts")
 
@@ -232,12 +240,12 @@ def length_limit(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None, reserved: int = 0
 ) -> int:
     """The smallest of the bounds that model (less `reserved` positions), tokenizer and user set, in tokens."""
-    positions = None if config.model_type.endswith("t5") else getattr(config, "max_position_embeddings", None)
+    positions = position_limits(config, with_rotary=True).source
     available = positions - reserved if positions else None
     return min(bound for bound in (max_length, available, tokenizer.model_max_length) if bound)
 
 
 def cut_to_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
     """The longest start of `text` of at most `max_tokens` tokens."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return text if len(ids) <= max_tokens else tokenizer.decode(ids[:max_tokens], skip_special_tokens=True)

@@ -15,7 +15,8 @@ from left_trainer.methods import get_method
 from left_trainer.methods.apply import method_name
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.saving import load_trained
-from left_trainer.models import ModelSource, is_adapter_directory, load_tokenizer
+from left_trainer.models import ModelSource, is_adapter_directory, load_tokenizer, without_adapter
+from left_trainer.models.languages import generate_in_target_language
 
 
 class Generator:
@@ -36,6 +37,8 @@ class Generator:
         self.tokenizer = load_tokenizer(source)
         self.model = load_trained(source, is_trainable=False)
         prepare_for_use(self.model)
+        if self.family == "encoder_decoder":
+            generate_in_target_language(without_adapter(self.model), self.tokenizer)
         self.model.to(device or torch.accelerator.current_accelerator() or "cpu").eval()
         self.arguments = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "do_sample": False}
 

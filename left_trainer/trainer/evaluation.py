@@ -17,7 +17,8 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 
 from left_trainer.adapters.task_ids import TASK_IDS
-from left_trainer.data.features import AnyDataset
+from left_trainer.data.dataset_types import AnyDataset
+from left_trainer.data.lengths import CutRows
 from left_trainer.evaluation.batches import (
     batches_of_similar_length,
     join_batches,
@@ -35,7 +36,9 @@ from left_trainer.evaluation.generation import (
 from left_trainer.evaluation.row_losses import SOURCES, encode, row_losses, why_not_shared_encoder
 from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, SHARED_ENCODER, SORTED_GENERATION, first_reason
 from left_trainer.models import ModelFamily, unwrapped
+from left_trainer.models.positions import Limits
 from left_trainer.token_mean import IGNORE_INDEX, accumulated_token_loss
+from left_trainer.trainer.features import evaluation_datasets, tell_cuts
 from left_trainer.trainer.losses import LossHost, loss_ranks, why_not_linear_cross_entropy
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -208,6 +211,8 @@ class GeneratingTrainer(Trainer):
     args: LeftTrainingArguments
     processing_class: PreTrainedTokenizerBase
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
+    free_positions: Limits
+    cut_rows: dict[str, CutRows]  # by split, of the rows that were counted
     only_loss_wanted = False
     _generation: GenerationInEvaluation | None = None
 
@@ -216,9 +221,15 @@ class GeneratingTrainer(Trainer):
         """How fast the last evaluation or prediction generated."""
         return self._generation.speed if self._generation else GenerationSpeed()
 
-    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
-        """`dataset` in the form that the concrete trainer expects."""
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments, split: str) -> Any:
+        """`dataset` in the form that the concrete trainer expects; what is cut of it is noted under `split`."""
         return dataset
+
+    def _features_to_evaluate(self, dataset: Any, argument: str, split: str) -> Any:
+        given = evaluation_datasets(dataset, argument)
+        features = self._features(given, self.processing_class, self.args, split)
+        tell_cuts(self, split)
+        return features
 
     def evaluate(
         self,
@@ -229,7 +240,7 @@ class GeneratingTrainer(Trainer):
     ) -> dict[str, float]:
         """Evaluate; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
         self._gen_kwargs = gen_kwargs
-        features = self._features(eval_dataset, self.processing_class, self.args)
+        features = self._features_to_evaluate(eval_dataset, "eval_dataset", metric_key_prefix)
         return self._evaluating_parent().evaluate(features, ignore_keys, metric_key_prefix)
 
     def predict(
@@ -241,7 +252,7 @@ class GeneratingTrainer(Trainer):
     ) -> PredictionOutput:
         """Predict; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
         self._gen_kwargs = gen_kwargs
-        features = self._features(test_dataset, self.processing_class, self.args)
+        features = self._features_to_evaluate(test_dataset, "test_dataset", metric_key_prefix)
         return self._evaluating_parent().predict(features, ignore_keys, metric_key_prefix)
 
     def evaluate_loss(self, dataset: AnyDataset, metric_key_prefix: str = "eval") -> float:

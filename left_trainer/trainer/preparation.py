@@ -10,17 +10,21 @@ from typing import Any, Literal
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from left_trainer.data.features import first_row_ids
+from left_trainer.data.features import first_row_ids, named_datasets
 from left_trainer.methods import PeftMethod, get_method
 from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns, is_made_by, method_name
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.saving import load_trained
-from left_trainer.models import ModelSource, build_skeleton, load_model, load_tokenizer
-from left_trainer.trainer.checks import Request, check_tokenizer
+from left_trainer.methods.virtual_tokens import Positions
+from left_trainer.models import ModelSource, build_skeleton, load_model, load_tokenizer, without_adapter
+from left_trainer.models.languages import generate_in_target_language
+from left_trainer.models.positions import Limits, position_limits
+from left_trainer.trainer.checks import Request, check_fits, check_text_tokenizer, check_tokenizer
 from left_trainer.trainer.evaluation import default_generation_length
 from left_trainer.training_args import LeftTrainingArguments
 
 DEFAULT_MAX_NEW_TOKENS = 128
+MIN_TOKENS = 2  # one to read or write, and the end of the sequence
 # Set by the user; the method's default; that times the factor of the model.
 LearningRateSource = Literal["given", "default", "scaled_default"]
 
@@ -34,12 +38,14 @@ class Preparation:
         tokenizer: Given, or the one saved with the model.
         args: With what the user left open.
         learning_rate_source: Where the learning rate comes from.
+        free_positions: Of the model, less those that the method takes.
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     args: LeftTrainingArguments
     learning_rate_source: LearningRateSource
+    free_positions: Limits
 
 
 def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Preparation:
@@ -55,15 +61,45 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
     source, args, method = request.source, request.args, request.method
     tokenizer = tokenizer or load_tokenizer(source)
     check_tokenizer(tokenizer, args, source.config)
+    check_text_tokenizer(request, tokenizer)
     options = options_from_data(request, tokenizer)
+    free = free_positions(request, options)
+    if source.family == "encoder_decoder":
+        for argument, dataset in named_datasets(request.train_dataset, request.eval_dataset).items():
+            check_fits(dataset, free, argument)
     model = prepare_model(request, options)
+    if source.family == "encoder_decoder":
+        generate_in_target_language(without_adapter(model), tokenizer)
     rate, rate_source = choose_learning_rate(args, method, source)
     resolved: dict[str, Any] = {"peft_kwargs": options, "learning_rate": rate}
     if args.predict_with_generate:
         resolved["generation_max_length"] = default_generation_length(model, args, DEFAULT_MAX_NEW_TOKENS)
         if args.packing and args.eval_packing is None:
             resolved["eval_packing"] = False  # prompts are generated from one by one
-    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source)
+    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free)
+
+
+def free_positions(request: Request, options: Mapping[str, Any]) -> Limits:
+    """The model's positions, less those that the method takes.
+
+    Args:
+        request: What the user asks for.
+        options: Of the method; those of an explicit config, or of the model's adapter, beat them.
+
+    Raises:
+        ValueError: None are left.
+    """
+    source, method, config = request.source, request.method, request.peft_config or request.source.adapter
+    taken = method.positions(config.to_dict() if config else options, source.family) if method else Positions()
+    used = (taken.source, taken.source if source.family == "decoder_only" else taken.target)
+    positions = position_limits(source.config)
+    free = Limits(*(limit and limit - number for limit, number in zip(positions, used, strict=True)))
+    if any(limit is not None and limit < MIN_TOKENS for limit in free):
+        raise ValueError(
+            f"peft_method={request.args.peft_method!r} takes {max(used)} positions, and model={source.title!r} has "
+            f"{min(filter(None, positions))}, which leaves none for a text. Lower num_virtual_tokens."
+        )
+    return free
 
 
 def method_of(source: ModelSource, args: LeftTrainingArguments, peft_config: PeftConfig | None) -> PeftMethod | None:

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
-    DataCollatorForSeq2Seq,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
@@ -28,7 +26,8 @@ from transformers.trainer_utils import EvalPrediction
 from trl import SFTTrainer
 
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
-from left_trainer.data.features import AnyDataset, dataset_form, tokenize_pairs
+from left_trainer.data.collator import corrected_collator, seq2seq_collator
+from left_trainer.data.dataset_types import AnyDataset, is_lazy, only_columns
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR, FastPath
 from left_trainer.kernels.gelu import use_fused_gelu
@@ -36,7 +35,7 @@ from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
 from left_trainer.methods.saving import complete_adapter_directory, restore_training_state, without_saving_warnings
 from left_trainer.models import ModelSource, unwrapped
-from left_trainer.trainer import batching
+from left_trainer.trainer import batching, features
 from left_trainer.trainer.checkpoints import checkpoint_to_resume
 from left_trainer.trainer.checks import Request, check
 from left_trainer.trainer.columns import with_task_column, with_task_ids
@@ -60,7 +59,8 @@ class LeftTrainer(GeneratingTrainer):
         args: `LeftTrainingArguments`. A `Seq2SeqTrainingArguments` or `SFTConfig` is taken with every value kept, the
             learning rate included. The object itself is not changed: `trainer.args` has what was left open.
         train_dataset: Rows with `prompt` and `completion`, or tokenized features with `input_ids` and `labels`; for
-            decoder-only models also TRL's `text` and `messages`.
+            decoder-only models also TRL's `text` and `messages`. A dataset of `datasets`, in any format, a list of
+            dicts, or a dataset of torch.
         eval_dataset: The same, or a dict of several.
         processing_class: The tokenizer; by default the one saved with the model.
         peft_config: An explicit PEFT config; beats `args.peft_method`.
@@ -126,6 +126,7 @@ class LeftTrainer(GeneratingTrainer):
         quantization_config: Any = None,
     ) -> None:
         args = LeftTrainingArguments.from_arguments(args or LeftTrainingArguments())
+        train_dataset, eval_dataset = features.given_datasets(train_dataset, eval_dataset)
         source = self._source_of(model, args)
         method = method_of(source, args, peft_config)
         given = (peft_config, quantization_config, train_dataset, eval_dataset, compute_loss_func, formatting_func)
@@ -139,9 +140,9 @@ class LeftTrainer(GeneratingTrainer):
             super().__init__(
                 model=ready.model,
                 args=ready.args,
-                data_collator=data_collator or self._default_collator(ready.tokenizer, ready.args),
-                train_dataset=self._features(train_dataset, ready.tokenizer, ready.args),
-                eval_dataset=self._features(eval_dataset, ready.tokenizer, ready.args),
+                data_collator=self._collator(data_collator, ready.tokenizer, ready.args),
+                train_dataset=self._features(train_dataset, ready.tokenizer, ready.args, "train"),
+                eval_dataset=self._features(eval_dataset, ready.tokenizer, ready.args, "eval"),
                 processing_class=ready.tokenizer,
                 compute_metrics=compute_metrics,
                 callbacks=[*self.hooks.callbacks(ready.model), *(callbacks or ())],
@@ -150,6 +151,7 @@ class LeftTrainer(GeneratingTrainer):
                 **({"formatting_func": formatting_func} if self.family == "decoder_only" else {}),
             )
         self._set_up_loss(compute_loss_func)
+        features.tell_cuts(self)
         use_compact_output(self)
 
     def _source_of(self, model: Any, args: LeftTrainingArguments) -> ModelSource:
@@ -171,6 +173,7 @@ class LeftTrainer(GeneratingTrainer):
         model, args = ready.model, ready.args
         self.source, self.method = request.source, request.method
         self.learning_rate_source = ready.learning_rate_source
+        self.free_positions, self.cut_rows = ready.free_positions, {}
         self.rows_were_text = batching.were_text(request.train_dataset)
         self.hooks = MethodHooks(self.method, args.peft_options, is_new=self.source.adapter is None)
         self.fast_paths[LORA_LINEAR] = use_lora_linear(model, args.use_lora_linear)
@@ -249,8 +252,15 @@ class LeftTrainer(GeneratingTrainer):
 
     # Data
 
-    def _default_collator(self, tokenizer: Any, args: LeftTrainingArguments) -> Any:
-        return None
+    def _collator(self, given: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+        return given
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        if not is_lazy(dataset):
+            return super()._remove_unused_columns(dataset, description)
+        self._set_signature_columns_if_needed()
+        columns = self._signature_columns if self.args.remove_unused_columns else None
+        return only_columns(dataset, columns) if columns else dataset
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return super()._prepare_inputs(with_task_ids(unwrapped(self.model), inputs))
@@ -309,22 +319,20 @@ class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
 
     family = "encoder_decoder"
 
-    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments, split: str) -> Any:
         if isinstance(dataset, dict):
-            return {name: self._features(part, tokenizer, args) for name, part in dataset.items()}
+            return {name: self._features(part, tokenizer, args, f"{split}_{name}") for name, part in dataset.items()}
         if dataset is None or isinstance(dataset, str):
             return dataset
-        if dataset_form(dataset, self.family, "dataset") == ("input_ids", "labels"):
-            return dataset
-        return tokenize_pairs(dataset, tokenizer, args.max_length, args.truncation_mode, args.dataset_num_proc)
+        return features.seq2seq_features(self, dataset, tokenizer, args, split)
 
     def _evaluating_parent(self) -> Any:
         # Seq2SeqTrainer gathers the rows that pad the last batch of several processes too, so that metrics count them
         # twice, and pads every generated batch to the length limit (transformers 5.23).
         return super(Seq2SeqTrainer, self)
 
-    def _default_collator(self, tokenizer: Any, args: LeftTrainingArguments) -> Any:
-        return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=args.pad_to_multiple_of)
+    def _collator(self, given: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+        return corrected_collator(given) if given else seq2seq_collator(tokenizer, args.pad_to_multiple_of)
 
 
 class LeftSFTTrainer(LeftTrainer, SFTTrainer):
@@ -332,12 +340,20 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
 
     family = "decoder_only"
 
-    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments, split: str) -> Any:
         # SFTTrainer prepares what it is constructed with and what `evaluate` gets, but not what `predict` gets.
         prepared = getattr(self, "completion_only_loss", None) is not None
-        if not prepared or not isinstance(dataset, Dataset) or "input_ids" in dataset.column_names:
+        if not prepared or dataset is None or isinstance(dataset, str | dict):
             return dataset
-        return self._prepare_dataset(dataset, tokenizer, args, False, self._formatting_func, "eval")
+        return self._prepare_dataset(dataset, tokenizer, args, False, self._formatting_func, split)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        tokenize = super()._prepare_dataset
+        return features.sft_features(
+            self, tokenize, dataset, processing_class, args, packing, formatting_func, dataset_name
+        )
 
     def log_token_metrics(self, n_tokens: torch.Tensor, n_correct: torch.Tensor, inputs: Mapping[str, Any]) -> None:
         """What `SFTTrainer` logs beside the loss, but for the entropy, which costs another pass over the logits."""

@@ -182,3 +182,12 @@ def test_trackers_are_called_before_the_callbacks_of_the_user(tmp_path, monkeypa
     assert kinds.index(Tracker) < kinds.index(OfUser), (
         f"Trainer now calls its trackers after the user's callbacks: see what is left for {home('LoggingCallback')}."
     )
+
+
+def test_labels_are_padded_on_the_side_of_the_sources():
+    tokenizer = tiny_tokenizer("encoder_decoder")
+    tokenizer.padding_side = "left"
+    labels = DataCollatorForSeq2Seq(tokenizer)([ROWS[0], ROWS[1]])["labels"]
+    assert labels[1].tolist() == [-100, 7, 1], (
+        f"Labels are now padded on the right in any case: simplify {home('corrected_collator')}."
+    )

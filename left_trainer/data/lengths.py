@@ -1,0 +1,98 @@
+"""Rows that are too long: cut, counted, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from left_trainer.data.dataset_types import AnyDataset
+from left_trainer.token_mean import IGNORE_INDEX
+
+# Columns of a row that say whether its texts were cut.
+SOURCE_CUT, TARGET_CUT = CUTS = "source_was_cut", "target_was_cut"
+SLICES = {"keep_start": lambda limit: slice(None, limit), "keep_end": lambda limit: slice(-limit, None)}
+
+
+@dataclass(frozen=True)
+class CutRows:
+    """How many rows of a split were too long.
+
+    Args:
+        rows: All of the split.
+        sources: Of which the source, or the prompt, was cut.
+        targets: Of which the target was cut.
+        dropped: That were left without a target, and are not used.
+    """
+
+    rows: int
+    sources: int = 0
+    targets: int = 0
+    dropped: int = 0
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to say."""
+        return bool(self.sources or self.targets or self.dropped)
+
+    def __str__(self) -> str:
+        """`12 of 65 sources, 1 of 65 targets`."""
+        parts = [
+            f"{count} of {self.rows} {name}"
+            for name, count in (("sources", self.sources), ("targets", self.targets))
+            if count
+        ]
+        dropped = f" ({self.dropped} rows dropped, which kept no target)" if self.dropped else ""
+        return ", ".join(parts) + dropped
+
+
+def count_cut_rows(rows: Dataset, n_rows: int | None = None) -> CutRows:
+    """The counts of what the columns `CUTS` say; rows without them were not cut.
+
+    Args:
+        rows: After the cut.
+        n_rows: Before some were dropped.
+    """
+    sources, targets = (sum(rows[name]) if name in rows.column_names else 0 for name in CUTS)
+    total = len(rows) if n_rows is None else n_rows
+    return CutRows(total, sources, targets, total - len(rows))
+
+
+def cut_sequences(dataset: AnyDataset, limit: int | None, mode: str) -> AnyDataset:
+    """Rows of a decoder-only model with at most `limit` tokens, and in `CUTS` what of them was cut.
+
+    Args:
+        dataset: With `input_ids` and `labels`, which have -100 at the prompt. Columns of `CUTS` are added to.
+        limit: Number of tokens; `None` cuts nothing.
+        mode: TRL's `truncation_mode`.
+    """
+    if limit is None:
+        return dataset
+
+    def cut(row: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {name: row[name][SLICES[mode](limit)] for name in ("input_ids", "labels")}
+        before, after = (_number_of_targets(labels) for labels in (row["labels"], kept["labels"]))
+        source_cut = len(row["labels"]) - before > len(kept["labels"]) - after
+        return {
+            **kept,
+            SOURCE_CUT: bool(row.get(SOURCE_CUT)) or source_cut,
+            TARGET_CUT: bool(row.get(TARGET_CUT)) or before > after,
+        }
+
+    return dataset.map(cut, **({"desc": "Truncating"} if isinstance(dataset, Dataset) else {}))
+
+
+def has_target(row: Mapping[str, Any]) -> bool:
+    """Whether a row has something to learn."""
+    return _number_of_targets(row["labels"]) > 0
+
+
+def _number_of_targets(labels: list[int]) -> int:
+    return len(labels) - labels.count(IGNORE_INDEX)
+
+
+def describe_cuts(counts: Mapping[str, CutRows]) -> str | None:
+    """One sentence on all splits in which something was cut; `None` where there is none."""
+    told = [f"{counted} of the {split} rows" for split, counted in counts.items() if counted]
+    return f"Texts that are too long were cut: {'; '.join(told)}." if told else None
