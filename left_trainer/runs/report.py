@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from left_trainer.data.cut_rows import CutRows
 from left_trainer.runs.files_of_0_1 import upgrade_learning_rate_source
 from left_trainer.runs.json_records import from_json, read_json, to_json, write_json
 from left_trainer.runs.tuning import TuningResult
@@ -71,6 +72,7 @@ class TrainingReport:
         tuning: The trials, where the source is `tuned`.
         memory_before_model_bytes: Measured in a comparison: in use before the model was loaded.
         general_loss: Measured in a comparison: loss on general text after the run, in nats per token.
+        cut_rows: How many rows of `train`, `eval` and `test` were too long; a split that is streamed is not counted.
     """
 
     method: str
@@ -104,6 +106,7 @@ class TrainingReport:
     tuning: TuningResult | None = None
     memory_before_model_bytes: int | None = None
     general_loss: float | None = None
+    cut_rows: Mapping[str, CutRows] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

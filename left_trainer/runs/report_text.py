@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from left_trainer.callbacks.tables import format_table
+from left_trainer.data.cut_rows import describe_cuts
 from left_trainer.evaluation.scores import is_score
 from left_trainer.runs.report import Sample, TrainingReport
 
@@ -26,6 +27,7 @@ def results_section(report: TrainingReport) -> str:
         f"({report.trainable_percent or 0:.3f} %), {report.train_steps} steps of {report.train_batch_size} rows at "
         f"a learning rate of {report.learning_rate or 0:g}, seed {report.seed}.",
         "",
+        *_cuts(report),
         f"The prompt was `{report.prompt!r}`; this uses it:",
         "",
         "```bash",
@@ -44,7 +46,15 @@ def format_report(report: TrainingReport, folder: str) -> str:
     speed = report.train_steps_per_second
     pace = f"Trained {report.train_steps} steps at {speed:.2f} steps/s. " if speed else ""
     what = "Model" if report.method == "full" else "Adapter"
-    return "\n".join(["", *samples, table, "", f"{pace}{what}, report, model card and plots are in {folder}"])
+    return "\n".join(
+        ["", *samples, table, "", *_cuts(report), f"{pace}{what}, report, model card and plots are in {folder}"]
+    )
+
+
+def _cuts(report: TrainingReport) -> list[str]:
+    """What was cut of the rows, as a paragraph; no line where nothing was."""
+    sentence = describe_cuts(report.cut_rows)
+    return [sentence, ""] if sentence else []
 
 
 def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:

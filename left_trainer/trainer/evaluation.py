@@ -17,8 +17,8 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 
 from left_trainer.adapters.task_ids import TASK_IDS
+from left_trainer.data.cut_rows import CutRows
 from left_trainer.data.dataset_types import AnyDataset
-from left_trainer.data.lengths import CutRows
 from left_trainer.evaluation.batches import (
     batches_of_similar_length,
     join_batches,
@@ -226,6 +226,8 @@ class GeneratingTrainer(Trainer):
         return dataset
 
     def _features_to_evaluate(self, dataset: Any, argument: str, split: str) -> Any:
+        if dataset is None or isinstance(dataset, str):
+            return dataset
         given = evaluation_datasets(dataset, argument)
         features = self._features(given, self.processing_class, self.args, split)
         tell_cuts(self, split)

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from left_trainer.data.cut_rows import CutRows, describe_cuts
 from left_trainer.data.dataset_types import AnyDataset, as_dataset, is_lazy
 from left_trainer.data.features import columns_of_other_forms, dataset_form, tokenize_pairs
-from left_trainer.data.lengths import CUTS, CutRows, count_cut_rows, cut_sequences, describe_cuts, has_target
+from left_trainer.data.lengths import CUTS, count_cut_rows, cut_sequences, has_target
 from left_trainer.models import ModelFamily
 from left_trainer.models.positions import Limits
 from left_trainer.trainer.checks import check_fits

@@ -345,15 +345,15 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         prepared = getattr(self, "completion_only_loss", None) is not None
         if not prepared or dataset is None or isinstance(dataset, str | dict):
             return dataset
-        return self._prepare_dataset(dataset, tokenizer, args, False, self._formatting_func, split)
+        tokenize = super()._prepare_dataset
+        return features.sft_features(self, tokenize, dataset, tokenizer, args, False, self._formatting_func, split)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
+        split = dataset_name if dataset_name in ("train", "eval") else f"eval_{dataset_name}"
         tokenize = super()._prepare_dataset
-        return features.sft_features(
-            self, tokenize, dataset, processing_class, args, packing, formatting_func, dataset_name
-        )
+        return features.sft_features(self, tokenize, dataset, processing_class, args, packing, formatting_func, split)
 
     def log_token_metrics(self, n_tokens: torch.Tensor, n_correct: torch.Tensor, inputs: Mapping[str, Any]) -> None:
         """What `SFTTrainer` logs beside the loss, but for the entropy, which costs another pass over the logits."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from left_trainer.data.cut_rows import CutRows
 from left_trainer.runs.json_records import from_json, to_json
 from left_trainer.runs.report import REPORT_FILE, FastPathUse, Metrics, PeakMemory, Sample, TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
@@ -45,8 +46,9 @@ REPORT = TrainingReport(
     device="cpu",
     machine="a machine",
     tuning=TuningResult("rougeL", 2, (Trial(6e-4, 50.0, 4, 2.0), Trial(2e-3, None, 4, None)), 8, 2.0),
+    cut_rows={"test": CutRows(65, sources=12)},
 )
-OPTIONAL = ("learning_rate_factor", "tuning", "memory_before_model_bytes", "general_loss")
+OPTIONAL = ("learning_rate_factor", "tuning", "memory_before_model_bytes", "general_loss", "cut_rows")
 
 
 def test_what_is_written_is_read_back(tmp_path):
