@@ -19,6 +19,9 @@ class ModelArguments:
         model_revision: Branch, tag or commit on the Hub.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the dtype of the checkpoint.
         token: Hub token for private models; by default the token of `hf auth login`.
+        trust_remote_code: Allow code that comes with the model to run.
+        pad_token: Token that fills rows up, where the tokenizer has none or another is wanted.
+        pad_to_multiple_of: Fill rows up to a multiple of this number of tokens.
     """
 
     model_name_or_path: str | None = field(
@@ -33,6 +36,15 @@ class ModelArguments:
         metadata={"help": "Dtype of the weights.", "choices": ["float32", "bfloat16", "float16", "auto"]},
     )
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Allow code that comes with the model to run. Only for models you trust."}
+    )
+    pad_token: str | None = field(
+        default=None, metadata={"help": "Token that fills rows up. Default: the tokenizer's."}
+    )
+    pad_to_multiple_of: int | None = field(
+        default=None, metadata={"help": "Fill rows up to a multiple of this number of tokens."}
+    )
 
     def source(self, args: LeftTrainingArguments) -> ModelSource:
         """The model to load. Its config is read, its weights are not.
@@ -48,6 +60,7 @@ class ModelArguments:
         """
         given: dict[str, Any] = {"dtype": self.dtype, "revision": self.model_revision, "token": self.token}
         options = {name: value for name, value in given.items() if value is not None} | loading_options(args)
+        options["trust_remote_code"] = options["trust_remote_code"] or self.trust_remote_code
         name = self.model_name_or_path or DEFAULT_MODEL
         factor = LEARNING_RATE_FACTOR if name in MODEL_NAMES else 1.0
         return ModelSource.of(MODEL_NAMES.get(name, name), options, factor)

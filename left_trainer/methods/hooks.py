@@ -41,13 +41,15 @@ class MethodHooks:
         return [callback] if callback else []
 
     def initialize(self, model: nn.Module, batches: Batches, seed: int) -> None:
-        """Set the weights of a new adapter from the model or data. The random state of the caller is left as it was."""
+        """Set the weights of a new adapter from the model or data, once. The random state is left as it was."""
         if self.method and self.method.initialize and self.is_new:
             with seeded(seed):
                 self.method.initialize(model, batches, self.options)
+        self.is_new = False
 
     def restore(self, model: nn.Module, directory: str) -> None:
         """Give the model the shape that the adapter saved in `directory` has."""
+        self.is_new = False
         if self.method and self.method.restore:
             self.method.restore(model, directory)
 

@@ -16,6 +16,7 @@ from left_trainer.callbacks.step_timer import StepTimerCallback
 from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.evaluation.scores import without_prefix
 from left_trainer.evaluation.text_metrics import decode
+from left_trainer.methods.options import plain_options
 from left_trainer.models import unwrapped
 from left_trainer.runs.measurements import machine_name, saved_bytes, target_tokens_per_row
 from left_trainer.runs.report import (
@@ -80,7 +81,7 @@ def build_report(
     batch_size, speed = _rows_per_step(args), _steps_per_second(trainer)
     return TrainingReport(
         method=trainer.method.name if trainer.method else count.method,
-        peft_kwargs=args.peft_options,
+        peft_kwargs=plain_options(args.peft_options),
         task=task.name,
         prompt=prompt or task.prompt,
         base_model=trainer.base_model_name,

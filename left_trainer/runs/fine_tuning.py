@@ -18,7 +18,7 @@ from left_trainer.runs.build_report import build_report, collect_samples, write_
 from left_trainer.runs.report import TrainingReport
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
-from left_trainer.training_args import LeftTrainingArguments
+from left_trainer.training_args import FLAGS_OF_OTHERS, LeftTrainingArguments
 
 N_SAMPLES = 3
 # What a run on a task differs in from Hugging Face's defaults; a user's flags beat them.
@@ -44,13 +44,26 @@ class Run:
     prompt: str | None
 
 
+class TrainingParser(TrlParser):
+    """A parser of `ModelArguments`, `DataArguments` and `LeftTrainingArguments`.
+
+    Three flags that Hugging Face's scripts have in their `ModelArguments` stand there here too, and are handed on.
+    """
+
+    def parse_args_into_dataclasses(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """As in `HfArgumentParser`."""
+        model_args, data_args, training_args, *rest = super().parse_args_into_dataclasses(*args, **kwargs)
+        given = {name: getattr(model_args, name) for name in FLAGS_OF_OTHERS}
+        return (model_args, data_args, training_args.replaced(**given), *rest)
+
+
 def training_parser(**defaults: Any) -> TrlParser:
     """A parser of `ModelArguments`, `DataArguments` and `LeftTrainingArguments`, from flags or, with `--config`, YAML.
 
     Args:
         defaults: What a recipe sets beside `TASK_DEFAULTS`; flags and the YAML file beat them.
     """
-    parser = TrlParser((ModelArguments, DataArguments, LeftTrainingArguments))
+    parser = TrainingParser((ModelArguments, DataArguments, LeftTrainingArguments))
     parser.set_defaults(**{**TASK_DEFAULTS, **defaults})
     return parser
 

@@ -17,12 +17,15 @@ from left_trainer.adapters.task_ids import TASK_IDS, number_of_tasks
 from left_trainer.data.dataset_types import is_lazy
 from left_trainer.data.features import dataset_form, named_datasets
 from left_trainer.data.sampling import row_lengths
-from left_trainer.methods import PeftMethod
-from left_trainer.methods.apply import check_packages
+from left_trainer.methods import PeftMethod, get_method
+from left_trainer.methods.apply import check_packages, is_made_by
 from left_trainer.methods.method import Feature
-from left_trainer.models import ModelSource
+from left_trainer.methods.options import plain_options
+from left_trainer.models import ModelFamily, ModelSource
 from left_trainer.models.languages import check_languages
 from left_trainer.models.positions import Limits
+from left_trainer.models.source import HUB_ARGUMENTS
+from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
 from left_trainer.training_args import LeftTrainingArguments
 
 RESULT_FILES = (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
@@ -43,6 +46,11 @@ class Request:
         eval_dataset: As given.
         compute_loss_func: Replaces the loss.
         formatting_func: Of `SFTTrainer`.
+        data_collator: As given.
+        optimizers: The same.
+        optimizer_cls_and_kwargs: The same.
+        makes_models: Whether the model is of `model_init`.
+        names_method: Whether `peft_method` was an argument of the trainer, and not of `args`.
     """
 
     source: ModelSource
@@ -54,6 +62,17 @@ class Request:
     eval_dataset: Any = None
     compute_loss_func: Callable[..., Any] | None = None
     formatting_func: Callable[..., Any] | None = None
+    data_collator: Callable[..., Any] | None = None
+    optimizers: Optimizers = (None, None)
+    optimizer_cls_and_kwargs: ClassAndArguments | None = None
+    makes_models: bool = False
+    names_method: bool = False
+
+    @property
+    def rows_are_tokens(self) -> bool:
+        """Whether every dataset that was given holds token ids."""
+        datasets = named_datasets(self.train_dataset, self.eval_dataset).values()
+        return all("input_ids" in next(iter(dataset), ()) for dataset in datasets)
 
     @property
     def is_quantized(self) -> bool:
@@ -69,6 +88,9 @@ def check(request: Request) -> None:
         FileExistsError, PermissionError: `output_dir` holds an earlier result, or cannot be written.
     """
     check_model_and_method(request)
+    check_one_method(request)
+    check_loading(request)
+    check_optimizer(request.optimizers, request.optimizer_cls_and_kwargs, request.method, request.makes_models)
     check_formatting(request)
     check_losses(request)
     check_devices(request.args)
@@ -78,11 +100,60 @@ def check(request: Request) -> None:
     check_datasets(request)
 
 
+def check_family(source: ModelSource, family: ModelFamily, trainer: str) -> None:
+    """Refuse a model of the other family than that of the trainer's class."""
+    if source.family != family:
+        raise ValueError(
+            f"{trainer} trains {family} models and model={source.title!r} is {source.family}: it would train on "
+            "another objective than the model's. Use LeftTrainer, which chooses the right class by itself."
+        )
+
+
 def check_model_and_method(request: Request) -> None:
     """What is wrong whatever the data: a field that the family ignores, precision, what the method cannot do."""
     request.args.check_family(request.source.family)
     check_precision(request.args, request.source.config)
     check_method(request)
+
+
+def check_one_method(request: Request) -> None:
+    """Refuse a method, or options, beside an adapter or a config that would be used in their place."""
+    args, config = request.args, request.peft_config or request.source.adapter
+    if config is None:
+        return
+    asked, what = get_method(args.peft_method), "peft_config" if request.peft_config else "the adapter of the model"
+    if request.names_method and not is_made_by(config, asked):
+        raise ValueError(
+            f"peft_method={asked.name!r} and {what}, a {type(config).__name__}, name different methods. Remove one of "
+            "them."
+        )
+    ignored = {
+        name: value
+        for name, value in args.peft_options.items()
+        if name not in asked.hook_options and plain_options(getattr(config, name, None)) != plain_options(value)
+    }
+    if ignored:
+        raise ValueError(
+            f"peft_kwargs={ignored!r} would have no effect: {what} has its own options. Remove peft_kwargs, or "
+            f"{'set them in peft_config' if request.peft_config else 'start from the model without the adapter'}."
+        )
+
+
+def check_loading(request: Request) -> None:
+    """Refuse options of loading for a model that is loaded."""
+    if not request.source.is_loaded:
+        return
+    of_weights = {
+        name: value
+        for name, value in (request.args.model_init_kwargs or {}).items()
+        if name not in (*HUB_ARGUMENTS, "trust_remote_code")
+    }
+    for argument, value in (("model_init_kwargs", of_weights), ("quantization_config", request.quantization_config)):
+        if value:
+            raise ValueError(
+                f"{argument}={value!r} has no effect on a model that is loaded already. Pass the model's name or path, "
+                "or load it with these options."
+            )
 
 
 def check_formatting(request: Request) -> None:
@@ -215,15 +286,17 @@ def check_datasets(request: Request) -> None:
         dataset_form(dataset, request.source.family, argument, request.args.dataset_text_field)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, args: LeftTrainingArguments, config: PreTrainedConfig) -> None:
-    """Give the tokenizer the pad token of `args`, and raise when it has none or does not fit the model."""
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, request: Request) -> None:
+    """Give the tokenizer the pad token of the arguments, and raise when it lacks one or does not fit the model."""
+    args, config = request.args, request.source.config
+    pads_itself = request.data_collator is not None and request.rows_are_tokens and not args.predict_with_generate
     if args.pad_token is not None:
         if args.pad_token not in tokenizer.get_vocab():
             raise ValueError(
                 f"pad_token={args.pad_token!r} is not in the tokenizer's vocabulary. Pass a token that is."
             )
         tokenizer.pad_token = args.pad_token
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and not pads_itself:
         raise ValueError(
             "processing_class has no pad token, so rows of different lengths cannot form a batch. Set one, for example "
             f"tokenizer.pad_token = {tokenizer.eos_token!r} in Python, or --pad_token {tokenizer.eos_token!r} on the "

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from left_trainer.data.features import first_row_ids, named_datasets
 from left_trainer.methods import PeftMethod, get_method
@@ -16,7 +18,14 @@ from left_trainer.methods.apply import apply_built, apply_config, build_config, 
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.saving import load_trained
 from left_trainer.methods.virtual_tokens import Positions
-from left_trainer.models import ModelSource, build_skeleton, load_model, load_tokenizer, without_adapter
+from left_trainer.models import (
+    ModelFamily,
+    ModelSource,
+    build_skeleton,
+    load_model,
+    load_tokenizer,
+    without_adapter,
+)
 from left_trainer.models.languages import generate_in_target_language
 from left_trainer.models.positions import Limits, position_limits
 from left_trainer.trainer.checks import Request, check_fits, check_text_tokenizer, check_tokenizer
@@ -35,14 +44,14 @@ class Preparation:
 
     Args:
         model: Loaded and wrapped.
-        tokenizer: Given, or the one saved with the model.
+        tokenizer: Given, or the one saved with the model; `None` where there is none and none is needed.
         args: With what the user left open.
         learning_rate_source: Where the learning rate comes from.
         free_positions: Of the model, less those that the method takes.
     """
 
     model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     args: LeftTrainingArguments
     learning_rate_source: LearningRateSource
     free_positions: Limits
@@ -59,16 +68,17 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
         ValueError: A tokenizer that cannot be used, or as `prepare_model`.
     """
     source, args, method = request.source, request.args, request.method
-    tokenizer = tokenizer or load_tokenizer(source)
-    check_tokenizer(tokenizer, args, source.config)
-    check_text_tokenizer(request, tokenizer)
+    tokenizer = tokenizer or _own_tokenizer(request)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, request)
+        check_text_tokenizer(request, tokenizer)
     options = options_from_data(request, tokenizer)
     free = free_positions(request, options)
     if source.family == "encoder_decoder":
         for argument, dataset in named_datasets(request.train_dataset, request.eval_dataset).items():
             check_fits(dataset, free, argument)
     model = prepare_model(request, options)
-    if source.family == "encoder_decoder":
+    if source.family == "encoder_decoder" and tokenizer is not None:
         generate_in_target_language(without_adapter(model), tokenizer)
     rate, rate_source = choose_learning_rate(args, method, source)
     resolved: dict[str, Any] = {"peft_kwargs": options, "learning_rate": rate}
@@ -126,7 +136,22 @@ def choose_learning_rate(
     return source.learning_rate_factor * default, "scaled_default"
 
 
-def options_from_data(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _own_tokenizer(request: Request) -> PreTrainedTokenizerBase | None:
+    """The tokenizer saved with the model; `None` where there is none and the user's collator takes rows of tokens."""
+    try:
+        return load_tokenizer(request.source)
+    except ValueError:
+        if request.data_collator is None or not request.rows_are_tokens or request.args.predict_with_generate:
+            raise
+        return None
+
+
+def tokenizer_without_tokens(family: ModelFamily) -> PreTrainedTokenizerBase | None:
+    """What Hugging Face's constructor takes where there is no tokenizer: TRL asks for one, and tokenizes nothing."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel())) if family == "decoder_only" else None
+
+
+def options_from_data(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     """The user's options, with those that the method takes from the first training row."""
     args, method, dataset = request.args, request.method, request.train_dataset
     options = args.peft_options
