@@ -12,6 +12,7 @@ import pytest
 from datasets import Dataset
 from transformers import MBart50Tokenizer
 
+from places import REPOSITORY
 from tiny import TINY_BART, tiny_model, tiny_rows, tiny_tokenizer
 
 HERE = Path(__file__).parent
@@ -31,6 +32,18 @@ def with_left_trainer(script: str, argument: str) -> str:
     assert count == 1
     first = "\nfrom datasets import"
     return changed.replace(first, f"\nfrom left_trainer import LeftTrainer{first}", 1)
+
+
+def test_the_page_shows_the_lines_that_are_changed():
+    page = (REPOSITORY / "docs" / "migrating.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```diff\n(.*?)```", page, flags=re.DOTALL) for line in block.splitlines()]
+    scripts = [(HERE / f"{name}_script.py").read_text(encoding="utf-8") for name in SCRIPTS]
+    removed = {line[1:] for line in lines if line.startswith("-")}
+    added = {line[1:] for line in lines if line.startswith("+")}
+    for script in scripts:
+        before, after = script.splitlines(), with_left_trainer(script, 'peft_method="lora"').splitlines()
+        assert {line for line in before if line not in after} == {line for line in before if line in removed}
+        assert {line for line in after if line not in before} == added
 
 
 @pytest.fixture(scope="module")
