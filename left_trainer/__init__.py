@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from left_trainer.methods import PeftMethod, apply_method, get_method, list_methods, register_method
     from left_trainer.models import ModelSource, load_tokenizer
     from left_trainer.runs.build_report import build_report, collect_samples, write_report
-    from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser, with_task_settings
+    from left_trainer.runs.fine_tuning import fine_tune, score, set_up, training_parser, with_task_settings
     from left_trainer.runs.report import TrainingReport
     from left_trainer.runs.report_text import format_report
     from left_trainer.tasks import HubDataset, Task, get_task, list_tasks, register_task
@@ -67,6 +67,7 @@ _HOMES = {
     "prepare_task_data": "left_trainer.data.loading",
     "register_method": "left_trainer.methods",
     "register_task": "left_trainer.tasks",
+    "score": "left_trainer.runs.fine_tuning",
     "set_up": "left_trainer.runs.fine_tuning",
     "text_metrics": "left_trainer.evaluation.text_metrics",
     "training_parser": "left_trainer.runs.fine_tuning",
@@ -107,6 +108,7 @@ __all__ = [
     "prepare_task_data",
     "register_method",
     "register_task",
+    "score",
     "set_up",
     "text_metrics",
     "training_parser",

@@ -63,7 +63,8 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             would leave soft prompts untrained.
         max_length: Maximum length in tokens: of prompt and completion together for decoder-only models, of source and
             target separately for encoder-decoder models.
-        generation_max_length: Maximum length of the generated text in tokens, for both families.
+        generation_max_length: Maximum number of generated tokens, for both families; `docs/evaluation.md` says which
+            limit wins.
         train_sampling_strategy: How rows are grouped into batches. If unset, rows of text are batched by similar length
             and rows of token ids randomly; see `left_trainer.data.sampling`. Otherwise as in `TrainingArguments`.
         overwrite_output_dir: Allow training into an `output_dir` that contains the result of an earlier run.

@@ -27,9 +27,9 @@ from left_trainer.callbacks.memory_counters import memory_counter
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.comparison.general_text import general_loss, general_rows
 from left_trainer.data.arguments import DataArguments, ModelArguments
-from left_trainer.runs.build_report import build_report, collect_samples
+from left_trainer.runs.build_report import build_report, collect_samples, majority_share
 from left_trainer.runs.files_of_0_1 import upgrade_tuning
-from left_trainer.runs.fine_tuning import TASK_DEFAULTS, set_up
+from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, set_up
 from left_trainer.runs.json_records import from_json, read_json, write_json
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import TuningResult
@@ -142,11 +142,12 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
         trainer.save_model()
     release_training_memory(trainer)
     split = "validation" if cell.kind == "trial" else "test"
-    predictions = trainer.predict(run.data[split])
+    predictions = score(trainer, run.data[split])
     before, after = (predictions.metrics, None) if cell.kind == BASE else (None, predictions.metrics)
     texts = {"prediction": predictions.predictions}
     samples = collect_samples(run.data[split], trainer.processing_class, texts, N_SAMPLES)
-    report = build_report(trainer, run.task, before, after, run.prompt, samples)
+    share = majority_share(run.task, run.data[split]["target"])
+    report = build_report(trainer, run.task, before, after, run.prompt, samples, share)
     if not cell.save_adapter:
         remove_weights(folder)
     if cell.kind == BASE:

@@ -27,6 +27,10 @@ FORMS: dict[ModelFamily, tuple[tuple[str, ...], ...]] = {
 }
 
 
+# Columns from which TRL makes labels.
+MASKS = ("completion_mask", "assistant_masks")
+
+
 def dataset_form(dataset: AnyDataset, family: ModelFamily, argument: str, text_field: str = "text") -> tuple[str, ...]:
     """The columns by which `dataset` is recognised: the first entry of `FORMS` that it has.
 
@@ -100,6 +104,34 @@ def _text_of(target: Any) -> str:
     return target if isinstance(target, str) else str(target or "")
 
 
+def _columns(rows: AnyDataset) -> set[str]:
+    return set(rows.column_names if isinstance(rows, Dataset) else next(iter(rows), {}))
+
+
+def are_prompts(rows: AnyDataset) -> bool:
+    """Whether the rows that a user gave are text prompts alone, with nothing to compare an answer with."""
+    return "prompt" in _columns(rows) and not {"completion", "input_ids"} & _columns(rows)
+
+
+def have_no_labels(rows: AnyDataset) -> bool:
+    """Whether the rows that a user gave are token ids alone. A model that generates continues them."""
+    return "input_ids" in _columns(rows) and not {"labels", *MASKS} & _columns(rows)
+
+
+def completion_texts(rows: AnyDataset) -> list[str] | None:
+    """The text of the completions as the user wrote it; `None` where there is none: in rows of tokens, or of prompts.
+
+    Of a completion of chat messages it is what they say.
+    """
+    if "completion" not in _columns(rows) or "input_ids" in _columns(rows):
+        return None
+    completions = rows["completion"] if isinstance(rows, Dataset) else (row["completion"] for row in rows)
+    return [
+        text if isinstance(text, str) else "\n".join(str(message.get("content") or "") for message in text)
+        for text in completions
+    ]
+
+
 def tokenize_pairs(
     dataset: AnyDataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -108,6 +140,8 @@ def tokenize_pairs(
     num_proc: int | None = None,
 ) -> AnyDataset:
     """Prompt/completion rows to `input_ids`, `attention_mask` and `labels`; other columns but `task_ids` are dropped.
+
+    Rows without a completion get no labels.
 
     Args:
         dataset: Rows with the text columns `prompt` and `completion`.
@@ -127,20 +161,22 @@ def tokenize_pairs(
         tokenizer.truncation_side, previous = side, tokenizer.truncation_side
         features, sources_cut = _tokenize(tokenizer, "text", rows["prompt"], limits.source)
         tokenizer.truncation_side = "right"
-        # A completion starts with the space that parts it from the prompt; a decoder of its own needs none.
-        completions = [completion.strip() for completion in rows["completion"]]
-        room = None if limits.target is None else limits.target - len(end)
-        targets, targets_cut = _tokenize(tokenizer, "text_target", completions, room)
-        tokenizer.truncation_side = previous
         features.pop("token_type_ids", None)
-        features["labels"] = [ids if ids[-1:] == end else [*ids, *end] for ids in targets["input_ids"]]
-        for name, cut in ((SOURCE_CUT, sources_cut), (TARGET_CUT, targets_cut)):
+        cuts = {SOURCE_CUT: sources_cut}
+        if "completion" in rows:
+            # A completion starts with the space that parts it from the prompt; a decoder of its own needs none.
+            completions = [completion.strip() for completion in rows["completion"]]
+            room = None if limits.target is None else limits.target - len(end)
+            targets, cuts[TARGET_CUT] = _tokenize(tokenizer, "text_target", completions, room)
+            features["labels"] = [ids if ids[-1:] == end else [*ids, *end] for ids in targets["input_ids"]]
+        tokenizer.truncation_side = previous
+        for name, cut in cuts.items():
             features[name] = [bool(now or before) for now, before in zip(cut, rows.get(name, cut), strict=True)]
         return features
 
     first = next(iter(dataset))
     for column in ("prompt", "completion"):
-        if not isinstance(first[column], str):
+        if not isinstance(first.get(column, ""), str):
             raise ValueError(
                 f"The column {column!r} holds {type(first[column]).__name__}; encoder-decoder models need text. Render "
                 "chat messages to text first."
@@ -168,6 +204,29 @@ def _ends_targets(tokenizer: PreTrainedTokenizerBase) -> bool:
     target, text = (tokenizer(text_target="a", add_special_tokens=add)["input_ids"] for add in (True, False))
     starts = (start for start in range(len(target)) if target[start : start + len(text)] == text)
     return tokenizer.eos_token_id in target[next(starts, 0) + len(text) :]
+
+
+def tokenize_prompts(rows: AnyDataset, tokenizer: PreTrainedTokenizerBase, **template: Any) -> AnyDataset:
+    """Rows of prompts alone to `input_ids` and, for TRL's collator, `labels` of -100, for a decoder-only model.
+
+    Args:
+        rows: With the column `prompt`: text or chat messages, and perhaps `tools`; or with `input_ids` alone.
+        tokenizer: Of the model.
+        template: For the tokenizer's chat template.
+    """
+
+    def tokenize(row: Mapping[str, Any]) -> dict[str, Any]:
+        if "input_ids" in row:
+            ids = row["input_ids"]
+        elif isinstance(row["prompt"], str):
+            ids = tokenizer(row["prompt"])["input_ids"]
+        else:
+            ids = tokenizer.apply_chat_template(
+                row["prompt"], tools=row.get("tools"), add_generation_prompt=True, return_dict=False, **template
+            )
+        return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
+
+    return rows.map(tokenize)
 
 
 def _first_process_of_machine_first(dataset: AnyDataset) -> contextlib.AbstractContextManager[None]:

@@ -28,20 +28,26 @@ def count_cut_rows(rows: Dataset, n_rows: int | None = None) -> CutRows:
     return CutRows(total, sources, targets, total - len(rows))
 
 
-def cut_sequences(dataset: AnyDataset, limit: int | None, mode: str) -> AnyDataset:
+def cut_sequences(dataset: AnyDataset, limit: int | None, mode: str, keeps_prompts: bool = False) -> AnyDataset:
     """Rows of a decoder-only model with at most `limit` tokens, and in `CUTS` what of them was cut.
 
     Args:
         dataset: With `input_ids` and `labels`, which have -100 at the prompt. Columns of `CUTS` are added to.
         limit: Number of tokens; `None` cuts nothing.
         mode: TRL's `truncation_mode`.
+        keeps_prompts: Whether a row that would be left without prompt or target keeps the end of its prompt, which can
+            be continued but has no loss.
     """
     if limit is None:
         return dataset
 
     def cut(row: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {name: row[name][SLICES[mode](limit)] for name in ("input_ids", "labels")}
+        kept = {name: list(row[name])[SLICES[mode](limit)] for name in ("input_ids", "labels")}
         before, after = (_number_of_targets(labels) for labels in (row["labels"], kept["labels"]))
+        has_both = after and kept["labels"][0] == IGNORE_INDEX
+        prompt = _prompt(row)[-limit:]
+        if keeps_prompts and len(row["labels"]) > limit and prompt and not has_both:
+            kept, after = {"input_ids": prompt, "labels": [IGNORE_INDEX] * len(prompt)}, 0
         source_cut = len(row["labels"]) - before > len(kept["labels"]) - after
         return {
             **kept,
@@ -55,6 +61,12 @@ def cut_sequences(dataset: AnyDataset, limit: int | None, mode: str) -> AnyDatas
 def has_target(row: Mapping[str, Any]) -> bool:
     """Whether a row has something to learn."""
     return _number_of_targets(row["labels"]) > 0
+
+
+def _prompt(row: Mapping[str, Any]) -> list[int]:
+    """The tokens before the first that has a label."""
+    end = next((place for place, label in enumerate(row["labels"]) if label != IGNORE_INDEX), None)
+    return list(row["input_ids"][:end])
 
 
 def _number_of_targets(labels: list[int]) -> int:

@@ -94,11 +94,13 @@ def prepare_task_data(
     source = ModelSource.of(model, loading_options(args))
     splits = load_task_data(task, data, token=source.options.get("token"))
     reserved = get_method(args.peft_method).positions(args.peft_options, source.family).source
+    new_tokens = (args.generation_max_length or 0) if args.predict_with_generate else 0
 
-    def prompts(rows: Dataset) -> Dataset:
-        return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved)
+    def prompts(name: str, rows: Dataset) -> Dataset:
+        room = 0 if name == "train" else new_tokens  # what is scored has to fit behind the prompt
+        return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved, room)
 
-    return DatasetDict({name: prompts(rows) for name, rows in splits.items()})
+    return DatasetDict({name: prompts(name, rows) for name, rows in splits.items()})
 
 
 def embedded_data(task: Task) -> DatasetDict:
@@ -195,6 +197,7 @@ def to_prompts(
     max_length: int | None,
     prompt: str | None = None,
     reserved: int = 0,
+    new_tokens: int = 0,
 ) -> Dataset:
     """Rows with `source` and `target` to rows that also have `prompt` and `completion`.
 
@@ -210,6 +213,8 @@ def to_prompts(
             encoder-decoder models.
         prompt: Template that replaces the task's.
         reserved: Positions of the sequence, or of the encoder, that the method takes.
+        new_tokens: What a decoder-only model generates has to fit behind the prompt too, where it has a limit of
+            positions.
 
     Raises:
         ValueError: A prompt that leaves no room for a source.
@@ -217,8 +222,10 @@ def to_prompts(
     shares_room = source.family == "decoder_only"
     limit = length_limit(source.config, tokenizer, max_length, reserved)
     template = prompt or task.prompt
+    # max_length bounds prompt and target; the positions bound what is generated as well.
+    n_generated = new_tokens - (length_limit(source.config, tokenizer, None, reserved) - limit)
     room = limit - len(tokenizer(template.format(source=""))["input_ids"]) - SPECIAL_TOKENS
-    if room < MIN_SOURCE_TOKENS * (1 + shares_room):
+    if room - shares_room * max(n_generated, MIN_SOURCE_TOKENS) < MIN_SOURCE_TOKENS:
         raise ValueError(
             f"The prompt takes {limit - room} tokens and max_length is {limit}, which leaves no room for the source. "
             "Raise max_length, or shorten the prompt."
@@ -228,7 +235,7 @@ def to_prompts(
         target, used = row["target"], 0
         if shares_room:
             target = cut_to_tokens(target, tokenizer, room - MIN_SOURCE_TOKENS)
-            used = len(tokenizer(target, add_special_tokens=False)["input_ids"])
+            used = max(len(tokenizer(target, add_special_tokens=False)["input_ids"]), n_generated)
         text = cut_to_tokens(row["source"], tokenizer, room - used)
         cuts = {SOURCE_CUT: text != row["source"], TARGET_CUT: target != row["target"]}
         return {**task.render(text, target, template), **cuts}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -97,6 +97,11 @@ class Distinct(TextMetric):
 def _labels(texts: list[str]) -> list[str]:
     """Texts as labels. Case and white space around do not matter: a model has chosen the label all the same."""
     return [text.strip().casefold() for text in texts]
+
+
+def most_frequent_share(texts: Sequence[str]) -> float:
+    """Percent of `texts` that are their most frequent label: the accuracy of always answering with it."""
+    return 100 * max(Counter(_labels(list(texts))).values()) / len(texts)
 
 
 class Accuracy(TextMetric):

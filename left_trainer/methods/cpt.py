@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import CPTConfig, PeftModel
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer.adapters.prompt_encoder import PROMPT_ENCODER
@@ -38,13 +39,14 @@ def context_loss(
 ) -> tuple[torch.Tensor, Any]:
     r"""CPT's loss, over the answers in the context too: $\sum_i w_i \ell_i / N$ with $N$ target tokens.
 
-    PEFT's is the mean over a micro-batch, which accumulation would sum. In evaluation it is left at that.
+    PEFT's is the mean over a micro-batch, which accumulation would sum. In evaluation it is the mean over the targets
+    of the rows alone, as it is for every other method.
     """
-    outputs = model(**inputs)
+    outputs, labels = model(**inputs), inputs["labels"]
     if num_items_in_batch is None:
-        return outputs.loss, outputs
+        logits = outputs.logits[:, -labels.shape[1] - 1 : -1]
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX), outputs
     in_context = sum(kind % 4 == 0 for kind in model.active_peft_config.cpt_tokens_type_mask[1:])
-    labels = inputs["labels"]
     num_labels = labels.ne(IGNORE_INDEX).sum() + in_context * len(labels)
     return outputs.loss * num_labels / num_items_in_batch * ranks, outputs
 

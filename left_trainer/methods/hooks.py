@@ -15,6 +15,8 @@ from left_trainer.methods.method import Batches, PeftMethod
 # From the model, a micro-batch, and its share of the accumulated batch: what is added to the micro-batch's loss.
 LossTerm: TypeAlias = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | float], torch.Tensor]
 
+PENALTY = "penalty"
+
 
 class MethodHooks:
     """What a trainer asks of its method beyond the wrapped model.
@@ -63,7 +65,7 @@ class MethodHooks:
         arguments = {**arguments, "weight_decay": args.weight_decay}
         return self.method.optimizer(model, optimizer_class, arguments, self.options)
 
-    def loss_terms(self) -> list[LossTerm]:
-        """What is added to the loss of each micro-batch: its share of the method's penalty of a whole batch."""
+    def loss_terms(self) -> dict[str, LossTerm]:
+        """What is added to the loss of each micro-batch, by the name it is logged under: the method's penalty."""
         penalty = self.method.penalty if self.method else None
-        return [] if penalty is None else [lambda model, inputs, share: share * penalty(model)]
+        return {} if penalty is None else {PENALTY: lambda model, inputs, share: share * penalty(model)}

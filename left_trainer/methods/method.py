@@ -53,7 +53,7 @@ class PeftMethod:
             `on_optimizer_step` and so on, with the model in `kwargs`.
         loss: The method's own loss where it is not the token mean: from the model, a micro-batch, the number $N$ of
             target tokens in the accumulated batch (`None` in evaluation) and the number of ranks; with the outputs.
-        penalty: A scalar that is added to the loss of a whole accumulated batch once.
+        penalty: A scalar that is added to the loss of a whole accumulated batch once, and logged as `penalty`.
         virtual_tokens: Where the method puts virtual tokens and how many; `None` where it puts none into the sequence.
         training_state: What training goes on from and PEFT's adapter file leaves out; `None` where it leaves out none.
         saving_warnings: Regular expressions of what PEFT warns about when it saves the adapter, where that is expected.

@@ -73,6 +73,8 @@ class TrainingReport:
         memory_before_model_bytes: Measured in a comparison: in use before the model was loaded.
         general_loss: Measured in a comparison: loss on general text after the run, in nats per token.
         cut_rows: How many rows of `train`, `eval` and `test` were too long; a split that is streamed is not counted.
+        majority_share: Percent of test rows that have the most frequent label, which is the accuracy of always
+            answering with it; for tasks that are scored by accuracy.
     """
 
     method: str
@@ -107,6 +109,7 @@ class TrainingReport:
     memory_before_model_bytes: int | None = None
     general_loss: float | None = None
     cut_rows: Mapping[str, CutRows] = field(default_factory=dict)
+    majority_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

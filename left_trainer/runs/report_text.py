@@ -23,6 +23,7 @@ def results_section(report: TrainingReport) -> str:
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in _score_rows(report)),
         "",
+        *([f"{_majority(report)}", ""] if report.majority_share is not None else []),
         f"{report.trainable_parameters or 0:,} of {report.total_parameters:,} parameters trained "
         f"({report.trainable_percent or 0:.3f} %), {report.train_steps} steps of {report.train_batch_size} rows at "
         f"a learning rate of {report.learning_rate or 0:g}, seed {report.seed}.",
@@ -46,9 +47,9 @@ def format_report(report: TrainingReport, folder: str) -> str:
     speed = report.train_steps_per_second
     pace = f"Trained {report.train_steps} steps at {speed:.2f} steps/s. " if speed else ""
     what = "Model" if report.method == "full" else "Adapter"
-    return "\n".join(
-        ["", *samples, table, "", *_cuts(report), f"{pace}{what}, report, model card and plots are in {folder}"]
-    )
+    majority = [_majority(report)] if report.majority_share is not None else []
+    where = f"{pace}{what}, report, model card and plots are in {folder}"
+    return "\n".join(["", *samples, table, *majority, "", *_cuts(report), where])
 
 
 def _cuts(report: TrainingReport) -> list[str]:
@@ -80,6 +81,11 @@ def _score_rows(report: TrainingReport) -> list[tuple[str, str, str]]:
     """The loss and the task's metrics, before and after training."""
     before, after = report.metrics.before or {}, report.metrics.after or {}
     return [(name, _score(before[name]), _score(after[name])) for name in after if name in before and is_score(name)]
+
+
+def _majority(report: TrainingReport) -> str:
+    """The accuracy to beat."""
+    return f"Always answering with the most frequent label has an accuracy of {report.majority_share:.2f}."
 
 
 def _score(value: float | None) -> str:

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from left_trainer.adapters.task_ids import TASK_IDS, number_of_tasks
-from left_trainer.data.dataset_types import is_lazy
-from left_trainer.data.features import dataset_form, named_datasets
+from left_trainer.data.dataset_types import AnyDataset, is_lazy
+from left_trainer.data.features import MASKS, dataset_form, named_datasets
 from left_trainer.data.sampling import row_lengths
 from left_trainer.methods import PeftMethod, get_method
 from left_trainer.methods.apply import check_packages, is_made_by
@@ -25,6 +25,7 @@ from left_trainer.models import ModelFamily, ModelSource
 from left_trainer.models.languages import check_languages
 from left_trainer.models.positions import Limits
 from left_trainer.models.source import HUB_ARGUMENTS
+from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -98,6 +99,7 @@ def check(request: Request) -> None:
     check_task_ids(request)
     check_output_dir(request.args)
     check_datasets(request)
+    check_prompts(request)
 
 
 def check_family(source: ModelSource, family: ModelFamily, trainer: str) -> None:
@@ -284,6 +286,36 @@ def check_datasets(request: Request) -> None:
         return
     for argument, dataset in named_datasets(request.train_dataset, request.eval_dataset).items():
         dataset_form(dataset, request.source.family, argument, request.args.dataset_text_field)
+
+
+def check_prompts(request: Request) -> None:
+    """Refuse evaluation rows in which nothing tells a decoder-only model where to begin with its answer."""
+    args = request.args
+    if not args.predict_with_generate or request.source.family == "encoder_decoder":
+        return
+    for argument, dataset in named_datasets(None, request.eval_dataset).items():
+        reason = _why_no_prompt(request, dataset)
+        if reason:
+            raise ValueError(
+                f"predict_with_generate=True needs to know where each prompt ends, and {argument} does not say it: "
+                f"{reason}. Pass rows with 'prompt' and 'completion', or set predict_with_generate=False."
+            )
+
+
+def _why_no_prompt(request: Request, dataset: AnyDataset) -> str | None:
+    args, first = request.args, next(iter(dataset))
+    if request.formatting_func is not None:
+        return "formatting_func makes one text of each row"
+    if "input_ids" in first:
+        labels = first.get("labels")
+        covers_prompt = labels is None and not set(MASKS) & set(first)
+        return "its labels cover the whole text" if covers_prompt or (labels and labels[0] != IGNORE_INDEX) else None
+    if "prompt" not in first:
+        has_turns = args.assistant_only_loss and args.dataset_text_field not in first
+        return None if has_turns else "its rows are whole texts"
+    trains_on_text = request.train_dataset is not None and "completion" not in next(iter(request.train_dataset))
+    covers_prompt = trains_on_text if args.completion_only_loss is None else not args.completion_only_loss
+    return "the loss covers the prompts (completion_only_loss)" if covers_prompt else None
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, request: Request) -> None:

@@ -29,10 +29,9 @@ from left_trainer.models import (
 from left_trainer.models.languages import generate_in_target_language
 from left_trainer.models.positions import Limits, position_limits
 from left_trainer.trainer.checks import Request, check_fits, check_text_tokenizer, check_tokenizer
-from left_trainer.trainer.evaluation import default_generation_length
+from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.training_args import LeftTrainingArguments
 
-DEFAULT_MAX_NEW_TOKENS = 128
 MIN_TOKENS = 2  # one to read or write, and the end of the sequence
 # Set by the user; the method's default; that times the factor of the model.
 LearningRateSource = Literal["given", "default", "scaled_default"]
@@ -81,11 +80,12 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
     if source.family == "encoder_decoder" and tokenizer is not None:
         generate_in_target_language(without_adapter(model), tokenizer)
     rate, rate_source = choose_learning_rate(args, method, source)
-    resolved: dict[str, Any] = {"peft_kwargs": options, "learning_rate": rate}
-    if args.predict_with_generate:
-        resolved["generation_max_length"] = default_generation_length(model, args, DEFAULT_MAX_NEW_TOKENS)
-        if args.packing and args.eval_packing is None:
-            resolved["eval_packing"] = False  # prompts are generated from one by one
+    generation_config = completed_generation_config(model, args.generation_config)
+    resolved = {"peft_kwargs": options, "learning_rate": rate, "generation_config": generation_config}
+    if counts_prefixes_as_routed(request):
+        resolved["router_aux_loss_coef"] = 0.0
+    if args.predict_with_generate and args.packing and args.eval_packing is None:
+        resolved["eval_packing"] = False  # prompts are generated from one by one
     return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free)
 
 
@@ -110,6 +110,28 @@ def free_positions(request: Request, options: Mapping[str, Any]) -> Limits:
             f"{min(filter(None, positions))}, which leaves none for a text. Lower num_virtual_tokens."
         )
     return free
+
+
+def counts_prefixes_as_routed(request: Request) -> bool:
+    """Whether the loss for the balance of experts would count virtual tokens that no router has seen.
+
+    Keys and values in the cache of the decoder make the attention mask longer than what the routers see, and
+    transformers' `load_balancing_loss_func` takes both to be equal (transformers 5.23).
+
+    Raises `ValueError` where the user asks for that loss.
+    """
+    args, method = request.args, request.method
+    is_mixture = hasattr(request.source.config.get_text_config(decoder=True), "output_router_logits")
+    virtual = method.virtual_tokens if method else None
+    if not is_mixture or request.source.family != "decoder_only" or not virtual or virtual.place != "decoder_cache":
+        return False
+    if args.router_aux_loss_coef:
+        raise ValueError(
+            f"router_aux_loss_coef={args.router_aux_loss_coef:g} does not work with peft_method={args.peft_method!r}: "
+            "the loss for the balance of experts would count virtual tokens that no router sees. Remove it, or set it "
+            "to 0."
+        )
+    return True
 
 
 def method_of(source: ModelSource, args: LeftTrainingArguments, peft_config: PeftConfig | None) -> PeftMethod | None:

@@ -38,7 +38,8 @@ from left_trainer.trainer.checkpoints import checkpoint_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
 from left_trainer.trainer.evaluation import EvalDatasets
 from left_trainer.trainer.fresh_models import first_source, prepare_fresh_model, with_method_options
-from left_trainer.trainer.losses import compute_loss
+from left_trainer.trainer.generation import use_generation_config
+from left_trainer.trainer.losses import AddedTerms, compute_loss
 from left_trainer.trainer.model_card import create_model_card_as_transformers, create_model_card_as_trl
 from left_trainer.trainer.optimizers import check_optimizer_trains, class_and_arguments
 from left_trainer.trainer.preparation import (
@@ -178,7 +179,9 @@ class LeftTrainer(ReadingTrainer):
         self.processing_class = self.callback_handler.processing_class = ready.tokenizer
         # Not through the constructor: neither of Hugging Face's trainers takes both.
         self.model_init, self.optimizer_cls_and_kwargs = model_init, optimizer_cls_and_kwargs
+        self._remember_rows(eval_dataset)
         self._set_up_loss(compute_loss_func)
+        use_generation_config(ready.model, ready.args.generation_config)
         features.tell_cuts(self)
         use_compact_output(self)
 
@@ -189,6 +192,7 @@ class LeftTrainer(ReadingTrainer):
         self.learning_rate_source = ready.learning_rate_source
         self.free_positions = ready.free_positions
         self.rows_were_text = batching.were_text(request.train_dataset)
+        self._rows_to_train_on = request.train_dataset
         self.hooks = MethodHooks(self.method, args.peft_options, is_new=self.source.adapter is None)
         self.fast_paths[LORA_LINEAR] = use_lora_linear(model, args.use_lora_linear)
         self.fast_paths[GELU] = use_fused_gelu(model, args.use_fused_gelu)
@@ -203,6 +207,7 @@ class LeftTrainer(ReadingTrainer):
         """What `compute_loss` goes by, where Hugging Face's constructor would decide otherwise."""
         # Not through the constructor: TRL's warns of a second forward pass, which its own loss would take.
         self.compute_loss_func = compute_loss_func
+        self.added_terms = AddedTerms()
         self.model_accepts_loss_kwargs = True  # for any model, the loss is divided by the tokens of all micro-batches
 
     @property
@@ -258,6 +263,13 @@ class LeftTrainer(ReadingTrainer):
     def _first_batches(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
         return map(self._prepare_inputs, itertools.islice(self.get_train_dataloader(), number))
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As in `Trainer`. What is returned, and so logged, is the loss of the task: a penalty is logged apart."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        return self.added_terms.take_from(loss, self.state.global_step)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The method's own optimizer where it has one and the user passed none."""
         if self.optimizer is None:
@@ -276,7 +288,9 @@ class LeftTrainer(ReadingTrainer):
         """Nothing: `Seq2SeqTrainer` logs the loss alone."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with what our callbacks measured, so that it reaches the trackers too."""
+        """Log, with a penalty and what our callbacks measured, so that they reach the trackers too."""
+        if "loss" in logs:
+            logs.update(self.added_terms.mean_since_log(self.state.global_step, self.accelerator))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, LoggingCallback):
                 logs.update(callback.take_metrics())
@@ -307,7 +321,7 @@ class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
     family = "encoder_decoder"
     create_model_card = create_model_card_as_transformers
 
-    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments, split: str) -> Any:
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments, split: str = "eval") -> Any:
         if isinstance(dataset, dict):
             return {name: self._features(part, tokenizer, args, f"{split}_{name}") for name, part in dataset.items()}
         if dataset is None or isinstance(dataset, str):
@@ -329,18 +343,27 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
     family = "decoder_only"
     create_model_card = create_model_card_as_trl
 
-    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments, split: str) -> Any:
-        # SFTTrainer prepares what it is constructed with and what `evaluate` gets, but not what `predict` gets.
-        prepared = getattr(self, "completion_only_loss", None) is not None
-        if not prepared or dataset is None or isinstance(dataset, str | dict):
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments, split: str = "eval") -> Any:
+        # What goes to the constructor is prepared there.
+        constructed = getattr(self, "completion_only_loss", None) is not None
+        is_ready = (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
+        if not constructed or dataset is None or isinstance(dataset, str) or is_ready:
             return dataset
+        packing = args.packing if args.eval_packing is None else args.eval_packing
         tokenize = super()._prepare_dataset
-        return features.sft_features(self, tokenize, dataset, tokenizer, args, False, self._formatting_func, split)
+        return features.sft_features(self, tokenize, dataset, tokenizer, args, packing, self._formatting_func, split)
+
+    def _evaluating_parent(self) -> Any:
+        # SFTTrainer would prepare the rows again, and leave out those that it cuts to nothing.
+        return super(SFTTrainer, self)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        split = dataset_name if dataset_name in ("train", "eval") else f"eval_{dataset_name}"
+        """As in `SFTTrainer`; of an evaluation every row is kept, in its order."""
+        split = "eval" if dataset_name == "eval" else f"eval_{dataset_name}"
+        if dataset is self._rows_to_train_on:  # which come first; the same rows may be evaluated later
+            self._rows_to_train_on, split = None, "train"
         tokenize = super()._prepare_dataset
         return features.sft_features(self, tokenize, dataset, processing_class, args, packing, formatting_func, split)
 

@@ -48,7 +48,7 @@ REPORT = TrainingReport(
     tuning=TuningResult("rougeL", 2, (Trial(6e-4, 50.0, 4, 2.0), Trial(2e-3, None, 4, None)), 8, 2.0),
     cut_rows={"test": CutRows(65, sources=12)},
 )
-OPTIONAL = ("learning_rate_factor", "tuning", "memory_before_model_bytes", "general_loss", "cut_rows")
+OPTIONAL = ("learning_rate_factor", "tuning", "memory_before_model_bytes", "general_loss", "cut_rows", "majority_share")
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -58,10 +58,11 @@ def test_what_is_written_is_read_back(tmp_path):
         assert [file.name for file in tmp_path.iterdir()] == [REPORT_FILE]
 
 
-def test_the_file_has_one_key_for_each_field_and_none_for_what_only_a_comparison_measures():
+def test_the_file_has_one_key_for_each_field_and_none_for_what_was_not_asked_for():
     content = REPORT.to_json()
     fields = [field.name for field in dataclasses.fields(TrainingReport)]
-    assert list(content) == [name for name in fields if name not in ("memory_before_model_bytes", "general_loss")]
+    left_out = ("memory_before_model_bytes", "general_loss", "majority_share")
+    assert list(content) == [name for name in fields if name not in left_out]
     assert content["samples"] == [{"source": "s", "reference": "r", "before": "b", "after": "a"}]
     assert content["peak_memory_bytes"] == {"train": 100, "eval": None}
     assert content["loss_history"] == [[1, 2.5], [2, 2.0]]

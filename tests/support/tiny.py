@@ -20,6 +20,7 @@ from left_trainer.models import auto_class, model_family
 
 VOCABULARY_SIZE = 300
 TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+TINY_IDS = {name: TINY[name] for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
 TINY_BART = {
     "d_model": 16,
     "encoder_layers": 2,
@@ -36,6 +37,8 @@ TINY_BART = {
     "bos_token_id": 2,
     "scale_embedding": False,
 }
+TINY_LED = {**TINY_BART, "max_decoder_position_embeddings": 128, "init_std": 0.5}
+del TINY_LED["max_position_embeddings"]
 TINY_T5 = {
     "d_model": 16,
     "d_kv": 12,  # heads x d_kv differs from d_model, as in mT5-small
@@ -68,8 +71,39 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**TINY_LLAMA, "num_key_value_heads": 1},
     "opt": {**TINY, "hidden_size": 16, "ffn_dim": 32, "word_embed_proj_dim": 16, "max_position_embeddings": 128},
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, "initializer_range": 0.3, **TINY},
+    "led": {**TINY_LED, "attention_window": 4, "max_encoder_position_embeddings": 128},
+    "mixtral": {**TINY_LLAMA, "num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        **TINY_LLAMA,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
+    "gpt_oss": {
+        **TINY_LLAMA,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "gpt_neo": {
+        **TINY_IDS,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "attention_types": [[["global", "local"], 1]],
+        "max_position_embeddings": 128,
+        "initializer_range": 0.3,
+    },
+    "bloom": {**TINY_IDS, "hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3},
+    "rwkv": {**TINY_IDS, "hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2, "context_length": 128},
+    "mamba": {**TINY_IDS, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "initializer_range": 0.3},
 }
 ENCODER_DECODER_TYPES = ("t5", "mt5", "bart", "mbart", "marian", "pegasus", "blenderbot")
+MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
+DECODER_ONLY_TYPES = ("llama", "mistral", "qwen2", "opt", "gpt2", "gpt_neo", "bloom", *MIXTURES, "mamba", "rwkv")
 MODEL_TYPES = os.environ.get("TEST_MODEL_TYPES", "t5 llama").split()
 FAMILY_TYPES = dict(zip(("encoder_decoder", "decoder_only"), MODEL_TYPES, strict=True))
 

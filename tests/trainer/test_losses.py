@@ -93,10 +93,10 @@ def test_every_pair_gives_the_documented_loss_or_is_refused(pair, family, make_a
     if "label_smoothing" in pair:
         expected = losses(run(family, make_args, tokenizers, ["label_smoothing"]))[0]
         assert expected != pytest.approx(losses(plain)[0], rel=1e-4)
-    if "penalty" in pair:
-        expected += PENALTY
     trainer = run(family, make_args, tokenizers, pair, factor=3.0)
     assert losses(trainer)[0] == pytest.approx(expected, rel=1e-5)
+    logged = [entry["penalty"] for entry in trainer.state.log_history if "penalty" in entry]
+    assert logged == ([PENALTY] * 2 if "penalty" in pair else [])
     path = trainer.fast_paths[LINEAR_CROSS_ENTROPY]
     if {"compute_loss_func", "method_loss"} & set(pair):
         assert path.ran == 0
@@ -132,6 +132,36 @@ def test_accumulation_changes_neither_loss_nor_gradient(part, family, make_args,
     ]
     assert losses(runs[1])[0] == pytest.approx(losses(runs[0])[0], rel=1e-5)
     assert gradient_norms(runs[1])[0] == pytest.approx(gradient_norms(runs[0])[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_penalty_is_trained_on_and_logged_apart(family, make_args, tokenizers):
+    """AdaLoRA, with its penalty once a part of the loss that the model computes, and with accumulated batches."""
+    logs = {}
+    for weight, steps in ((0.0, 1), (5.0, 1), (5.0, 2)):
+        trainer = LeftTrainer(
+            tiny_model(MODEL_TYPES[family]),
+            make_args(
+                peft_method="adalora",
+                peft_kwargs={"orth_reg_weight": weight or 1e-9},
+                max_steps=4,
+                logging_steps=2,
+                gradient_accumulation_steps=steps,
+                per_device_train_batch_size=8 // steps,
+                train_sampling_strategy="sequential",
+                learning_rate=1e-9,
+            ),
+            train_dataset=Dataset.from_list(tiny_rows(32)),
+            processing_class=tokenizers[family],
+        )
+        trainer.train()
+        logs[weight, steps] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    without, with_penalty, accumulated = logs.values()
+    assert [entry["loss"] for entry in with_penalty] == pytest.approx([entry["loss"] for entry in without], rel=1e-5)
+    assert [entry["loss"] for entry in accumulated] == pytest.approx([entry["loss"] for entry in without], rel=1e-5)
+    assert [entry["penalty"] for entry in accumulated] == pytest.approx([entry["penalty"] for entry in with_penalty])
+    assert with_penalty[0]["penalty"] > 1
+    assert with_penalty[0]["grad_norm"] > 2 * without[0]["grad_norm"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

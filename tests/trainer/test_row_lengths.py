@@ -24,11 +24,12 @@ ROWS = [
     {"prompt": "short", "completion": f" {LONG}"},
     {"prompt": "again", "completion": " fine"},
 ]
-WITHOUT_POSITIONS = ("t5", "mt5", "llama", "mistral", "qwen2")
+WITHOUT_POSITIONS = ("t5", "mt5", "llama", "mistral", "qwen2", "qwen3_moe", "gpt_oss", "bloom")
+NOT_FOR_SOFT_PROMPTS = ("mixtral", "rwkv", "mamba")  # nor for LoRA without target modules
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
-@pytest.mark.parametrize("model_type", list(CONFIGS))
+@pytest.mark.parametrize("model_type", [name for name in CONFIGS if name not in NOT_FOR_SOFT_PROMPTS])
 def test_texts_fit_into_every_model(model_type, method, make_args, tokenizers, caplog):
     """`max_length` beyond the model's positions, or none: what does not fit is cut, which virtual tokens count for."""
     model = tiny_model(model_type)
@@ -56,7 +57,8 @@ def test_texts_fit_into_every_model(model_type, method, make_args, tokenizers, c
     assert longest == N_POSITIONS - options.get("num_virtual_tokens", 0)
     n_sources = 1 if family == "encoder_decoder" else 2  # before a long target, the prompt is cut with keep_end
     assert trainer.cut_rows["train"] == CutRows(4, sources=n_sources, targets=1)
-    assert trainer.cut_rows["eval_a"] == trainer.cut_rows["train"]
+    # Of a row that would have no prompt left, an evaluation keeps the prompt.
+    assert trainer.cut_rows["eval_a"] == CutRows(4, sources=1, targets=1)
     (said,) = [record.message for record in caplog.records if "too long" in record.message]
     assert said.startswith("Texts that are too long were cut: ")
     assert "of the train rows; " in said
@@ -127,7 +129,7 @@ def test_rows_without_a_target_are_counted_or_refused(make_args, saved_models):
     assert trainer.cut_rows["train"].dropped == 1
     assert len(trainer.train_dataset) == 3
     assert "(1 rows dropped, which kept no target)" in describe_cuts(trainer.cut_rows)
-    with pytest.raises(ValueError, match=r"None of the 2 rows of the train dataset keeps a target.*'keep_end'"):
+    with pytest.raises(ValueError, match=r"None of the 2 rows of train_dataset keeps a target.*'keep_end'"):
         LeftTrainer(path, make_args(max_length=40), train_dataset=rows.select([1, 1]))
 
 

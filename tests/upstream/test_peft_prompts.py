@@ -57,7 +57,7 @@ def test_virtual_tokens_stand_before_the_padding():
     with pytest.warns(UserWarning, match="Position ids are not supported"):
         assert not is_continued_alike(model), (
             "peft now continues a padded prompt as the prompt alone: let it generate from embedding prompts in "
-            f"{home('generate_completions')}."
+            f"{home('_generate_padded')}."
         )
     assert is_continued_alike(model.get_base_model())
 
@@ -138,3 +138,17 @@ def test_adaption_prompts_keep_the_forward_of_the_model_that_was_wrapped():
     model.forward = lambda **inputs: calls.append(inputs) or forward(**inputs)
     wrapped(input_ids=SOURCE)
     assert not calls, f"peft's adaption prompts now call the model as it is: remove prepare={home('call_inner_model')}."
+
+
+def test_a_prefix_is_counted_among_the_tokens_of_routers():
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = get_peft_model(tiny_model("mixtral", output_router_logits=True), config)
+    inputs = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE), "labels": SOURCE}
+    try:
+        model(**inputs)
+    except RuntimeError:
+        return
+    pytest.fail(
+        "transformers now balances experts behind a prefix: let prefixes train with it, and remove "
+        f"{home('counts_prefixes_as_routed')}."
+    )
