@@ -105,7 +105,8 @@ def _text_of(target: Any) -> str:
 
 
 def _columns(rows: AnyDataset) -> set[str]:
-    return set(rows.column_names if isinstance(rows, Dataset) else next(iter(rows), {}))
+    is_stored = isinstance(rows, Dataset) and not is_lazy(rows)
+    return set(rows.column_names if is_stored else next(iter(rows), {}))
 
 
 def are_prompts(rows: AnyDataset) -> bool:
@@ -125,7 +126,8 @@ def completion_texts(rows: AnyDataset) -> list[str] | None:
     """
     if "completion" not in _columns(rows) or "input_ids" in _columns(rows):
         return None
-    completions = rows["completion"] if isinstance(rows, Dataset) else (row["completion"] for row in rows)
+    plain = rows.with_format(None) if isinstance(rows, Dataset) else None
+    completions = plain["completion"] if plain else (row["completion"] for row in rows)
     return [
         text if isinstance(text, str) else "\n".join(str(message.get("content") or "") for message in text)
         for text in completions

@@ -276,21 +276,19 @@ def results_on_host(
         references: What the metrics compare with, in the order of the rows.
     """
     args, compute_metrics = trainer.args, trainer.compute_metrics
-    if not args.eval_do_concat_batches or args.batch_eval_metrics or trainer.preprocess_logits_for_metrics:
-        yield lambda output: output
-        return
-    if compute_metrics is not None:
+    stays = not args.eval_do_concat_batches or args.batch_eval_metrics or trainer.preprocess_logits_for_metrics
+    join = (lambda batches: batches) if stays else joined
+    if compute_metrics is not None and not args.batch_eval_metrics:
         trainer.compute_metrics = lambda prediction: compute_metrics(
             TextPrediction(
-                *map(joined, (prediction.predictions, prediction.label_ids, prediction.inputs, prediction.losses)),
+                *map(join, (prediction.predictions, prediction.label_ids, prediction.inputs, prediction.losses)),
                 references=references,
             )
         )
+    on_host: dict[str, Any] = {} if stays else {"eval_do_concat_batches": False, "eval_accumulation_steps": 1}
     try:
-        with trainer.with_arguments(eval_do_concat_batches=False, eval_accumulation_steps=1):
-            yield lambda output: output._replace(
-                predictions=joined(output.predictions), label_ids=joined(output.label_ids)
-            )
+        with trainer.with_arguments(**on_host):
+            yield lambda output: output._replace(predictions=join(output.predictions), label_ids=join(output.label_ids))
     finally:
         trainer.compute_metrics = compute_metrics
 

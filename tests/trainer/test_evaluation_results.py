@@ -279,9 +279,11 @@ def test_mixtures_of_experts_are_evaluated_without_the_loss_of_their_routers(met
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("model_type", ["t5", "bart", "llama"])
-def test_the_generation_config_of_the_arguments_is_used(method, model_type, trainer_of):
+def test_the_generation_config_of_the_arguments_is_used(method, model_type, trainer_of, tmp_path):
     config = GenerationConfig(max_new_tokens=5, num_beams=2, eos_token_id=299)
-    trainer = trainer_of(model_type, generation_max_length=None, generation_config=config, peft_method=method)
+    config.save_pretrained(tmp_path)
+    given = str(tmp_path) if method == "full" else config
+    trainer = trainer_of(model_type, generation_max_length=None, generation_config=given, peft_method=method)
     start = int(trainer.family == "encoder_decoder")
     assert trainer.predict(ROWS).predictions.shape == (10, 5 + start)
     assert trainer.predict(ROWS, max_new_tokens=3).predictions.shape == (10, 3 + start)
@@ -351,3 +353,6 @@ def test_metrics_compare_with_what_the_user_wrote(family, trainer_of):
     features = trainer._features(rows, trainer.processing_class, trainer.args).select_columns(["input_ids", "labels"])
     trainer.predict(features)
     assert seen[-1] == (None, 5, 5)
+    trainer.preprocess_logits_for_metrics = lambda predictions, labels: predictions
+    trainer.predict(rows)
+    assert seen[-1] == ([answer] * 5, 5, 5)
