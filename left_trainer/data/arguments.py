@@ -76,6 +76,9 @@ class DataArguments:
             selects a nested column, `translation.en`.
         target_column: Column that the model learns to write; same default and form.
         prompt: Prompt template with `{source}`; by default the template of the task.
+        source_lang: Language of the sources, for a tokenizer that marks texts with it (NLLB, mBART, M2M100, ...): a
+            code of the tokenizer, `eng_Latn`.
+        target_lang: Language of the targets, which generated texts then begin with.
         max_train_samples: Use only this number of training rows, from the start.
         max_eval_samples: Use only this number of validation and test rows, from the start.
     """
@@ -99,5 +102,9 @@ class DataArguments:
         default=None,
         metadata={"help": "Prompt template with {source} for the text. Default: the template of the task."},
     )
+    source_lang: str | None = field(
+        default=None, metadata={"help": "Language of the sources, for NLLB, mBART, M2M100 and the like: eng_Latn."}
+    )
+    target_lang: str | None = field(default=None, metadata={"help": "Language of the targets; as source_lang."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first N evaluation rows."})

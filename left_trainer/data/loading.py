@@ -15,7 +15,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.columns import text_columns
+from left_trainer.data.lengths import SOURCE_CUT, TARGET_CUT
 from left_trainer.methods import get_method
+from left_trainer.models.languages import set_languages
+from left_trainer.models.positions import position_limits
 from left_trainer.models.source import ModelSource
 from left_trainer.tasks import HubDataset, Task
 from left_trainer.tasks.task import SPLITS, check_prompt
@@ -79,13 +82,14 @@ def prepare_task_data(
         task: The task.
         data: What the user asked for.
         model: Name or path, or what was made of one; its config bounds the length.
-        tokenizer: Of the model.
+        tokenizer: Of the model. The languages that `data` names are set on it.
         args: `max_length` and the loading options of the model are read.
 
     Raises:
-        ValueError: As `load_task_data` and `to_prompts`.
+        ValueError: As `load_task_data` and `to_prompts`, or languages that the tokenizer does not know.
         FileNotFoundError: A file that does not exist.
     """
+    set_languages(tokenizer, data.source_lang, data.target_lang)
     source = ModelSource.of(model, loading_options(args))
     splits = load_task_data(task, data, token=source.options.get("token"))
     reserved = get_method(args.peft_method).positions(args.peft_options, source.family).source
@@ -243,9 +247,18 @@ class PromptFormat:
         return prompt[len(before) : len(prompt) - len(after)]
 
 
-def room_for_answers(limit: int, max_new_tokens: int) -> int:
-    """Tokens of `limit` that are kept free for what a decoder-only model generates: never more than half of them."""
-    return min(max_new_tokens, limit // 2)
+def room_for_answers(limit: int, positions: int, max_new_tokens: int) -> int:
+    """Tokens of `limit` that a decoder-only model's prompt leaves free for what is generated.
+
+    Args:
+        limit: Most tokens of a prompt with its target.
+        positions: Of the model, of which those beyond `limit` are free anyway.
+        max_new_tokens: That are generated.
+
+    Returns:
+        Never more than half of `limit`.
+    """
+    return min(max(0, max_new_tokens - (positions - limit)), limit // 2)
 
 
 def to_prompts(
@@ -261,6 +274,7 @@ def to_prompts(
     """Rows with `source` and `target` to rows that also have `prompt` and `completion`.
 
     A source that is too long is cut at its end, so that the words of the prompt after it, and the completion, survive.
+    A target is cut where it would leave no room for a source. The columns `CUTS` say what of a row was cut.
 
     Args:
         rows: From `load_task_data`.
@@ -274,18 +288,21 @@ def to_prompts(
         max_new_tokens: That will be generated for each row; a decoder-only model's prompt leaves room for them.
 
     Raises:
-        ValueError: A prompt or completion that leaves no room for a source.
+        ValueError: A prompt that leaves no room for a source.
     """
-    decoder_only = source.family == "decoder_only"
-    prompts = PromptFormat(
-        prompt or task.prompt, tokenizer, length_limit(source.config, tokenizer, max_length, reserved)
-    )
-    answer = room_for_answers(prompts.limit, max_new_tokens)
+    shares_room = source.family == "decoder_only"
+    limit = length_limit(source.config, tokenizer, max_length, reserved)
+    prompts = PromptFormat(prompt or task.prompt, tokenizer, limit)
+    answer = room_for_answers(limit, length_limit(source.config, tokenizer, None, reserved), max_new_tokens)
 
     def render(row: dict[str, str]) -> dict[str, Any]:
-        target = len(tokenizer(row["target"], add_special_tokens=False)["input_ids"]) if decoder_only else 0
-        kept = prompts.fit(row["source"], max(target, answer) if decoder_only else 0)
-        return task.render(kept, row["target"], prompts.template)
+        target, used = row["target"], 0
+        if shares_room:
+            target = cut_to_tokens(target, tokenizer, limit - prompts.overhead - MIN_SOURCE_TOKENS)
+            used = max(len(tokenizer(target, add_special_tokens=False)["input_ids"]), answer)
+        text = prompts.fit(row["source"], used)
+        cuts = {SOURCE_CUT: text != row["source"], TARGET_CUT: target != row["target"]}
+        return {**task.render(text, target, prompts.template), **cuts}
 
     return rows.map(render, desc="Prompts")
 
@@ -299,12 +316,12 @@ def length_limit(
 
 
 def model_positions(config: PreTrainedConfig, reserved: int = 0) -> int | None:
-    """Positions of the model, less `reserved` ones; `None` where their number is not bounded."""
-    positions = None if config.model_type.endswith("t5") else getattr(config, "max_position_embeddings", None)
+    """Positions of the encoder or the whole model, less `reserved` ones; `None` where their number is not bounded."""
+    positions = position_limits(config, with_rotary=True).source
     return positions - reserved if positions else None
 
 
 def cut_to_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
     """The longest start of `text` of at most `max_tokens` tokens."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return text if len(ids) <= max_tokens else tokenizer.decode(ids[:max_tokens], skip_special_tokens=True)

@@ -111,6 +111,7 @@ def build_report(
         versions=package_versions(),
         device=str(args.device),
         machine=machine_name(),
+        cut_rows=dict(trainer.cut_rows),
         majority_share=majority,
     )
 

@@ -27,6 +27,7 @@ from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.saving import adapter_method, load_trained
 from left_trainer.models import ModelSource, load_tokenizer, without_adapter
+from left_trainer.models.languages import generate_in_target_language
 from left_trainer.runs.report import REPORT_FILE, TrainingReport
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -72,6 +73,8 @@ class Generator:
             self.tokenizer = without_appended_end(self.tokenizer)
         self.model = load_trained(source, is_trainable=False)
         prepare_for_use(self.model, source)
+        if self.family == "encoder_decoder":
+            generate_in_target_language(without_adapter(self.model), self.tokenizer)
         self.model.to(device or torch.accelerator.current_accelerator() or "cpu").eval()
         self.generation_config = stored_generation_config(path, self.model, num_beams, max_new_tokens)
         without_adapter(self.model).generation_config = self.generation_config
@@ -147,9 +150,10 @@ class _Limits:
         new = generation.max_new_tokens or 0
         if source.family == "encoder_decoder":
             return cls(rendered, 0, min((n for n in (settings.max_length, positions) if n), default=None))
-        free = positions - room_for_answers(positions, new) if positions else None
+        free = positions - room_for_answers(positions, positions, new) if positions else None
         bounds = (settings.max_length, free)
-        return cls(rendered, room_for_answers(rendered, new), min((n for n in bounds if n), default=None))
+        answer = room_for_answers(rendered, length_limit(source.config, tokenizer, None, reserved), new)
+        return cls(rendered, answer, min((n for n in bounds if n), default=None))
 
 
 def source_for_use(path: str, trust_remote_code: bool = False, dtype: str | None = None) -> ModelSource:

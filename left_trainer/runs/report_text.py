@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from left_trainer.callbacks.tables import format_table
+from left_trainer.data.cut_rows import describe_cuts
 from left_trainer.evaluation.scores import is_score
 from left_trainer.runs.report import Sample, TrainingReport
 
@@ -35,6 +36,7 @@ def results_section(report: TrainingReport) -> str:
         f"({report.trainable_percent or 0:.3f} %), {report.train_steps} steps of {report.train_batch_size} rows at "
         f"a learning rate of {report.learning_rate or 0:g}, seed {report.seed}.",
         "",
+        *_cuts(report),
         f"The prompt was `{report.prompt!r}`; this uses it:",
         "",
         "```bash",
@@ -55,7 +57,13 @@ def format_report(report: TrainingReport, folder: str) -> str:
     what = "Model" if report.method == "full" else "Adapter"
     majority = [_majority(report)] if report.majority_share is not None else []
     where = f"{pace}{what}, report, model card and plots are in {folder}"
-    return "\n".join(["", *samples, table, *majority, "", where])
+    return "\n".join(["", *samples, table, *majority, "", *_cuts(report), where])
+
+
+def _cuts(report: TrainingReport) -> list[str]:
+    """What was cut of the rows, as a paragraph; no line where nothing was."""
+    sentence = describe_cuts(report.cut_rows)
+    return [sentence, ""] if sentence else []
 
 
 def format_evaluation(report: EvaluationReport, path: Path | None) -> str:

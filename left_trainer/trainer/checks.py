@@ -8,18 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from left_trainer.adapters.task_ids import TASK_IDS, number_of_tasks
-from left_trainer.data.features import MASKS, AnyDataset, dataset_form, named_datasets
+from left_trainer.data.dataset_types import AnyDataset, is_lazy
+from left_trainer.data.features import MASKS, dataset_form, named_datasets
+from left_trainer.data.sampling import row_lengths
 from left_trainer.methods import PeftMethod, get_method
 from left_trainer.methods.apply import check_packages, is_made_by
 from left_trainer.methods.method import Feature
 from left_trainer.methods.options import plain_options
 from left_trainer.models import ModelFamily, ModelSource
+from left_trainer.models.languages import check_languages
+from left_trainer.models.positions import Limits
 from left_trainer.models.source import HUB_ARGUMENTS
 from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
@@ -355,3 +360,38 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
             "have no embedding. Pass the tokenizer that belongs to the model, or call "
             f"model.resize_token_embeddings({len(tokenizer)}) before training."
         )
+
+
+def check_text_tokenizer(request: Request, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that would make wrong targets of the rows that hold text."""
+    for dataset in named_datasets(request.train_dataset, request.eval_dataset).values():
+        if "input_ids" in next(iter(dataset)):
+            continue
+        if request.source.family == "encoder_decoder":
+            check_languages(tokenizer)
+        elif tokenizer.eos_token is None and request.args.eos_token is None:
+            raise ValueError(
+                "processing_class has no end-of-sequence token, so the model would not learn to stop. Set one that the "
+                "model knows, for example tokenizer.eos_token = '</s>' in Python, or --eos_token '</s>'."
+            )
+
+
+def check_fits(dataset: Any, free_positions: Limits, argument: str) -> None:
+    """Refuse rows that were given as tokens and are longer than an encoder-decoder model has positions.
+
+    Tokens are not cut: only who made them knows where. Rows that are streamed, or computed when they are read, are not
+    looked at.
+    """
+    if not isinstance(dataset, Dataset) or is_lazy(dataset):
+        return
+    given = dict(zip(("input_ids", "labels"), free_positions, strict=True))
+    bounds = {name: limit for name, limit in given.items() if limit and set(given) <= set(dataset.column_names)}
+    for name, limit in bounds.items():
+        lengths = row_lengths(dataset, [name])
+        n_longer = int((lengths > limit).sum())
+        if n_longer:
+            raise ValueError(
+                f"{n_longer} of {len(lengths)} rows of {argument} have more than {limit} {name}, the positions of the "
+                "model less those that the method takes. Tokenize with truncation=True and "
+                f"max_length={limit}."
+            )

@@ -13,13 +13,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 
-from left_trainer.data.features import AnyDataset, are_prompts, completion_texts, have_no_labels
+from left_trainer.data.cut_rows import CutRows
+from left_trainer.data.dataset_types import AnyDataset, as_dataset
+from left_trainer.data.features import are_prompts, completion_texts, have_no_labels
 from left_trainer.evaluation.batches import join_batches
 from left_trainer.evaluation.generation import GenerationSpeed, adapter_disabled
 from left_trainer.evaluation.text_metrics import TextPrediction
 from left_trainer.evaluation.token_loss import TokenMeanLoss
 from left_trainer.models import ModelFamily, unwrapped
+from left_trainer.models.positions import Limits
 from left_trainer.token_mean import IGNORE_INDEX
+from left_trainer.trainer.features import tell_cuts
 from left_trainer.trainer.generation import EvaluationHost, GenerationInEvaluation
 from left_trainer.trainer.losses import target_tokens
 from left_trainer.training_args import LeftTrainingArguments
@@ -34,6 +38,8 @@ class GeneratingTrainer(Trainer):
     args: LeftTrainingArguments
     processing_class: PreTrainedTokenizerBase
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
+    free_positions: Limits
+    cut_rows: dict[str, CutRows]  # by split, of the rows that were counted
     only_loss_wanted = False
     _generation: GenerationInEvaluation | None = None
     _loss: TokenMeanLoss | None = None  # of the evaluation that runs
@@ -45,9 +51,14 @@ class GeneratingTrainer(Trainer):
         """How fast the last evaluation or prediction generated."""
         return self._generation.speed if self._generation else GenerationSpeed()
 
-    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
-        """`dataset` in the form that the concrete trainer evaluates: every row of it, in its order."""
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments, split: str = "eval") -> Any:
+        """`dataset` in the form that is evaluated: every row, in order. What is cut is noted under `split`."""
         return dataset
+
+    def _features_to_evaluate(self, rows: AnyDataset, args: LeftTrainingArguments, split: str) -> Any:
+        features = self._features(rows, self.processing_class, args, split)
+        tell_cuts(self, split)
+        return features
 
     def _remember_rows(self, given: EvalDatasets | None) -> None:
         """Note which rows of the user became the features of the constructor."""
@@ -78,7 +89,8 @@ class GeneratingTrainer(Trainer):
         given = next((rows for features, rows in self._given_rows if features is named), named)
         features = eval_dataset
         if given is named:  # not what the constructor was given
-            features = self._features(named, self.processing_class, self.args)
+            given = as_dataset(named, "eval_dataset")
+            features = self._features_to_evaluate(given, self.args, metric_key_prefix)
         with self._evaluating(given):
             return self._evaluating_parent().evaluate(features, ignore_keys, metric_key_prefix)
 
@@ -96,8 +108,9 @@ class GeneratingTrainer(Trainer):
         `Seq2SeqTrainer`, and the first of each is scored.
         """
         self._gen_kwargs = gen_kwargs
-        features = self._features(test_dataset, self.processing_class, self.args.replaced(eval_packing=False))
-        with self._evaluating(test_dataset):
+        given = as_dataset(test_dataset, "test_dataset")
+        features = self._features_to_evaluate(given, self.args.replaced(eval_packing=False), metric_key_prefix)
+        with self._evaluating(given):
             return self._evaluating_parent().predict(features, ignore_keys, metric_key_prefix)
 
     @contextlib.contextmanager

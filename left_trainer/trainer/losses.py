@@ -219,6 +219,11 @@ def _outputs_with_logits(host: LossHost, model: nn.Module, inputs: dict[str, Any
     if host.family == "encoder_decoder":
         return model(**with_decoder_inputs(without_adapter(unwrapped(model)), inputs))
     outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+    return _without_virtual_tokens(outputs, inputs)
+
+
+def _without_virtual_tokens(outputs: Any, inputs: Mapping[str, Any]) -> Any:
+    """Outputs of a decoder-only model whose logits have the length of its input."""
     n_virtual = outputs.logits.shape[1] - inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
     if n_virtual > 0:
         outputs["logits"] = outputs.logits[:, n_virtual:]
@@ -253,7 +258,7 @@ def _token_mean(
         inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
     # Outputs that nobody asked for would cost TRL a second forward pass.
     result = host.parent_loss(model, inputs, return_outputs, num_items)
-    return result if return_outputs else (result, None)
+    return (result[0], _without_virtual_tokens(result[1], inputs)) if return_outputs else (result, None)
 
 
 def _at_output_head(

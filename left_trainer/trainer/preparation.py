@@ -13,18 +13,22 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from left_trainer.data.features import first_row_ids
+from left_trainer.data.features import first_row_ids, named_datasets
 from left_trainer.kernels.output_head import has_adapter
 from left_trainer.methods import PeftMethod, get_method
 from left_trainer.methods.apply import apply_built, apply_config, build_config, is_made_by, method_name
 from left_trainer.methods.patterns import check_patterns
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.saving import adapter_method, load_trained
+from left_trainer.methods.virtual_tokens import Positions
 from left_trainer.models import ModelFamily, ModelSource, build_skeleton, load_model, load_tokenizer, without_adapter
-from left_trainer.trainer.checks import Request, check_tokenizer, check_vocabulary
+from left_trainer.models.languages import generate_in_target_language
+from left_trainer.models.positions import Limits, position_limits
+from left_trainer.trainer.checks import Request, check_fits, check_text_tokenizer, check_tokenizer, check_vocabulary
 from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.training_args import LeftTrainingArguments
 
+MIN_TOKENS = 2  # one to read or write, and the end of the sequence
 LearningRateSource = Literal["given", "default"]
 
 
@@ -37,12 +41,14 @@ class Preparation:
         tokenizer: Given, or the one saved with the model; `None` where there is none and none is needed.
         args: With what the user left open.
         learning_rate_source: Where the learning rate comes from.
+        free_positions: Of the model, less those that the method takes.
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase | None
     args: LeftTrainingArguments
     learning_rate_source: LearningRateSource
+    free_positions: Limits
 
 
 def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Preparation:
@@ -61,14 +67,19 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
         check_tokenizer(tokenizer, request)
         if source.adapter is None:
             check_vocabulary(tokenizer, source.config.get_text_config().vocab_size)
+        check_text_tokenizer(request, tokenizer)
     options = options_from_data(request, tokenizer)
+    free = free_positions(request, options)
+    if source.family == "encoder_decoder":
+        for argument, dataset in named_datasets(request.train_dataset, request.eval_dataset).items():
+            check_fits(dataset, free, argument)
     model = prepare_model(request, options)
-    if (
-        tokenizer is not None and source.adapter is not None
-    ):  # which may bring embeddings of tokens that the base model lacks
+    if tokenizer is not None and source.adapter is not None:  # which may bring embeddings of further tokens
         check_vocabulary(tokenizer, without_adapter(model).get_input_embeddings().weight.shape[0])
     if isinstance(model, PeftModel) and source.base_options.get("revision"):
         model.active_peft_config.revision = source.base_options["revision"]
+    if source.family == "encoder_decoder" and tokenizer is not None:
+        generate_in_target_language(without_adapter(model), tokenizer)
     rate, rate_source = choose_learning_rate(args, method, source)
     generation_config = completed_generation_config(model, args.generation_config)
     resolved = {"peft_kwargs": options, "learning_rate": rate, "generation_config": generation_config}
@@ -76,7 +87,30 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
         resolved["router_aux_loss_coef"] = 0.0
     if args.predict_with_generate and args.packing and args.eval_packing is None:
         resolved["eval_packing"] = False  # prompts are generated from one by one
-    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source)
+    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free)
+
+
+def free_positions(request: Request, options: Mapping[str, Any]) -> Limits:
+    """The model's positions, less those that the method takes.
+
+    Args:
+        request: What the user asks for.
+        options: Of the method; those of an explicit config, or of the model's adapter, beat them.
+
+    Raises:
+        ValueError: None are left.
+    """
+    source, method, config = request.source, request.method, request.peft_config or request.source.adapter
+    taken = method.positions(config.to_dict() if config else options, source.family) if method else Positions()
+    used = (taken.source, taken.source if source.family == "decoder_only" else taken.target)
+    positions = position_limits(source.config)
+    free = Limits(*(limit and limit - number for limit, number in zip(positions, used, strict=True)))
+    if any(limit is not None and limit < MIN_TOKENS for limit in free):
+        raise ValueError(
+            f"peft_method={request.args.peft_method!r} takes {max(used)} positions, and model={source.title!r} has "
+            f"{min(filter(None, positions))}, which leaves none for a text. Lower num_virtual_tokens."
+        )
+    return free
 
 
 def counts_prefixes_as_routed(request: Request) -> bool:

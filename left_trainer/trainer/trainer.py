@@ -1,22 +1,19 @@
 """LeftTrainer: one front door for encoder-decoder and decoder-only models.
 
-Every override of a Hugging Face trainer stands here; what it does stands in the modules beside.
+The overrides of Hugging Face's trainers stand here, and those of what is evaluated and read in `evaluation` and
+`reading`. What they do stands in the modules beside.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
 from transformers import (
-    DataCollatorForSeq2Seq,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
@@ -27,10 +24,11 @@ from transformers.trainer_utils import EvalPrediction
 from trl import SFTTrainer
 
 from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
-from left_trainer.data.features import AnyDataset, are_prompts, dataset_form, tokenize_pairs, without_appended_end
-from left_trainer.evaluation.generation import positions_for_text
+from left_trainer.data.collator import corrected_collator, seq2seq_collator
+from left_trainer.data.dataset_types import AnyDataset
+from left_trainer.data.features import without_appended_end
 from left_trainer.evaluation.text_metrics import text_metrics
-from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR, FastPath
+from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
@@ -40,13 +38,11 @@ from left_trainer.methods.saving import (
     saving_active_adapter,
 )
 from left_trainer.models import ModelSource, unwrapped
-from left_trainer.trainer import batching
+from left_trainer.trainer import batching, features
 from left_trainer.trainer.checkpoints import checkpoint_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
-from left_trainer.trainer.columns import with_columns_for, with_task_column, with_task_ids
 from left_trainer.trainer.divergence import DivergenceCheck
-from left_trainer.trainer.evaluation import EvalDatasets, GeneratingTrainer
-from left_trainer.trainer.evaluation_rows import evaluation_rows
+from left_trainer.trainer.evaluation import EvalDatasets
 from left_trainer.trainer.fresh_models import first_source, prepare_fresh_model, with_method_options
 from left_trainer.trainer.generation import use_generation_config
 from left_trainer.trainer.losses import AddedTerms, compute_loss
@@ -61,11 +57,12 @@ from left_trainer.trainer.preparation import (
     unrounded_adapter,
     without_adapter_on_head,
 )
+from left_trainer.trainer.reading import ReadingTrainer
 from left_trainer.trainer.saving import write_settings
 from left_trainer.training_args import LeftTrainingArguments
 
 
-class LeftTrainer(GeneratingTrainer):
+class LeftTrainer(ReadingTrainer):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
@@ -80,7 +77,8 @@ class LeftTrainer(GeneratingTrainer):
             object itself is not changed: `trainer.args` has what was left open.
         data_collator: By default one that pads to the longest row of the batch.
         train_dataset: Rows with `prompt` and `completion`, or tokenized features with `input_ids` and `labels`; for
-            decoder-only models also TRL's `text` and `messages`.
+            decoder-only models also TRL's `text` and `messages`. A dataset of `datasets`, in any format, a list of
+            dicts, or a dataset of torch.
         eval_dataset: The same, or a dict of several.
         processing_class: The tokenizer; by default the one saved with the model. With tokenized rows and a
             `data_collator` there need not be one.
@@ -157,6 +155,7 @@ class LeftTrainer(GeneratingTrainer):
         peft_kwargs: str | Mapping[str, Any] | None = None,
     ) -> None:
         args = LeftTrainingArguments.from_arguments(args or LeftTrainingArguments(), peft_method, peft_kwargs)
+        train_dataset, eval_dataset = features.given_datasets(train_dataset, eval_dataset)
         # Found already where `LeftTrainer` has chosen the class.
         source = vars(self).get("source") or first_source(model, model_init, args)
         check_family(source, self.family, type(self).__name__)
@@ -166,6 +165,7 @@ class LeftTrainer(GeneratingTrainer):
         request = Request(source, args, method, *given, *of_training, names_method=peft_method is not None)
         check(request)
         ready = prepare(request, processing_class)
+        self.cut_rows = {}
         self.take_over(request, ready)
         if ready.args.predict_with_generate and ready.tokenizer is not None:
             compute_metrics = compute_metrics or text_metrics(ready.tokenizer)
@@ -174,9 +174,9 @@ class LeftTrainer(GeneratingTrainer):
                 model=ready.model,
                 # TRL would warn that model_init_kwargs is ignored; the model was loaded with it.
                 args=ready.args.replaced(model_init_kwargs=None),
-                data_collator=data_collator or self._default_collator(ready.tokenizer, ready.args),
-                train_dataset=self._features(train_dataset, ready.tokenizer, ready.args),
-                eval_dataset=self._features(eval_dataset, ready.tokenizer, ready.args),
+                data_collator=self._collator(data_collator, ready.tokenizer, ready.args),
+                train_dataset=self._features(train_dataset, ready.tokenizer, ready.args, "train"),
+                eval_dataset=self._features(eval_dataset, ready.tokenizer, ready.args, "eval"),
                 processing_class=ready.tokenizer or tokenizer_without_tokens(self.family),
                 compute_metrics=compute_metrics,
                 callbacks=[*self.callbacks_of_method, *neftune_callbacks(args), *(callbacks or ())],
@@ -184,14 +184,15 @@ class LeftTrainer(GeneratingTrainer):
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
                 **({"formatting_func": formatting_func} if self.family == "decoder_only" else {}),
             )
-        self._remember_rows(eval_dataset)
         self.neftune_noise_alpha = None  # Trainer's own hook is put where many models do not compute
         self.args = self.args.replaced(model_init_kwargs=ready.args.model_init_kwargs)
         self.processing_class = self.callback_handler.processing_class = ready.tokenizer
         # Not through the constructor: neither of Hugging Face's trainers takes both.
         self.model_init, self.optimizer_cls_and_kwargs = model_init, optimizer_cls_and_kwargs
+        self._remember_rows(eval_dataset)
         self._set_up_loss(compute_loss_func)
         use_generation_config(ready.model, ready.args.generation_config)
+        features.tell_cuts(self)
         use_compact_output(self)
 
     def take_over(self, request: Request, ready: Preparation) -> None:
@@ -199,9 +200,9 @@ class LeftTrainer(GeneratingTrainer):
         model, args = ready.model, ready.args
         self.request, self.source, self.method = request, request.source, request.method
         self.learning_rate_source = ready.learning_rate_source
+        self.free_positions = ready.free_positions
         self.rows_were_text = batching.were_text(request.train_dataset)
         self._rows_to_train_on = request.train_dataset
-        self._positions = positions_for_text(model)
         self.hooks = MethodHooks(self.method, args.peft_options, is_new=self.source.adapter is None)
         self.fast_paths[LORA_LINEAR] = use_lora_linear(model, args.use_lora_linear)
         self.fast_paths[GELU] = use_fused_gelu(model, args.use_fused_gelu)
@@ -220,20 +221,10 @@ class LeftTrainer(GeneratingTrainer):
         self.added_terms = AddedTerms()
         self.model_accepts_loss_kwargs = True  # for any model, the loss is divided by the tokens of all micro-batches
 
-    @functools.cached_property
-    def fast_paths(self) -> dict[str, FastPath]:
-        """What ran and what fell back, by name; `training_report.json` shows it."""
-        return defaultdict(FastPath)
-
     @property
     def base_model_name(self) -> str:
         """Hub name or path of the model that is fine-tuned; its class where it has neither."""
         return self.source.base_name
-
-    @property
-    def has_own_sampler(self) -> bool:
-        """Whether a subclass chooses the order of the training rows."""
-        return type(self)._get_train_sampler is not LeftTrainer._get_train_sampler
 
     # Training
 
@@ -322,45 +313,6 @@ class LeftTrainer(GeneratingTrainer):
                 logs.update(callback.take_metrics())
         super().log(logs, start_time)
 
-    # Data
-
-    def _default_collator(self, tokenizer: Any, args: LeftTrainingArguments) -> Any:
-        return None
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return super()._prepare_inputs(with_task_ids(unwrapped(self.model), inputs))
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns = with_task_column(unwrapped(self.model), self._signature_columns)
-        self._signature_columns = with_columns_for(self.request.data_collator, unwrapped(self.model), columns)
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """As in `Trainer`; notes for the report whether the batches are grouped."""
-        self.fast_paths[batching.GROUP_BY_LENGTH].record(batching.why_not_grouped(self, self.train_dataset))
-        return super().get_train_dataloader()
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """As in `Trainer`; where text is generated, with a row for each prompt."""
-        with batching.one_row_for_each_prompt(self):
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """As in `Trainer`; where text is generated, with a row for each prompt."""
-        with batching.one_row_for_each_prompt(self):
-            return super().get_test_dataloader(test_dataset)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if batching.why_not_grouped(self, dataset) is None:
-            return batching.length_grouped_sampler(self, dataset)
-        return super()._get_train_sampler(train_dataset)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
-        if self.args.train_sampling_strategy == batching.GROUP_BY_LENGTH:
-            return batching.sequential_sampler(self.args, eval_dataset)
-        return super()._get_eval_sampler(eval_dataset)
-
     # Files
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -387,24 +339,20 @@ class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
     family = "encoder_decoder"
     create_model_card = create_model_card_as_transformers
 
-    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments, split: str = "eval") -> Any:
         if isinstance(dataset, dict):
-            return {name: self._features(part, tokenizer, args) for name, part in dataset.items()}
+            return {name: self._features(part, tokenizer, args, f"{split}_{name}") for name, part in dataset.items()}
         if dataset is None or isinstance(dataset, str):
             return dataset
-        if "input_ids" in next(iter(dataset), {}):
-            return dataset
-        if not are_prompts(dataset):
-            dataset_form(dataset, self.family, "dataset")
-        return tokenize_pairs(dataset, tokenizer, args.max_length, args.truncation_mode, args.dataset_num_proc)
+        return features.seq2seq_features(self, dataset, tokenizer, args, split)
 
     def _evaluating_parent(self) -> Any:
         # Seq2SeqTrainer gathers the rows that pad the last batch of several processes too, so that metrics count them
         # twice, and pads every generated batch to the length limit (transformers 5.23).
         return super(Seq2SeqTrainer, self)
 
-    def _default_collator(self, tokenizer: Any, args: LeftTrainingArguments) -> Any:
-        return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=args.pad_to_multiple_of)
+    def _collator(self, given: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+        return corrected_collator(given) if given else seq2seq_collator(tokenizer, args.pad_to_multiple_of)
 
 
 class LeftSFTTrainer(LeftTrainer, SFTTrainer):
@@ -413,14 +361,15 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
     family = "decoder_only"
     create_model_card = create_model_card_as_trl
 
-    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments, split: str = "eval") -> Any:
         # What goes to the constructor is prepared there.
         constructed = getattr(self, "completion_only_loss", None) is not None
         is_ready = (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
         if not constructed or dataset is None or isinstance(dataset, str) or is_ready:
             return dataset
         packing = args.packing if args.eval_packing is None else args.eval_packing
-        return self._prepare_dataset(dataset, tokenizer, args, packing, self._formatting_func, "eval")
+        tokenize = super()._prepare_dataset
+        return features.sft_features(self, tokenize, dataset, tokenizer, args, packing, self._formatting_func, split)
 
     def _evaluating_parent(self) -> Any:
         # SFTTrainer would prepare the rows again, and leave out those that it cuts to nothing.
@@ -430,16 +379,12 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         """As in `SFTTrainer`; of an evaluation every row is kept, in its order."""
-        prepare_rows, processing_class = super()._prepare_dataset, without_appended_end(processing_class)
-
-        def prepare(args: LeftTrainingArguments, packing: bool) -> Any:
-            return prepare_rows(dataset, processing_class, args, packing, formatting_func, dataset_name)
-
+        tokenizer = without_appended_end(processing_class)
+        split = "eval" if dataset_name == "eval" else f"eval_{dataset_name}"
         if dataset is self._rows_to_train_on:  # which come first; the same rows may be evaluated later
-            self._rows_to_train_on = None
-            return prepare(args, packing)
-        template = {"chat_template": self.chat_template}
-        return evaluation_rows(dataset, prepare, processing_class, args, packing, self._positions, template)
+            self._rows_to_train_on, split = None, "train"
+        tokenize = super()._prepare_dataset
+        return features.sft_features(self, tokenize, dataset, tokenizer, args, packing, formatting_func, split)
 
     def log_token_metrics(self, n_tokens: torch.Tensor, n_correct: torch.Tensor, inputs: Mapping[str, Any]) -> None:
         """What `SFTTrainer` logs beside the loss, but for the entropy, which costs another pass over the logits."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from left_trainer.data.cut_rows import CutRows
 from left_trainer.runs.json_records import from_json, to_json
 from left_trainer.runs.report import REPORT_FILE, FastPathUse, Metrics, PeakMemory, Sample, TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
@@ -45,8 +46,10 @@ REPORT = TrainingReport(
     device="cpu",
     machine="a machine",
     tuning=TuningResult("rougeL", 2, (Trial(6e-4, 50.0, 4, 2.0), Trial(2e-3, None, 4, None)), 8, 2.0),
+    cut_rows={"test": CutRows(65, sources=12)},
 )
 OPTIONAL = (
+    "cut_rows",
     "diverged_at_step",
     "general_loss",
     "general_loss_reason",

@@ -37,12 +37,17 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
         "test_rows_that_fill_the_last_batch_are_counted",
     ),
     ("accumulated_token_loss", "transformers"): ("test_the_loss_ignores_the_size_of_the_accumulated_batch",),
+    ("corrected_collator", "transformers"): (
+        "test_fsmt_writes_into_the_labels_that_it_shifts",
+        "test_labels_are_padded_on_the_side_of_the_sources",
+    ),
     ("counts_prefixes_as_routed", "transformers"): ("test_a_prefix_is_counted_among_the_tokens_of_routers",),
     ("decoder_input_ids", "transformers"): ("test_fsmt_writes_into_the_labels_that_it_shifts",),
     ("results_on_host", "transformers"): ("test_results_are_joined_on_the_device_with_every_batch",),
     ("text_metrics", "transformers"): ("test_beam_search_fills_rows_with_the_end_where_the_padding_is_0",),
     ("with_decoder_inputs", "transformers"): ("test_the_decoder_of_fsmt_reads_the_source",),
     ("without_filling", "transformers"): ("test_beam_search_fills_rows_with_the_end_where_the_padding_is_0",),
+    ("columns_of_other_forms", "trl"): ("test_the_end_of_a_completion_goes_onto_another_column",),
     ("unrounded_adapter", "trl"): ("test_the_adapter_of_a_quantized_model_is_rounded",),
 }
 
@@ -109,6 +114,7 @@ INTERNALS: dict[str, str] = {
     "_load_from_checkpoint": TRAINER,
     "_name_or_path": "test_a_config_knows_where_it_is_from",
     "_prepare_inputs": TRAINER,
+    "_remove_unused_columns": TRAINER,
     "_save": TRAINER,
     "_set_signature_columns_if_needed": "test_columns_are_kept_by_the_list_that_we_extend",
     "_signature_columns": "test_the_columns_that_are_kept_are_a_list_that_may_grow",

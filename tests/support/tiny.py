@@ -7,7 +7,14 @@ from random import Random
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    AutoConfig,
+    FSMTConfig,
+    FSMTForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 from left_trainer.models import auto_class, model_family
 
@@ -133,6 +140,17 @@ def tiny_model(model_type: str, seed: int = 0, dropout: float = 0.0, **overrides
         config.attn_pdrop = dropout
     set_seed(seed)
     return auto_class(model_family(config)).from_config(config).eval()
+
+
+def fsmt_model() -> PreTrainedModel:
+    """FSMT makes its decoder's input of the source, writes into labels, and takes no `num_items_in_batch`."""
+    width = {"d_model": 16, "max_position_embeddings": 128, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    parts = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in parts.items()}
+    vocabulary = {"langs": ["en", "de"], "src_vocab_size": VOCABULARY_SIZE, "tgt_vocab_size": VOCABULARY_SIZE}
+    dropout = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
+    set_seed(0)
+    return FSMTForConditionalGeneration(FSMTConfig(**width, **sides, **vocabulary, **dropout, decoder_start_token_id=1))
 
 
 def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
-from transformers import FSMTConfig, FSMTForConditionalGeneration, set_seed
 
 from left_trainer import LeftTrainer, get_method
 from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY
@@ -19,7 +18,7 @@ from left_trainer.models.decoder_inputs import with_decoder_inputs
 from left_trainer.token_mean import accumulated_token_loss
 from log_history import gradient_norms, losses
 from method_settings import CASES, BaseModels, model_argument, settings
-from tiny import VOCABULARY_SIZE, tiny_model, tiny_rows
+from tiny import fsmt_model, tiny_model, tiny_rows
 
 MODEL_TYPES = {"encoder_decoder": "t5", "decoder_only": "llama"}
 PENALTY = 0.25
@@ -251,17 +250,6 @@ def test_decoder_inputs_are_added_where_labels_alone_are_given(tokenizers):
     assert with_decoder_inputs(tiny_model("t5"), given) == given
     assert with_decoder_inputs(tiny_model("t5"), {"input_ids": 1}) == {"input_ids": 1}
     assert without_adapter(unwrapped(model)) is model
-
-
-def fsmt_model():
-    """FSMT makes its decoder's input of the source, writes into labels, and takes no `num_items_in_batch`."""
-    width = {"d_model": 16, "max_position_embeddings": 128, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-    parts = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in parts.items()}
-    vocabulary = {"langs": ["en", "de"], "src_vocab_size": VOCABULARY_SIZE, "tgt_vocab_size": VOCABULARY_SIZE}
-    dropout = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
-    set_seed(0)
-    return FSMTForConditionalGeneration(FSMTConfig(**width, **sides, **vocabulary, **dropout, decoder_start_token_id=1))
 
 
 @pytest.mark.parametrize("users_loss", [None, token_loss], ids=["token_mean", "compute_loss_func"])

@@ -190,3 +190,12 @@ def test_a_loss_that_is_not_a_number_is_logged_as_0(tmp_path):
     trainer.train()
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged == [0.0], f"Trainer no longer hides a loss that is not a number: look at {home('DivergenceCheck')}."
+
+
+def test_labels_are_padded_on_the_side_of_the_sources():
+    tokenizer = tiny_tokenizer("encoder_decoder")
+    tokenizer.padding_side = "left"
+    labels = DataCollatorForSeq2Seq(tokenizer)([ROWS[0], ROWS[1]])["labels"]
+    assert labels[1].tolist() == [-100, 7, 1], (
+        f"Labels are now padded on the right in any case: simplify {home('corrected_collator')}."
+    )
