@@ -25,9 +25,9 @@ from left_trainer.models import without_adapter
 from left_trainer.token_mean import IGNORE_INDEX
 
 DEFAULT_MAX_NEW_TOKENS = 128
-# Model types whose text changes with the padding before the prompt, mask or not.
-READ_PADDING = {
-    "rwkv": "its state takes in the padding",
+# Model types whose text changes with the batch, mask or not.
+ROW_BY_ROW = {
+    "rwkv": "its state takes in the padding and, from the second new token on, other rows",
     "xlnet": "its segments and relative positions count the padding",
 }
 # Settings of generation that count or read the tokens of a prompt, its padding included, with the value that is none.
@@ -162,7 +162,7 @@ def generate_completions(
     """Generate what follows each prompt: for a prompt in a batch the same as for the prompt alone.
 
     Prompts are padded on the left, unless that would change the text (see `reads_whole_prompts` and
-    `why_not_padded`): then prompts of equal length go together, or each one alone.
+    `why_not_batched`): then prompts of equal length go together, or each one alone.
 
     Args:
         model: A decoder-only model, with or without an adapter.
@@ -190,11 +190,13 @@ def _unpadded_groups(
     model: PreTrainedModel | PeftModel, prompts: list[torch.Tensor], arguments: Mapping[str, Any]
 ) -> list[list[int]] | None:
     """Positions of the prompts that are generated for together, without padding; `None` where all can be padded."""
-    if len({len(prompt) for prompt in prompts}) < 2:
+    goes_alone = why_not_batched(without_adapter(model)) is not None
+    is_padded = len({len(prompt) for prompt in prompts}) > 1
+    reads_padding = is_padded and reads_whole_prompts(model, arguments) is not None
+    if not goes_alone and not reads_padding:
         return None
-    if not (why_not_padded(without_adapter(model)) or reads_whole_prompts(model, arguments)):
-        return None
-    if arguments.get("synced_gpus"):  # each process has to call the model as often as the others
+    # With synced_gpus each process has to call the model as often as the others.
+    if goes_alone or arguments.get("synced_gpus"):
         return [[index] for index in range(len(prompts))]
     by_length: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -202,10 +204,10 @@ def _unpadded_groups(
     return list(by_length.values())
 
 
-def why_not_padded(model: PreTrainedModel) -> str | None:
-    """Why padding before a prompt would change what `model` writes after it; `None` where it does not."""
-    if model.config.model_type in READ_PADDING:
-        return READ_PADDING[model.config.model_type]
+def why_not_batched(model: PreTrainedModel) -> str | None:
+    """Why prompts in a batch would change what `model` writes; `None` where padding and other rows do not matter."""
+    if model.config.model_type in ROW_BY_ROW:
+        return ROW_BY_ROW[model.config.model_type]
     takes_mask = {"attention_mask", "kwargs"} & set(inspect.signature(model.forward).parameters)
     return None if takes_mask else f"{type(model).__name__} takes no attention_mask"
 

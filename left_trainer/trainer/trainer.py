@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import (
@@ -365,7 +366,7 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         # What goes to the constructor is prepared there.
         constructed = getattr(self, "completion_only_loss", None) is not None
         is_ready = (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
-        if not constructed or dataset is None or isinstance(dataset, str) or is_ready:
+        if not constructed or is_ready or not isinstance(dataset, Dataset | IterableDataset):
             return dataset
         packing = args.packing if args.eval_packing is None else args.eval_packing
         tokenize = super()._prepare_dataset

@@ -26,7 +26,7 @@ def test_prompts_end_where_labels_begin():
     assert [prompt.tolist() for prompt in prompts] == [[9, 5], [4, 8]]
 
 
-PROMPTS = [torch.tensor([5, 6, 7, 8, 9, 10, 11]), torch.tensor([40, 41]), torch.tensor([12, 13, 14])]
+PROMPTS = [torch.tensor(ids) for ids in ([5, 6, 7, 8, 9, 10, 11], [40, 41], [12, 13, 14], [50, 9, 60])]
 READS_PADDING = {"repetition_penalty": 2.5, "no_repeat_ngram_size": 1, "min_length": 9, "max_length": 10}
 
 

@@ -198,6 +198,9 @@ def test_a_dataset_that_is_set_later_is_evaluated(family, trainer_of):
     expected = trainer.evaluate()
     trainer.eval_dataset = ROWS
     assert trainer.evaluate()["eval_loss"] == expected["eval_loss"]
+    features = trainer._features(ROWS, trainer.processing_class, trainer.args)
+    as_list = [{name: row[name] for name in ("input_ids", "labels")} for row in features]
+    assert trainer.evaluate(as_list)["eval_loss"] == expected["eval_loss"]
     parts = {"a": ROWS, "b": ROWS.select(range(3))}
     metrics = trainer.evaluate(parts, max_new_tokens=2)
     assert metrics["eval_a_generated_length"] < expected["eval_generated_length"]
