@@ -16,7 +16,8 @@ from left_trainer.comparison.general_text import general_rows
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.loading import load_task_data
 from left_trainer.methods import get_method, list_methods
-from left_trainer.methods.apply import build_config, check_patterns
+from left_trainer.methods.apply import build_config
+from left_trainer.methods.patterns import check_patterns
 from left_trainer.models import build_skeleton
 from left_trainer.tasks import get_task
 from left_trainer.trainer.checks import Request, check_model_and_method

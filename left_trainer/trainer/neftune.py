@@ -43,7 +43,7 @@ class NeftuneCallback(TrainerCallback):
         self._remove()
         self.was_called = False
         for table in input_tables(unwrapped(model)):
-            table.neftune_noise_alpha = self.alpha
+            table.neftune_noise_alpha = self.alpha  # type: ignore[assignment]
             self.handles.append(table.register_forward_hook(self._add_noise))
 
     def on_step_end(
@@ -82,6 +82,6 @@ def input_tables(model: PreTrainedModel | PeftModel) -> list[nn.Module]:
     base = without_adapter(model)
     encoder = base.get_encoder() if base.config.is_encoder_decoder else None
     tables = [base.get_input_embeddings(), getattr(model, "word_embeddings", None)]
-    if hasattr(encoder, "get_input_embeddings"):
+    if encoder is not None and hasattr(encoder, "get_input_embeddings"):
         tables.append(encoder.get_input_embeddings())
     return list({id(table): table for table in tables if table is not None}.values())
