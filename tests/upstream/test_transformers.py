@@ -182,3 +182,14 @@ def test_trackers_are_called_before_the_callbacks_of_the_user(tmp_path, monkeypa
     assert kinds.index(Tracker) < kinds.index(OfUser), (
         f"Trainer now calls its trackers after the user's callbacks: see what is left for {home('LoggingCallback')}."
     )
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_noise_is_put_where_t5_and_bart_do_not_compute(model_type):
+    model, called = tiny_model(model_type), []
+    model.get_input_embeddings().register_forward_hook(lambda *_: called.append(True))
+    ids = torch.tensor([[5, 6, 7, 1]])
+    model(input_ids=ids, labels=ids)
+    assert not called, (
+        f"{model_type} now calls its input embeddings, so that Trainer's NEFTune works: see {home('NeftuneCallback')}."
+    )

@@ -114,3 +114,12 @@ def test_a_field_may_be_a_dict_in_json(tmp_path):
         "Fields in _VALID_DICT_FIELDS are no longer read as JSON, to which "
         f"{home('LeftTrainingArguments')} adds peft_kwargs."
     )
+
+
+def test_the_output_head_of_a_model_is_replaced_for_a_loss():
+    from trl.trainer.utils import add_fused_lm_head
+
+    model, ids = tiny_model("llama"), torch.tensor([[5, 6, 7, 1]])
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    outputs = model(input_ids=ids, labels=ids, fused_lm_head=True)
+    assert outputs.log_probs is not None, f"TRL's loss has another form: mend {home('prepare_fresh_model')}."
