@@ -115,13 +115,13 @@ def build_config(
         config = method.config_class(task_type=TASK_TYPES[family], **with_nested_configs(fixed, known))
     if method.resolve_targets and not _has_targets(config, model):
         targets = method.resolve_targets(model)
-        if not targets:
+        if targets is not None and not targets:
             raise ValueError(
                 f"peft_method={method.name!r} has no default target modules for model type "
                 f"{model.config.model_type!r}. Name them: peft_kwargs={{'target_modules': [...]}}. "
                 f"{known_modules(model)}"
             )
-        for option, value in targets.items():
+        for option, value in (targets or {}).items():
             setattr(config, option, set(value))
     for option, value in (method.derive(model, config) if method.derive else {}).items():
         if option not in options:

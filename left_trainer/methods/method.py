@@ -43,7 +43,7 @@ class PeftMethod:
             the targets resolved; a user's options beat them.
         derive_from_data: Options that come from the training data, from the tokenizer and the token ids of one row.
         resolve_targets: Options that name modules, for model types that PEFT has no default for; empty when the model
-            has no module of the kind.
+            has no module of the kind, `None` where the choice is PEFT's all the same.
         hook_options: Options of the hooks below, which the PEFT config does not have, with their defaults.
         quantization: Makes the config that the base model is loaded with.
         model_config: Settings of the model's own config that the method needs.
@@ -84,7 +84,7 @@ class PeftMethod:
     required: Mapping[str, str] = field(default_factory=dict, hash=False)
     derive: Callable[[PreTrainedModel, PeftConfig], Mapping[str, Any]] | None = None
     derive_from_data: Callable[[PreTrainedTokenizerBase, list[int]], Mapping[str, Any]] | None = None
-    resolve_targets: Callable[[PreTrainedModel], Mapping[str, Any]] | None = None
+    resolve_targets: Callable[[PreTrainedModel], Mapping[str, Any] | None] | None = None
     hook_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     quantization: Callable[[], Any] | None = None
     model_config: Mapping[str, Any] = field(default_factory=dict, hash=False)

@@ -30,12 +30,12 @@ def unread_tables(model: PreTrainedModel) -> dict[str, nn.Embedding]:
     }
 
 
-def token_tables(model: PreTrainedModel) -> list[str]:
-    """Names of the embeddings of tokens that have a weight of their own; one of those that share it."""
+def separate_token_tables(model: PreTrainedModel) -> list[str]:
+    """Names of the embeddings of encoder and decoder, where these have weights of their own; empty otherwise."""
     parts = (model.get_encoder(), model.get_decoder()) if model.config.is_encoder_decoder else ()
     owned = [part.get_input_embeddings() for part in parts if hasattr(part, "get_input_embeddings")]
     tables = [model.get_input_embeddings(), *owned]
     unread = {id(module) for module in unread_tables(model).values()}
     by_weight = {id(table.weight): table for table in reversed(tables) if id(table) not in unread}
-    chosen = {id(table) for table in by_weight.values()}
+    chosen = {id(table) for table in by_weight.values()} if len(by_weight) > 1 else set()
     return [name for name, module in model.named_modules() if id(module) in chosen]

@@ -13,7 +13,6 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.neftune import neftune_post_forward_hook
 
 from left_trainer.models import unwrapped, without_adapter
 
@@ -43,7 +42,6 @@ class NeftuneCallback(TrainerCallback):
         self._remove()
         self.was_called = False
         for table in input_tables(unwrapped(model)):
-            table.neftune_noise_alpha = self.alpha
             self.handles.append(table.register_forward_hook(self._add_noise))
 
     def on_step_end(
@@ -64,7 +62,10 @@ class NeftuneCallback(TrainerCallback):
 
     def _add_noise(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         self.was_called = True
-        return neftune_post_forward_hook(module, inputs, output)  # type: ignore[no-any-return]
+        if not module.training:
+            return output
+        bound = self.alpha / (output.shape[-2] * output.shape[-1]) ** 0.5
+        return output + torch.zeros_like(output).uniform_(-bound, bound)
 
     def _remove(self) -> None:
         for handle in self.handles:
@@ -82,6 +83,6 @@ def input_tables(model: PreTrainedModel | PeftModel) -> list[nn.Module]:
     base = without_adapter(model)
     encoder = base.get_encoder() if base.config.is_encoder_decoder else None
     tables = [base.get_input_embeddings(), getattr(model, "word_embeddings", None)]
-    if hasattr(encoder, "get_input_embeddings"):
+    if encoder is not None and hasattr(encoder, "get_input_embeddings"):
         tables.append(encoder.get_input_embeddings())
     return list({id(table): table for table in tables if table is not None}.values())

@@ -20,7 +20,8 @@ OTHERS = {
     "adapter_layers", "alora_invocation_tokens", "asa_target_subspaces", "block_share", "block_size", "boft_block_num",
     "boft_block_size", "cpt_tokens_type_mask", "encoder_num_layers", "encoder_reparameterization_type",
     "init_lora_weights", "input_module", "layer_replication", "layers", "layerwise_scalings", "module_dropout",
-    "norm_module", "num_frozen_tokens", "num_layers", "num_transformer_submodules", "num_virtual_tokens", "oft_block_size", "proportional_parameters",
+    "norm_module", "num_frozen_tokens",
+    "num_layers", "num_transformer_submodules", "num_virtual_tokens", "oft_block_size", "proportional_parameters",
     "save_indices", "save_precomputed_indices", "shadow_num_hidden_layers", "stack", "target_r", "target_svd_config",
     "token_dim", "tokenizer_kwargs", "tokenizer_name_or_path",
 }  # fmt: skip

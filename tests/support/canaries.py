@@ -32,6 +32,7 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("derive_input_prompt", "peft"): ("test_generate_leaves_out_the_prompts_of_the_decoder",),
     ("wrap", "peft"): ("test_prompts_stand_beside_embeddings_of_another_table",),
     ("FusedNewGELU", "transformers"): ("test_the_tanh_form_of_gelu_keeps_more_than_its_input",),
+    ("NeftuneCallback", "transformers"): ("test_noise_is_put_where_t5_and_bart_do_not_compute",),
     ("_evaluating_parent", "transformers"): (
         "test_generated_rows_are_padded_to_the_limit",
         "test_rows_that_fill_the_last_batch_are_counted",
@@ -48,6 +49,7 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("with_decoder_inputs", "transformers"): ("test_the_decoder_of_fsmt_reads_the_source",),
     ("without_filling", "transformers"): ("test_beam_search_fills_rows_with_the_end_where_the_padding_is_0",),
     ("columns_of_other_forms", "trl"): ("test_the_end_of_a_completion_goes_onto_another_column",),
+    ("fresh_models", "trl"): ("test_the_output_head_of_a_model_is_replaced_for_a_loss",),
     ("unrounded_adapter", "trl"): ("test_the_adapter_of_a_quantized_model_is_rounded",),
 }
 
@@ -126,6 +128,7 @@ INTERNALS: dict[str, str] = {
     "_formatting_func": "test_rows_are_prepared_as_we_ask",
     "_metrics": "test_the_metrics_of_tokens_are_kept_where_we_write_them",
     "_prepare_dataset": "test_rows_are_prepared_as_we_ask",
+    "add_fused_lm_head": "test_the_output_head_of_a_model_is_replaced_for_a_loss",
     "_total_train_tokens": "test_the_metrics_of_tokens_are_kept_where_we_write_them",
     # peft
     "AuxiliaryTrainingWrapper": IMPORT,
@@ -136,6 +139,7 @@ INTERNALS: dict[str, str] = {
     "Linear4bit": IMPORT,
     "LoraLayer": IMPORT,
     "PolyRouter": "test_a_router_of_poly_is_called_with_tasks_and_rows",
+    "TrainableTokensWrapper": IMPORT,
     "TRANSFORMERS_MODEL_CONFIG": "test_the_types_of_adaption_prompts_are_a_mapping",
     "_SafetensorLoader": "test_weights_on_disk_are_found_by_their_names_in_the_model",
     "_active_adapter": "test_a_layer_keeps_its_active_adapters_where_we_set_them",

@@ -142,6 +142,7 @@ IMPORTS: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("peft.tuners.lora.loraga", "preprocess_loraga", "initialize_lora_ga", ("model", "lora_config", "train_step")),
     ("peft.utils.loftq_utils", "_SafetensorLoader", "initialize_loftq", ("peft_model", "model_path")),
     ("peft.utils.other", "AuxiliaryTrainingWrapper", "parameter_owners", ()),
+    ("peft.utils.other", "TrainableTokensWrapper", "has_adapter", ()),
     ("peft.utils.other", "transpose", "_add_initial_adapter", ("weight", "fan_in_fan_out")),
 ]
 

@@ -199,3 +199,14 @@ def test_labels_are_padded_on_the_side_of_the_sources():
     assert labels[1].tolist() == [-100, 7, 1], (
         f"Labels are now padded on the right in any case: simplify {home('corrected_collator')}."
     )
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_noise_is_put_where_t5_and_bart_do_not_compute(model_type):
+    model, called = tiny_model(model_type), []
+    model.get_input_embeddings().register_forward_hook(lambda *_: called.append(True))
+    ids = torch.tensor([[5, 6, 7, 1]])
+    model(input_ids=ids, labels=ids)
+    assert not called, (
+        f"{model_type} now calls its input embeddings, so that Trainer's NEFTune works: see {home('NeftuneCallback')}."
+    )

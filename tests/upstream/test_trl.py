@@ -123,3 +123,12 @@ def test_the_end_of_a_completion_goes_onto_another_column(make_trainer):
     assert features[0]["input_ids"][-1] != trainer.processing_class.eos_token_id, (
         f"trl now ends the completion whatever stands beside it: remove {home('columns_of_other_forms')}."
     )
+
+
+def test_the_output_head_of_a_model_is_replaced_for_a_loss():
+    from trl.trainer.utils import add_fused_lm_head
+
+    model, ids = tiny_model("llama"), torch.tensor([[5, 6, 7, 1]])
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    outputs = model(input_ids=ids, labels=ids, fused_lm_head=True)
+    assert outputs.log_probs is not None, f"TRL's loss has another form: mend {home('prepare_fresh_model')}."
