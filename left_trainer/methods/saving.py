@@ -63,6 +63,13 @@ def restore_training_state(model: PreTrainedModel | PeftModel, directory: str | 
     return True
 
 
+def check_saved_adapter(model: PreTrainedModel | PeftModel, directory: str | Path) -> None:
+    """Raise `ValueError` where `directory` holds another adapter than the active one of `model`."""
+    if isinstance(model, PeftModel) and (Path(directory) / CONFIG_NAME).is_file():
+        with without_saving_warnings(model):
+            check_fit(model, directory)
+
+
 @contextlib.contextmanager
 def without_saving_warnings(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Hide what PEFT warns about when it saves `model` and the method's record calls expected."""

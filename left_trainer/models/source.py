@@ -150,7 +150,7 @@ def _load_config(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedConfi
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"model={name!r} comes with code of its own, which runs on this machine. Read it first, then pass "
+                f"model={name!r} contains custom code, which would run on this machine. Read it first, then pass "
                 "--trust_remote_code (trust_remote_code=True in Python)."
             ) from error
         raise ValueError(

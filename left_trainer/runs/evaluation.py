@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -167,16 +168,18 @@ def _task_and_prompt(asked: Evaluation) -> tuple[Task, str]:
 
 
 def _arguments(asked: Evaluation, settings: RunSettings, folder: str, is_adapter: bool) -> LeftTrainingArguments:
-    defaults = {} if settings.method is None else {"max_length": settings.max_length}
-    batch_size = asked.per_device_eval_batch_size or settings.per_device_eval_batch_size or DEFAULT_BATCH_SIZE
+    options: dict[str, Any] = {} if is_adapter else {"peft_method": "full"}
+    if asked.max_length or settings.method:
+        options["max_length"] = asked.max_length or settings.max_length
     return LeftTrainingArguments(
         output_dir=folder,
         predict_with_generate=True,
-        per_device_eval_batch_size=batch_size,
+        per_device_eval_batch_size=(
+            asked.per_device_eval_batch_size or settings.per_device_eval_batch_size or DEFAULT_BATCH_SIZE
+        ),
         truncation_mode=settings.truncation_mode,
         report_to="none",
-        **({} if is_adapter else {"peft_method": "full"}),
-        **({"max_length": asked.max_length} if asked.max_length else defaults),
+        **options,
     )
 
 

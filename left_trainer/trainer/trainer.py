@@ -34,6 +34,7 @@ from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
 from left_trainer.methods.saving import (
+    check_saved_adapter,
     complete_adapter_directory,
     restore_training_state,
     saving_active_adapter,
@@ -326,6 +327,7 @@ class LeftTrainer(ReadingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.hooks.restore(unwrapped(self.model), resume_from_checkpoint)
+        check_saved_adapter(unwrapped(self.model), resume_from_checkpoint)
         if not restore_training_state(unwrapped(self.model), resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

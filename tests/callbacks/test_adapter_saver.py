@@ -174,3 +174,13 @@ def test_the_callbacks_do_no_harm_under_left_trainer(make_args, tokenizers, rows
     resumed = trainer("with", both("elsewhere"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "without" / "checkpoint-2"))
     assert losses(resumed) == pytest.approx(losses(without), rel=1e-6)
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(make_args, tokenizers, rows):
+    def trainer(targets):
+        args = make_args(save_strategy="steps", save_steps=2, peft_kwargs={"target_modules": targets})
+        return LeftTrainer(tiny_model("llama"), args, train_dataset=rows, processing_class=tokenizers["decoder_only"])
+
+    trainer(["q_proj"]).train()
+    with pytest.raises(ValueError, match="does not fit"):
+        trainer(["v_proj"]).train(resume_from_checkpoint=True)

@@ -298,6 +298,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 
 def test_a_base_model_with_its_own_code_is_used_where_the_user_trusts_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     base = tmp_path / "base"
     tiny_model("llama").save_pretrained(base)
     tiny_tokenizer("decoder_only").save_pretrained(base)

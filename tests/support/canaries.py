@@ -131,6 +131,7 @@ INTERNALS: dict[str, str] = {
     "add_fused_lm_head": "test_the_output_head_of_a_model_is_replaced_for_a_loss",
     "_total_train_tokens": "test_the_metrics_of_tokens_are_kept_where_we_write_them",
     # peft
+    "convert_peft_adapter_state_dict_for_transformers": "test_names_of_an_adapter_are_converted_for_transformers",
     "AuxiliaryTrainingWrapper": IMPORT,
     "BaseTuner": IMPORT,
     "BaseTunerLayer": IMPORT,
