@@ -11,12 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from left_trainer.methods.method import Batches
+from left_trainer.methods.training_text import first_rows
 from left_trainer.models import InputEmbeddings, has_absolute_positions, input_embeddings
 
 INPUT_PROMPTS = (PromptTuningConfig, PromptEncoderConfig, CPTConfig)
 KEPT_INPUTS = ("input_ids", "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds")
 ENCODER_OPTIONS = ("global_attention_mask", "output_attentions", "output_hidden_states")
-VOCABULARY_BATCHES = 8
 
 
 def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
@@ -149,11 +149,11 @@ class PromptPlacement:
 
 @torch.no_grad()
 def initialize_from_vocabulary(model: PeftModel, batches: Batches, options: Mapping[str, Any]) -> None:
-    """Start prompts from the embeddings of different tokens of the first training batches, special tokens left out."""
+    """Start prompts from the embeddings of different tokens of the first training rows, special tokens left out."""
     config, encoder = model.active_peft_config, model.prompt_encoder[model.active_adapter]
     if config.prompt_tuning_init != "SAMPLE_VOCAB":
         return
-    seen = torch.cat([batch["input_ids"].flatten() for batch in batches(VOCABULARY_BATCHES)]).unique()
+    seen = torch.cat([row["input_ids"] for row in first_rows(batches)]).unique()
     tokens = seen[~torch.isin(seen, special_tokens(model.get_base_model()).to(seen.device))]
     tokens = tokens if len(tokens) else seen
     count = encoder.embedding.num_embeddings

@@ -27,6 +27,7 @@ from left_trainer.methods.input_prompts import wrap
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import METHODS
 from left_trainer.models import ModelSource, load_model, without_upstream_warnings
+from left_trainer.tuners.input_prompts.config import InputPrompt
 
 MAX_CAUSE_LENGTH = 300
 
@@ -122,6 +123,13 @@ def explain_loading(model: PreTrainedModel | PeftModel, directory: str | Path) -
     text = readme.read_text(encoding="utf-8")
     code = f'import {package}\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "THIS_FOLDER")'
     note = f"`PeftModel.from_pretrained` knows this adapter after `import {package}`:\n\n```python\n{code}\n```\n"
+    if isinstance(model.active_peft_config, InputPrompt):
+        code = code.replace("model =", "from left_trainer.runs.inference import prepare_for_use\n\nmodel =", 1)
+        note = (
+            "Its virtual tokens stand beside what the model computes from token ids. `prepare_for_use` makes PEFT do "
+            f"the same:\n\n```python\n{code}\nprepare_for_use(model)\n```\n\nPlain PEFT gives the same on models "
+            "without a scale and with one table of embeddings, unless `prompt_position` is `after`.\n"
+        )
     if f"import {package}" not in text:
         readme.write_text(f"{text.rstrip()}\n\n## Load it\n\n{note}", encoding="utf-8")
 

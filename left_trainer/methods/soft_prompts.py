@@ -9,11 +9,10 @@ from left_trainer.methods.input_prompts import derive_input_prompt, initialize_f
 from left_trainer.methods.learning_rates import metamathqa
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import PeftMethod
-from left_trainer.methods.prefix_tuning import CARTRIDGE, PREFIX_TUNING
+from left_trainer.methods.prefix_tuning import CARTRIDGE, P_TUNING_V2, PREFIX_TUNING
 from left_trainer.methods.registry import register_method
 from left_trainer.methods.virtual_tokens import BEFORE_INPUT, NUM_VIRTUAL_TOKENS
 from left_trainer.tuners.input_prompts.config import MultitaskPromptTuning, PromptTuning, PTuning
-from left_trainer.tuners.p_tuning_v2 import PTuningV2Config
 
 register_method(
     PeftMethod(
@@ -66,23 +65,7 @@ register_method(
 
 register_method(PREFIX_TUNING)
 
-register_method(
-    PeftMethod(
-        name="p_tuning_v2",
-        family="soft_prompt",
-        summary="key/value prefixes in every attention layer of encoder and decoder",
-        paper="Liu et al., 2021, arXiv 2110.07602",
-        config_class=PTuningV2Config,
-        narrow_learning_rate=3e-2,
-        learning_rate=5e-3,
-        learning_rate_source="that of prefix_tuning",
-        equation=r"\mathrm{softmax}\left(\tfrac{Q [P_K; K]^\top}{\sqrt{d}} + [0; M]\right) [P_V; V]",
-        when_to_use="Where prompt tuning is too weak, or prefixes are wanted in an encoder-decoder model or "
-        "together with gradient checkpointing.",
-        defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
-        aliases=("ptuning_v2", "deep_prompt_tuning"),
-    )
-)
+register_method(P_TUNING_V2)
 
 register_method(
     PeftMethod(

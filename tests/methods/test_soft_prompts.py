@@ -14,9 +14,11 @@ from left_trainer import LeftTrainer, apply_method, get_method, list_methods
 from left_trainer.adapters.task_ids import task_inputs
 from left_trainer.evaluation.generation import generate_completions
 from left_trainer.methods.saving import save_adapter
+from left_trainer.methods.training_text import text_inputs
 from left_trainer.models import input_embeddings, model_family
 from left_trainer.models.decoder_inputs import with_decoder_inputs
 from left_trainer.runs.inference import Generator, prepare_for_use
+from left_trainer.tuners.p_tuning_v2.layer import PTuningV2Layer
 from tiny import CONFIGS, EMBEDDING_CONFIGS, tiny_model, tiny_rows, tiny_tokenizer
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 0, 0, 0]])
@@ -182,3 +184,54 @@ def test_prompts_start_from_tokens_of_the_training_data(method, model_type, make
     text = "".join(row["prompt"] + row["completion"] for row in tiny_rows())
     assert set(tokens) <= set(tokenizer(text, add_special_tokens=False)["input_ids"])
     assert len(set(tokens)) == 8
+
+
+def started(method: str, model_type: str, make_args: Any, **options: Any) -> LeftTrainer:
+    """A trainer whose adapter has started and not moved."""
+    model, options = scaled_model(model_type), {"num_virtual_tokens": 6, **options}
+    args = make_args(peft_method=method, max_steps=1, learning_rate=0.0, peft_kwargs=options)
+    rows, tokenizer = Dataset.from_list(tiny_rows()), tiny_tokenizer(model_family(model))
+    trainer = LeftTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma"])
+@pytest.mark.parametrize("method", [*PREFIXES, "p_tuning_v2"])
+def test_prefixes_start_as_the_keys_and_values_of_text(method, model_type, make_args):
+    """A row after the prefix is the row after the text, for all methods whose prefixes take the text's positions."""
+    trainer = started(method, model_type, make_args)
+    model = trainer.model.eval()
+    text = text_inputs(model.get_base_model(), trainer._first_batches, 6)["input_ids"]
+    assert text.shape == (1, 6)
+    with torch.no_grad():
+        if method == "p_tuning_v2":
+            layer = next(module for module in model.modules() if isinstance(module, PTuningV2Layer))
+            with model.disable_adapter():
+                cache = model(input_ids=text, use_cache=True).past_key_values
+            expected = torch.cat([cache.layers[0].keys, cache.layers[0].values])
+            torch.testing.assert_close(layer.p_tuning_v2_prefix["default"], expected, rtol=0, atol=1e-5)
+            return
+        logits = model(input_ids=SOURCE[:1], attention_mask=torch.ones_like(SOURCE[:1])).logits
+        joined = model.get_base_model()(input_ids=torch.cat([text, SOURCE[:1]], dim=1)).logits[:, 6:]
+    torch.testing.assert_close(logits, joined, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [*PREFIXES, "p_tuning_v2"])
+def test_the_user_chooses_how_prefixes_start(method, make_args):
+    def prefix(model_type: str, **options: Any) -> torch.Tensor:
+        model = started(method, model_type, make_args, **options).model
+        return next(parameter for parameter in model.parameters() if parameter.requires_grad).detach().clone()
+
+    for model_type, automatic, other in (("llama", "text", "random"), ("t5", "random", "text")):
+        assert torch.equal(prefix(model_type), prefix(model_type, prefix_start=automatic))
+        assert not torch.equal(prefix(model_type), prefix(model_type, prefix_start=other))
+    with pytest.raises(ValueError, match="expected one of auto, text, random"):
+        prefix("llama", prefix_start="word")
+
+
+def test_a_projected_prefix_starts_at_random(make_args):
+    trainer = started("prefix_tuning", "llama", make_args, prefix_projection=True, encoder_hidden_size=8)
+    before = trainer.model.prompt_encoder["default"].embedding.weight.clone()
+    trainer.hooks.initialize(trainer.model, trainer._first_batches, seed=7)
+    assert torch.equal(trainer.model.prompt_encoder["default"].embedding.weight, before)
