@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType
 from transformers import PreTrainedModel
 
 from left_trainer.methods.input_prompts import wrap
@@ -152,6 +152,14 @@ def _has_targets(config: PeftConfig, model: PreTrainedModel) -> bool:
     return config.target_modules is not None or peft_targets(model, config) is not None
 
 
+def with_named_targets(model: PreTrainedModel, config: PeftConfig) -> PeftConfig:
+    """`config` with PEFT's default target modules by name: for Mixtral PEFT looks them up too late (peft 0.21)."""
+    if isinstance(config, LoraConfig) and not (config.target_modules or config.target_parameters):
+        defaults = peft_targets(model, config)
+        config.target_modules = set(defaults) if isinstance(defaults, list) else defaults
+    return config
+
+
 def apply_config(
     model: PreTrainedModel, config: PeftConfig, seed: int | None = None, name: str | None = None
 ) -> PeftModel:
@@ -162,7 +170,13 @@ def apply_config(
     """
     check_patterns(model, config)
     with seeded(seed), without_upstream_warnings():
-        wrapped = wrap(model, copy.deepcopy(config))
+        try:
+            wrapped = wrap(model, with_named_targets(model, copy.deepcopy(config)))
+        except (AttributeError, KeyError) as error:  # a kind of model that PEFT does not expect
+            raise ValueError(
+                f"{type(config).__name__} cannot be applied to {type(model).__name__}: {error}. Choose another method; "
+                "`left-trainer methods --model NAME` lists those that work."
+            ) from error
     if not any(parameter.requires_grad for parameter in wrapped.parameters()):
         raise ValueError(
             f"{type(config).__name__} leaves no trainable parameter in {type(model).__name__}, so training would "

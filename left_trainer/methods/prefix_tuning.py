@@ -40,6 +40,11 @@ def decoder_key_value_shape(model: PreTrainedModel, config: PeftConfig) -> dict[
     wider or narrower than that (mT5-small: 6 heads of 64 in 512).
     """
     shape = model.config
+    if not hasattr(shape, "num_attention_heads"):
+        raise ValueError(
+            f"{type(model).__name__} has no attention with a key/value cache for a prefix to stand in. Choose another "
+            "method, such as lora with target_modules."
+        )
     if not shape.is_encoder_decoder:
         # PEFT reads decoder-only configs correctly, grouped-query attention included, but for XGLM's number of heads.
         return {"num_attention_heads": shape.num_attention_heads}

@@ -25,6 +25,7 @@ from left_trainer.evaluation.generation import (
 from left_trainer.evaluation.text_metrics import decode
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
+from left_trainer.methods.apply import find_method
 from left_trainer.methods.saving import adapter_method, load_trained
 from left_trainer.models import ModelSource, load_tokenizer, without_adapter
 from left_trainer.models.languages import generate_in_target_language
@@ -186,10 +187,15 @@ def trained_prompt(path: str) -> str | None:
     return TrainingReport.read(path).prompt if (Path(path) / REPORT_FILE).is_file() else None
 
 
-def prepare_for_use(model: PreTrainedModel | PeftModel, source: ModelSource) -> None:
-    """Let a loaded model compute as in training: what the method of its adapter needs, and the same order of sums."""
+def prepare_for_use(model: PreTrainedModel | PeftModel, source: ModelSource | None = None) -> None:
+    """Let a loaded model compute as in training: what the method of its adapter needs, and the same order of sums.
+
+    Args:
+        model: With its adapter.
+        source: What it was loaded from, which may name the method; by default the config of the adapter tells it.
+    """
     use_lora_linear(model, True)
     use_fused_gelu(model, True)
-    method = adapter_method(source)
+    method = adapter_method(source) if source else find_method(model)
     if isinstance(model, PeftModel) and method and method.prepare:
         method.prepare(model)

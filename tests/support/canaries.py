@@ -30,6 +30,7 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("before_model", "peft"): ("test_multitask_prompts_drop_the_inputs_of_the_decoder",),
     ("before_model", "transformers"): ("test_the_decoder_of_fsmt_sees_what_follows_where_there_are_no_ids",),
     ("derive_input_prompt", "peft"): ("test_generate_leaves_out_the_prompts_of_the_decoder",),
+    ("with_named_targets", "peft"): ("test_the_default_targets_of_mixtral_are_not_found",),
     ("wrap", "peft"): ("test_prompts_stand_beside_embeddings_of_another_table",),
     ("FusedNewGELU", "transformers"): ("test_the_tanh_form_of_gelu_keeps_more_than_its_input",),
     ("NeftuneCallback", "transformers"): ("test_noise_is_put_where_t5_and_bart_do_not_compute",),
