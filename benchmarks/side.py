@@ -301,7 +301,7 @@ def training_step(trainer: Trainer, timer: StepTimerCallback) -> Turn:
 def training_run(trainer: Trainer, timer: StepTimerCallback) -> Turn:
     """All of `train()`, and the loss on held-out rows after it."""
     seconds, _ = timed(trainer.train)
-    return Turn(seconds=seconds, losses=[trainer.evaluate()["eval_loss"]])
+    return Turn(seconds=seconds, losses=[held_out_loss(trainer, trainer.evaluate())])
 
 
 def evaluation(trainer: Trainer, timer: StepTimerCallback) -> Turn:
@@ -315,9 +315,22 @@ def generation(trainer: Trainer, timer: StepTimerCallback) -> Turn:
     seconds, metrics = timed(lambda: trainer.evaluate(max_length=GENERATED_TOKENS))
     return Turn(
         seconds=seconds / trainer.args.max_steps,
-        losses=[metrics["eval_loss"]],
+        losses=[held_out_loss(trainer, metrics)],
         scores={name: metrics[f"eval_{name}"] for name in (*SCORES, "generated_length")},
     )
+
+
+def held_out_loss(trainer: Trainer, metrics: dict[str, float]) -> float:
+    """Nats per target token over all evaluation rows. Hugging Face's `eval_loss` is a mean over batches instead."""
+    if isinstance(trainer, LeftTrainer):
+        return metrics["eval_loss"]
+    total = count = 0.0
+    for batch in trainer.get_eval_dataloader():
+        n_tokens = int(batch["labels"].ne(-100).sum())
+        with torch.no_grad():
+            total += n_tokens * float(trainer.compute_loss(trainer.model.eval(), trainer._prepare_inputs(batch)))
+        count += n_tokens
+    return total / count
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -247,18 +247,12 @@ class PromptFormat:
         return prompt[len(before) : len(prompt) - len(after)]
 
 
-def room_for_answers(limit: int, positions: int, max_new_tokens: int) -> int:
-    """Tokens of `limit` that a decoder-only model's prompt leaves free for what is generated.
+def room_for_answers(limit: int, max_new_tokens: int) -> int:
+    """Tokens of `limit` that are kept free for what a decoder-only model generates: never more than half of them.
 
-    Args:
-        limit: Most tokens of a prompt with its target.
-        positions: Of the model, of which those beyond `limit` are free anyway.
-        max_new_tokens: That are generated.
-
-    Returns:
-        Never more than half of `limit`.
+    Where a prompt is cut must not depend on the reference, which `generate` does not know.
     """
-    return min(max(0, max_new_tokens - (positions - limit)), limit // 2)
+    return min(max_new_tokens, limit // 2)
 
 
 def to_prompts(
@@ -293,7 +287,7 @@ def to_prompts(
     shares_room = source.family == "decoder_only"
     limit = length_limit(source.config, tokenizer, max_length, reserved)
     prompts = PromptFormat(prompt or task.prompt, tokenizer, limit)
-    answer = room_for_answers(limit, length_limit(source.config, tokenizer, None, reserved), max_new_tokens)
+    answer = room_for_answers(limit, max_new_tokens)
 
     def render(row: dict[str, str]) -> dict[str, Any]:
         target, used = row["target"], 0

@@ -151,10 +151,9 @@ class _Limits:
         new = generation.max_new_tokens or 0
         if source.family == "encoder_decoder":
             return cls(rendered, 0, min((n for n in (settings.max_length, positions) if n), default=None))
-        free = positions - room_for_answers(positions, positions, new) if positions else None
+        free = positions - room_for_answers(positions, new) if positions else None
         bounds = (settings.max_length, free)
-        answer = room_for_answers(rendered, length_limit(source.config, tokenizer, None, reserved), new)
-        return cls(rendered, answer, min((n for n in bounds if n), default=None))
+        return cls(rendered, room_for_answers(rendered, new), min((n for n in bounds if n), default=None))
 
 
 def source_for_use(path: str, trust_remote_code: bool = False, dtype: str | None = None) -> ModelSource:

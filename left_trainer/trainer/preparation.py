@@ -170,7 +170,10 @@ def _own_tokenizer(request: Request) -> PreTrainedTokenizerBase | None:
 
 def tokenizer_without_tokens(family: ModelFamily) -> PreTrainedTokenizerBase | None:
     """What Hugging Face's constructor takes where there is no tokenizer: TRL asks for one, and tokenizes nothing."""
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel())) if family == "decoder_only" else None
+    if family == "encoder_decoder":
+        return None
+    unknown = "[UNK]"
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({unknown: 0}, unk_token=unknown)))
 
 
 def options_from_data(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:

@@ -109,7 +109,7 @@ CASES = {
     ),
     "tokens of a tied head": (
         lambda: tiny_model("t5"),
-        "the output head is a TrainableTokensWrapper, not torch's Linear",
+        "the output head has an adapter",
         {"peft_kwargs": {"target_modules": ["q"], "trainable_token_indices": [3, 4]}},
     ),
     "two-part loss of TRL": (lambda: tiny_model("llama"), "loss_type='dft'", {"loss_type": "dft"}),

@@ -112,7 +112,8 @@ def test_a_method_may_be_an_argument_of_the_trainer(family, foreign_args, make_t
     args = foreign_args(family)
     trainer = make_trainer(family, args=args, peft_method="lora", peft_kwargs={"r": 2})
     assert trainer.model.active_peft_config.r == 2
-    assert (trainer.args.learning_rate, trainer.learning_rate_source) == (get_method("lora").learning_rate, "default")
+    default = get_method("lora").narrow_learning_rate
+    assert (trainer.args.learning_rate, trainer.learning_rate_source) == (default, "default")
     assert "suits full fine-tuning" in caplog.text
     given = make_trainer(family, args=foreign_args(family, learning_rate=1e-3), peft_method="lora")
     assert (given.args.learning_rate, given.learning_rate_source) == (1e-3, "given")
@@ -179,7 +180,7 @@ def test_a_search_varies_arguments_and_options_of_the_method(family, make_traine
         seen.clear()
     search(lambda trial: {"peft_method": trial.suggest_categorical("m", ["ia3", "lora"])}, {"m": ["ia3", "lora"]})
     assert {(name, rate) for name, _, rate in seen} == {
-        (name, get_method(name).learning_rate) for name in ("ia3", "lora")
+        (name, get_method(name).narrow_learning_rate) for name in ("ia3", "lora")
     }
     with pytest.raises(ValueError, match="'ranks', which is neither a field"):
         search(lambda trial: {"ranks": trial.suggest_categorical("ranks", [2])}, {"ranks": [2]})

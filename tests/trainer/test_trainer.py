@@ -19,7 +19,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from left_trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer, apply_method
+from left_trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer, apply_method, get_method
 from left_trainer.adapters.files import TRAINING_STATE_FILE
 from left_trainer.models import FAMILIES
 from log_history import gradient_norms, losses
@@ -91,7 +91,7 @@ def test_arguments_of_hugging_face_and_trl_are_kept(rows, tokenizers, tmp_path):
 def test_learning_rate_is_the_methods_own_and_the_users_arguments_stay_as_they_are(rows, make_args, tokenizers):
     args = make_args(peft_method="ia3")
     trainer = LeftTrainer(tiny_model("t5"), args, train_dataset=rows, processing_class=tokenizers["encoder_decoder"])
-    assert trainer.args.learning_rate == trainer.method.learning_rate == 5e-3
+    assert trainer.args.learning_rate == trainer.method.narrow_learning_rate
     assert args.learning_rate is None
 
 
@@ -106,7 +106,7 @@ def test_an_explicit_config_beats_the_method(rows, make_args, tokenizers):
     )
     assert trainer.method.name == "lora"
     assert trainer.model.applied_method.match_table == {"k": 6}
-    assert trainer.args.learning_rate == 2e-4
+    assert trainer.args.learning_rate == get_method("lora").narrow_learning_rate
 
 
 def test_a_peft_model_is_trained_further(rows, make_args, tokenizers, saved_models, tmp_path):
