@@ -23,7 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "c3a": {"learning_rate": 1e-1},
     "cartridge": {"peft_kwargs": {"num_virtual_tokens": 4}, "learning_rate": 1e-1},
     "corda": {"learning_rate": 2e-2},
-    "cpt": {"learning_rate": 1e-1},
+    "cpt": {"peft_kwargs": {"opt_projection_epsilon": 1.0}, "learning_rate": 3e-2},
     "deft": {"learning_rate": 2e-2},
     "delora": {"learning_rate": 1e-2},
     "dora": {"learning_rate": 2e-2},
