@@ -1,4 +1,4 @@
-"""What stands around a model: wrappers for several devices, an adapter, warnings while it is put there."""
+"""What stands around a model: wrappers for several devices, an adapter, warnings while it is put there or merged."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ UPSTREAM_WARNINGS = (
     "lora with eva initialization used with low_cpu_mem_usage=False",
     r"The following (rank|alpha)_pattern keys did not match .*_proj",  # PEFT's own, for experts that no target reaches
     r"The following rank_pattern keys did not match .*\.lora_E",  # AdaLoRA's name factors, peft 0.21 looks for modules
+    "Input and output embeddings are no longer tied after merging",  # merging then ties them again, or keeps both
 )
 
 
@@ -51,7 +52,7 @@ def without_adapter(model: PreTrainedModel | PeftModel) -> Any:
 
 @contextlib.contextmanager
 def without_upstream_warnings() -> Iterator[None]:
-    """Hide what wrapping a model warns about and a user can do nothing about."""
+    """Hide what wrapping or merging a model warns about and a user can do nothing about."""
     with warnings.catch_warnings():
         for message in UPSTREAM_WARNINGS:
             warnings.filterwarnings("ignore", message)

@@ -15,7 +15,14 @@ from left_trainer.adapters.files import whole_directory
 from left_trainer.adapters.run_settings import RunSettings
 from left_trainer.evaluation.generation import write_generation_config
 from left_trainer.methods.saving import adapter_method, load_trained
-from left_trainer.models import ModelFamily, ModelSource, auto_class, is_adapter_directory, load_tokenizer
+from left_trainer.models import (
+    ModelFamily,
+    ModelSource,
+    auto_class,
+    is_adapter_directory,
+    load_tokenizer,
+    without_upstream_warnings,
+)
 from left_trainer.runs.inference import prepare_for_use, source_for_use, stored_generation_config
 
 # Largest difference of logits, as a part of their own size.
@@ -52,9 +59,10 @@ def merge_adapter(
     if _adapts_tied_embeddings(model):
         _untie_output(model.get_base_model())
     generation = stored_generation_config(path, model)
-    merged = model.merge_and_unload(progressbar=True)
+    with without_upstream_warnings():
+        merged = model.merge_and_unload(progressbar=True)
     if was_tied:
-        _note_untied_embeddings(merged)
+        _tie_equal_embeddings(merged)
     weights_dtype: torch.dtype = merged.dtype
     _check(_probe(merged, source.family), expected, weights_dtype, path, "merging changes")
     settings = dataclasses.replace(source.settings or RunSettings(), dtype=str(weights_dtype).removeprefix("torch."))
@@ -127,13 +135,20 @@ def _untie_output(base: PreTrainedModel) -> None:
     layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
 
 
-def _note_untied_embeddings(merged: PreTrainedModel) -> None:
-    """Where merging has left the embeddings different from each other, let the config say so, and save each of them."""
+def _tie_equal_embeddings(merged: PreTrainedModel) -> None:
+    """Tie the embeddings again where merging has changed both alike; else save each of them, and let the config say so.
+
+    Trained tokens change both alike, and are saved once.
+    """
     output, first = merged.get_output_embeddings(), merged.get_input_embeddings().weight
-    if output is None or torch.equal(output.weight, first):
+    if output is None:
         return
+    are_equal = torch.equal(output.weight, first)
     for config in (merged.config, merged.config.get_text_config()):
-        config.tie_word_embeddings = False
+        config.tie_word_embeddings = are_equal
+    if are_equal:
+        output.weight = first
+        return
     tied = {output.weight.data_ptr(), first.data_ptr()}
     for module in merged.modules():
         weight = getattr(module, "weight", None)

@@ -21,7 +21,8 @@ class NeftuneCallback(TrainerCallback):
     """Adds the noise from the start of a training to its end.
 
     `Trainer` does so at `get_input_embeddings()`, which T5, BART and their relatives do not call: their encoder has an
-    embedding module of its own, with the same weight (transformers 5.23).
+    embedding module of its own, with the same weight (transformers 5.23). After `resize_token_embeddings` the
+    decoder of these calls the same module as the encoder, and gets no noise.
 
     Args:
         alpha: Of the equation, `neftune_noise_alpha`.
@@ -33,16 +34,21 @@ class NeftuneCallback(TrainerCallback):
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
-        self.was_called = False
+        self.was_called = self.is_decoding = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Put the noise behind the embeddings."""
         self._remove()
-        self.was_called = False
+        self.was_called = self.is_decoding = False
         for table in input_tables(unwrapped(model)):
             self.handles.append(table.register_forward_hook(self._add_noise))
+        base = without_adapter(unwrapped(model))
+        if base.config.is_encoder_decoder:
+            decoder = base.get_decoder()
+            self.handles.append(decoder.register_forward_pre_hook(self._enter_decoder))
+            self.handles.append(decoder.register_forward_hook(self._leave_decoder, always_call=True))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -61,11 +67,19 @@ class NeftuneCallback(TrainerCallback):
         self._remove()
 
     def _add_noise(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if self.is_decoding:
+            return output
         self.was_called = True
         if not module.training:
             return output
         bound = self.alpha / (output.shape[-2] * output.shape[-1]) ** 0.5
         return output + torch.zeros_like(output).uniform_(-bound, bound)
+
+    def _enter_decoder(self, module: nn.Module, inputs: Any) -> None:
+        self.is_decoding = True
+
+    def _leave_decoder(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.is_decoding = False
 
     def _remove(self) -> None:
         for handle in self.handles:
@@ -79,10 +93,14 @@ def neftune_callbacks(args: TrainingArguments) -> list[TrainerCallback]:
 
 
 def input_tables(model: PreTrainedModel | PeftModel) -> list[nn.Module]:
-    """The modules of which one embeds the input: the model's, its encoder's own, or that which PEFT puts prompts on."""
+    """The modules of which one embeds the input: the model's, its encoder's own, or that which prompts stand beside.
+
+    None of them calls another one, which would add noise twice.
+    """
     base = without_adapter(model)
     encoder = base.get_encoder() if base.config.is_encoder_decoder else None
-    tables = [base.get_input_embeddings(), getattr(model, "word_embeddings", None)]
+    beside_prompts = getattr(model, "word_embeddings", None)
+    tables = [base.get_input_embeddings(), getattr(beside_prompts, "table", beside_prompts)]
     if encoder is not None and hasattr(encoder, "get_input_embeddings"):
         tables.append(encoder.get_input_embeddings())
     return list({id(table): table for table in tables if table is not None}.values())

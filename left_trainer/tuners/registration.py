@@ -48,7 +48,7 @@ def replace_config(config_class: type[PeftConfig]) -> None:
 
 
 def register_tuners() -> None:
-    """Import every folder of this package; each registers its own tuner."""
+    """Import every folder of this package; each registers its own tuner, or replaces configs of PEFT's."""
     for module in pkgutil.iter_modules(tuners.__path__):
         if module.ispkg:
             importlib.import_module(f"{tuners.__name__}.{module.name}")

@@ -17,7 +17,7 @@ from left_trainer import DataArguments, LeftTrainer, LeftTrainingArguments, Mode
 from left_trainer.adapters.run_settings import SETTINGS_FILE
 from left_trainer.cli.main import main
 from left_trainer.evaluation.text_metrics import decode
-from left_trainer.models import FAMILIES, auto_class, load_model
+from left_trainer.models import FAMILIES, auto_class, load_model, model_family
 from left_trainer.runs.evaluation import Evaluation, evaluate_saved
 from left_trainer.runs.fine_tuning import fine_tune, set_up
 from left_trainer.runs.inference import Generator
@@ -29,7 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Could not find a config file in someone/model"),
     pytest.mark.filterwarnings("ignore:Found missing adapter keys"),
     pytest.mark.filterwarnings("ignore:Model (has|with) (the )?`tie_word_embeddings=True`"),
-    pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied"),
 ]
 QUICK = {"max_steps": 4, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "learning_rate": 2e-2}
 SCORED = {"predict_with_generate": True, "generation_num_beams": 3, "generation_max_length": 6}
@@ -242,6 +241,23 @@ def test_an_adapter_on_one_of_two_tied_embeddings_merges_into_untied_ones(model_
     merged = auto_class("decoder_only").from_pretrained(tmp_path / "merged")
     assert not torch.equal(merged.get_input_embeddings().weight, merged.get_output_embeddings().weight)
     assert loss_of(merged, tiny_tokenizer("decoder_only"), peft_method="full") == pytest.approx(trained, abs=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart", "llama", "gpt2"])
+def test_trained_tokens_of_tied_embeddings_merge_into_tied_ones(model_type, tmp_path):
+    model = tiny_model(model_type, tie_word_embeddings=True)
+    family = model_family(model)
+    model.save_pretrained(tmp_path / "base")
+    tiny_tokenizer(family).save_pretrained(tmp_path / "base")
+    options = {"peft_method": "trainable_tokens", "peft_kwargs": {"token_indices": list(range(3, 200))}}
+    trainer = train(str(tmp_path / "base"), tmp_path / "run", **options)
+    trained = trainer.evaluate(Dataset.from_list(tiny_rows()))["eval_loss"]
+    merge_adapter(str(tmp_path / "run"), tmp_path / "merged")
+    merged = auto_class(family).from_pretrained(tmp_path / "merged")
+    assert merged.config.tie_word_embeddings
+    assert merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
+    assert not torch.equal(merged.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert loss_of(merged, tiny_tokenizer(family), peft_method="full") == pytest.approx(trained, abs=1e-5)
 
 
 def test_a_broken_record_of_the_run_is_named(saved_models, tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from peft import PeftType, get_peft_model
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 from left_trainer.tuners.bottleneck import HoulsbyAdapterConfig
 from left_trainer.tuners.registration import peft_type, register_tuners
@@ -23,6 +23,7 @@ OURS = {
     "PFEIFFER_ADAPTER",
     "P_TUNING_V2",
 }
+REPLACED = {"MULTITASK_PROMPT_TUNING", "PROMPT_TUNING", "P_TUNING"}
 LOAD = """
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained({base!r})
@@ -66,5 +67,13 @@ def test_registering_twice_changes_nothing():
 
 
 def test_every_tuner_of_ours_is_registered():
-    ours = {kind.value for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if "left_trainer" in config.__module__}
-    assert ours == OURS
+    ours = {kind: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if "left_trainer" in config.__module__}
+    replaced = {kind.value for kind, config in ours.items() if hasattr(config, "replaces")}
+    assert replaced == REPLACED
+    assert {kind.value for kind in ours} - replaced == OURS
+    for kind, config in ours.items():
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[kind]
+        assert tuner.__module__.startswith("peft." if kind.value in REPLACED else "left_trainer."), kind
+        if kind.value in REPLACED:
+            assert issubclass(config, config.replaces)
+            assert config.replaces.__module__.startswith("peft.")

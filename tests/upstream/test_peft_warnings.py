@@ -1,4 +1,4 @@
-"""What PEFT still warns about while it wraps a model, and left_trainer hides."""
+"""What PEFT still warns about while it wraps or merges a model, and left_trainer hides."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    TrainableTokensConfig,
     get_peft_model,
 )
 
@@ -52,6 +53,14 @@ def load_adalora(folder: str) -> None:
     PeftModel.from_pretrained(tiny_model("llama"), folder)
 
 
+def merge_untied_tokens() -> None:
+    model = tiny_model("llama", tie_word_embeddings=True)
+    wrapped = get_peft_model(model, TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[5]))
+    head = model.get_output_embeddings().base_layer
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    wrapped.merge_and_unload()
+
+
 # What makes each of the warnings; it gets a folder.
 SOURCES: dict[str, Callable[[str], Any]] = {
     "`is_gradient_checkpointing`": lambda _: wrap(LoraConfig),
@@ -68,6 +77,7 @@ SOURCES: dict[str, Callable[[str], Any]] = {
         tiny_model("mixtral"), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
     ),
     r"The following rank_pattern keys did not match .*\.lora_E": load_adalora,
+    "Input and output embeddings are no longer tied after merging": lambda _: merge_untied_tokens(),
 }
 
 
