@@ -52,7 +52,7 @@ class Watch(TrainerCallback):
         return found
 
 
-@pytest.mark.parametrize("model_type", [*CONFIGS, *EMBEDDING_CONFIGS.keys() - CONFIGS.keys(), *RESIZED])
+@pytest.mark.parametrize("model_type", [*{**CONFIGS, **EMBEDDING_CONFIGS}, *RESIZED])
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
 def test_noise_is_added_once(model_type, method, rows, make_args, tokenizers):
     results, noise = {}, {}
