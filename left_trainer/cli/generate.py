@@ -35,8 +35,12 @@ def main(argv: list[str]) -> int:
     with user_errors():
         prompt = options.prompt or _trained_prompt(Path(options.adapter))
         lines = _read_lines(options.input_file)
+        from transformers.utils.logging import disable_progress_bar
+
         from left_trainer.runs.inference import Generator
         from left_trainer.tasks.task import check_prompt
+
+        disable_progress_bar()
 
         check_prompt(prompt)
         generator = Generator(

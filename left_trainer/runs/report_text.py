@@ -72,7 +72,8 @@ def format_evaluation(report: EvaluationReport, path: Path | None) -> str:
     scores = [(name, _score(value)) for name, value in report.metrics.items() if is_score(name)]
     beams = "greedy" if report.num_beams == 1 else f"{report.num_beams} beams"
     limit = f", at most {report.max_new_tokens} tokens" if report.max_new_tokens else ""
-    title = f"Test scores, {report.task}: {report.test_rows} rows of {report.test_file} ({beams}{limit})"
+    rows = "1 row" if report.test_rows == 1 else f"{report.test_rows} rows"
+    title = f"Test scores, {report.task}: {rows} of {report.test_file} ({beams}{limit})"
     lines = ["", *samples, format_table(title, ("metric", "score"), scores)]
     return "\n".join([*lines, *([] if path is None else ["", f"The report is in {path}"])])
 
