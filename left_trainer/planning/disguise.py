@@ -1,0 +1,398 @@
+"""Let tensors on the meta device pass for tensors on another one, and choose the kernels that it would run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+from transformers import modeling_utils
+
+from left_trainer.planning.known_values import on_meta, stand_in
+
+META = torch.device("meta")
+
+
+class Disguise(TorchFunctionMode):
+    """Inside, meta tensors say that they are on `device`, and what is asked for on `device` is made on meta.
+
+    Code that looks at the device before it chooses a way (fast paths, fused optimizers, attention, dropout) then
+    chooses as it would there. Autocast, which knows no meta tensors, is done here by the lists of its documentation
+    (https://docs.pytorch.org/docs/stable/amp.html).
+
+    Args:
+        device: `cuda`, `cpu`, ...; where none is named, tensors of integers made of lists are on the CPU as always.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        answer = DISGUISED.get(func)
+        if answer is not None:
+            return answer(self, func, args, kwargs)
+        if func in HOST_COPIES:
+            return func(stand_in(args[0]), *args[1:], **kwargs) if _is_meta(args[0]) else func(*args, **kwargs)
+        if func in FROM_VALUES:
+            return self._made_of_values(func, args, kwargs)
+        args, kwargs = self._moved(args), self._moved(kwargs)
+        if self.device.type == "cpu" and func in FACTORIES and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": META}
+        if torch.is_autocast_enabled(self.device.type):
+            args, kwargs = self._autocast(func, args, kwargs)
+        replacement = REPLACED.get(func)
+        return replacement(self.device, *args, **kwargs) if replacement else func(*args, **kwargs)
+
+    def inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, run in the disguise wherever it is called."""
+
+        def disguised_function(*args: Any, **kwargs: Any) -> Any:
+            with contextlib.nullcontext() if torch._C._len_torch_function_stack() else self:
+                return function(*args, **kwargs)
+
+        return disguised_function
+
+    def _moved(self, arguments: Any) -> Any:
+        """The disguise's device replaced by meta, given as a device or by name."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, torch.device):
+                return META if value.type == self.device.type else value
+            if isinstance(value, str) and value.partition(":")[0] == self.device.type:
+                return META
+            return value
+
+        if isinstance(arguments, dict):
+            return {name: moved(value) if name == "device" else value for name, value in arguments.items()}
+        return (
+            tuple(map(moved, arguments))
+            if any(isinstance(each, (torch.device, str)) for each in arguments)
+            else arguments
+        )
+
+    def _made_of_values(self, func: Any, args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
+        """`torch.tensor([...])`: its values are known, wherever it is made."""
+        device = kwargs.pop("device", None)
+        if args and _is_meta(args[0]):
+            return args[0] if kwargs.get("dtype") in (None, args[0].dtype) else args[0].to(kwargs["dtype"])
+        made: torch.Tensor = func(*args, **kwargs, device="cpu")
+        is_here = self.device.type == ("cpu" if device is None else torch.device(device).type)
+        return on_meta(made) if is_here else made
+
+    # Autocast
+
+    @contextlib.contextmanager
+    def autocast(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """As `torch.autocast` on the disguise's device; `None` for none."""
+        if dtype is None:
+            yield
+            return
+        with torch.autocast(self.device.type, dtype):
+            yield
+        self._casts.clear()
+
+    def _autocast(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in LOWER_PRECISION:
+            return tree_map_only(torch.Tensor, self._lower, (args, kwargs))
+        single = SINGLE_PRECISION.get(self.device.type, SINGLE_PRECISION["cuda"])
+        if name in single and kwargs.get("dtype") is None:
+            return tree_map_only(torch.Tensor, _single, (args, kwargs))
+        if name in PROMOTED:
+            return _promoted(args, kwargs)
+        return args, kwargs
+
+    def _lower(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In autocast's dtype; casts of trained weights are kept for the rest of the forward pass, as autocast does."""
+        dtype = torch.get_autocast_dtype(self.device.type)
+        if not tensor.is_floating_point() or tensor.dtype in (dtype, torch.float64) or not _is_meta(tensor):
+            return tensor
+        is_kept = tensor.dtype == torch.float32 and tensor.requires_grad and tensor.is_leaf and tensor._base is None
+        if not is_kept or not torch.is_autocast_cache_enabled():
+            return tensor.to(dtype)
+        if id(tensor) not in self._casts:
+            self._casts[id(tensor)] = (tensor, tensor.to(dtype))
+        return self._casts[id(tensor)][1]
+
+
+@contextlib.contextmanager
+def disguised(device: torch.device) -> Iterator[Disguise]:
+    """Inside, meta passes for `device`, also where this machine lacks it."""
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            # Else torch.autocast("cuda") turns itself off on a machine without a GPU.
+            stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
+            stack.enter_context(patch("torch.cuda.is_bf16_supported", return_value=True))
+        disguise = Disguise(device)
+        # The engine turns function modes off for the Python code that it runs: backward passes and recomputation.
+        node = torch.autograd.function.BackwardCFunction
+        stack.enter_context(patch.object(node, "apply", disguise.inside(node.apply)))
+        checkpoint = modeling_utils.checkpoint
+        stack.enter_context(
+            patch.object(
+                modeling_utils,
+                "checkpoint",
+                lambda function, *args, **kwargs: checkpoint(disguise.inside(function), *args, **kwargs),
+            )
+        )
+        yield stack.enter_context(disguise)
+
+
+def _is_meta(tensor: Any) -> bool:
+    with torch._C.DisableTorchFunction():
+        return isinstance(tensor, torch.Tensor) and tensor.is_meta
+
+
+def _single(tensor: torch.Tensor) -> torch.Tensor:
+    is_low = tensor.dtype in (torch.bfloat16, torch.float16)
+    return tensor.float() if is_low else tensor
+
+
+def _promoted(args: Any, kwargs: Any) -> Any:
+    found: list[torch.dtype] = []
+    tree_map_only(torch.Tensor, lambda tensor: found.append(tensor.dtype), (args, kwargs))
+    if torch.float32 not in found:
+        return args, kwargs
+    return tree_map_only(torch.Tensor, _single, (args, kwargs))
+
+
+# What code asks about a tensor
+
+
+def _ask(truth: Callable[[Disguise], Any]) -> Callable[..., Any]:
+    def answer(disguise: Disguise, func: Any, args: Any, kwargs: Any) -> Any:
+        return truth(disguise) if _is_meta(args[0]) else func(*args, **kwargs)
+
+    return answer
+
+
+DISGUISED: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.device.__get__: _ask(lambda disguise: disguise.device),  # type: ignore[attr-defined]
+    torch.Tensor.is_meta.__get__: _ask(lambda disguise: False),  # type: ignore[attr-defined]
+    torch.Tensor.is_cuda.__get__: _ask(lambda disguise: disguise.device.type == "cuda"),  # type: ignore[attr-defined]
+    torch.Tensor.is_cpu.__get__: _ask(lambda disguise: disguise.device.type == "cpu"),  # type: ignore[attr-defined]
+}
+HOST_COPIES = frozenset((torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__))
+FROM_VALUES = frozenset((torch.tensor, torch.as_tensor))
+FACTORIES = frozenset(
+    (
+        torch.arange,
+        torch.empty,
+        torch.eye,
+        torch.full,
+        torch.linspace,
+        torch.ones,
+        torch.rand,
+        torch.randint,
+        torch.randn,
+        torch.randperm,
+        torch.zeros,
+    )
+)
+
+# Kernels of a device
+
+
+def attention(
+    device: torch.device,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """`scaled_dot_product_attention` by the kernel that torch chooses on `device`; none of them keeps the scores.
+
+    On a GPU that is flash attention for half precision without a mask, and otherwise the memory-efficient one, which
+    takes the mask as a bias of the query's dtype with rows of a multiple of 16. On a CPU there is flash attention,
+    and none with dropout.
+    """
+    ops = torch.ops.aten
+    if device.type == "cpu":
+        bias = _as_bias(query, attn_mask)
+        if dropout_p or query.dim() != 4 or (bias is not None and bias.requires_grad):
+            return _plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        return ops._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, dropout_p, is_causal, attn_mask=bias, scale=scale
+        )[0]
+    if attn_mask is None and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256:
+        width = query.shape[-1]
+        padded = [functional.pad(each, (0, -width % 8)) if width % 8 else each for each in (query, key, value)]
+        return ops._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=scale)[0][
+            ..., :width
+        ]
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    bias = _as_bias(query, attn_mask)
+    if bias is not None:
+        length = key.shape[-2]
+        if length % 16:
+            bias = functional.pad(bias, (0, -length % 16))[..., :length]
+        bias = bias.expand(*query.shape[:-1], length)
+    return ops._scaled_dot_product_efficient_attention(
+        query, key, value, bias, query.requires_grad or key.requires_grad, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def _as_bias(query: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+    """A mask of booleans as what is added to the scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+
+
+def _plain_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """The form with a matrix of scores."""
+    return torch.ops.aten._scaled_dot_product_attention_math(
+        query, key, value, mask, dropout, is_causal, None, scale=scale, enable_gqa=enable_gqa
+    )[0]
+
+
+def dropout(
+    device: torch.device, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> torch.Tensor:
+    """One kernel with a mask of bytes on a GPU; on a CPU the mask has the dtype of the input."""
+    if device.type == "cpu" or not training or inplace or not 0 < p < 1:
+        return torch.dropout(input, p, training)
+    return torch.native_dropout(input, p, True)[0]
+
+
+REPLACED: Mapping[Any, Callable[..., Any]] = {
+    functional.scaled_dot_product_attention: attention,
+    functional.dropout: dropout,
+}
+
+# Autocast's lists, by the names of functions and methods.
+LOWER_PRECISION = frozenset(
+    [
+        "__matmul__",
+        "__rmatmul__",
+        "addbmm",
+        "addmm",
+        "addmv",
+        "addr",
+        "baddbmm",
+        "bmm",
+        "chain_matmul",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_tbc",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "einsum",
+        "linear",
+        "matmul",
+        "mm",
+        "multi_dot",
+        "mv",
+        "prelu",
+        "scaled_dot_product_attention",
+    ]
+)
+SINGLE_PRECISION = {
+    "cuda": frozenset(
+        [
+            "__pow__",
+            "__rdiv__",
+            "__rpow__",
+            "__rtruediv__",
+            "acos",
+            "asin",
+            "binary_cross_entropy_with_logits",
+            "cdist",
+            "cosh",
+            "cosine_embedding_loss",
+            "cosine_similarity",
+            "cross_entropy",
+            "cumprod",
+            "cumsum",
+            "dist",
+            "erfinv",
+            "exp",
+            "expm1",
+            "group_norm",
+            "hinge_embedding_loss",
+            "kl_div",
+            "l1_loss",
+            "layer_norm",
+            "log",
+            "log10",
+            "log1p",
+            "log2",
+            "log_softmax",
+            "margin_ranking_loss",
+            "mse_loss",
+            "nll_loss",
+            "norm",
+            "normalize",
+            "pdist",
+            "poisson_nll_loss",
+            "pow",
+            "prod",
+            "reciprocal",
+            "rsqrt",
+            "sinh",
+            "smooth_l1_loss",
+            "soft_margin_loss",
+            "softmax",
+            "softmin",
+            "softplus",
+            "sum",
+            "renorm",
+            "tan",
+            "triplet_margin_loss",
+        ]
+    ),
+    "cpu": frozenset(
+        [
+            "binary_cross_entropy",
+            "cosine_embedding_loss",
+            "ctc_loss",
+            "grid_sampler",
+            "huber_loss",
+            "kl_div",
+            "l1_loss",
+            "mse_loss",
+            "nll_loss",
+            "cross_entropy",
+            "poisson_nll_loss",
+            "polar",
+            "prod",
+            "quantile",
+            "smooth_l1_loss",
+            "triplet_margin_loss",
+            "fft",
+            "ifft",
+            "rfft",
+            "irfft",
+            "stft",
+            "cdist",
+            "trace",
+            "inverse",
+            "pinverse",
+        ]
+    ),
+}
+PROMOTED = frozenset(("addcdiv", "addcmul", "atan2", "bilinear", "cat", "cross", "dot", "stack", "tensordot"))
