@@ -58,7 +58,7 @@ def _gpu(
 
 AMPERE = "NVIDIA Ampere GA102 GPU architecture, whitepaper"
 ADA = "NVIDIA Ada GPU architecture, whitepaper"
-APPLE = "Apple, technical specifications"
+APPLE = "Apple, technical specifications; three quarters of the memory are lent to the GPU"
 _DEVICES = (
     _gpu("rtx-3060", 12_288, 360, 12.7, 25.5, "NVIDIA GeForce RTX 3060, specifications; " + AMPERE),
     _gpu("rtx-3090", 24_576, 936, 35.6, 71, AMPERE),
@@ -76,8 +76,7 @@ _DEVICES = (
     _gpu("h200", 143_771, 4800, 67, 989, "NVIDIA H200 SXM, datasheet"),
     _gpu("mi300x", 196_592, 5300, 163.4, 1307, "AMD Instinct MI300X, datasheet"),
     *(
-        Device(f"apple-{gib}gb", int(0.75 * gib * 1024) * MIB, source=f"{APPLE}; three quarters of it are lent to the GPU",
-               context_bytes=0, type="mps")
+        Device(f"apple-{gib}gb", gib * 768 * MIB, source=APPLE, context_bytes=0, type="mps")
         for gib in (8, 16, 24, 32, 64, 128)
     ),
 )  # fmt: skip

@@ -19,7 +19,7 @@ PRODUCTS = 0.55
 TRAFFIC = 0.8
 """Share of its bandwidth that a kernel reaches."""
 FORWARD_SECONDS, BACKWARD_SECONDS = 9e-6, 9e-6
-"""What an operation costs the host: Python and the dispatcher in a forward pass, autograd's engine in a backward one."""
+"""What an operation costs the host, in Python and in autograd's engine."""
 KERNEL_SECONDS = 2e-6
 """The shortest kernel."""
 
