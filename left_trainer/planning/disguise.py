@@ -135,15 +135,20 @@ def disguised(device: torch.device) -> Iterator[Disguise]:
         # The engine turns function modes off for the Python code that it runs: backward passes and recomputation.
         node = torch.autograd.function.BackwardCFunction
         stack.enter_context(patch.object(node, "apply", disguise.inside(node.apply)))
-        checkpoint = modeling_utils.checkpoint
-        stack.enter_context(
-            patch.object(
-                modeling_utils,
-                "checkpoint",
-                lambda function, *args, **kwargs: checkpoint(disguise.inside(function), *args, **kwargs),
-            )
-        )
+        stack.enter_context(patch.object(modeling_utils, "checkpoint", _checkpoint(disguise)))
         yield stack.enter_context(disguise)
+
+
+def _checkpoint(disguise: Disguise) -> Callable[..., Any]:
+    """torch's, recomputing in the disguise. It would compare devices of before and after, seen with and without it."""
+    plain = modeling_utils.checkpoint
+
+    def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("use_reentrant") is False:
+            kwargs["determinism_check"] = "none"
+        return plain(disguise.inside(function), *args, **kwargs)
+
+    return checkpoint
 
 
 def _is_meta(tensor: Any) -> bool:

@@ -118,6 +118,9 @@ def _makes_integers(operator: Any, args: Any, kwargs: Any) -> bool:
 
 def _pass_on(operator: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor], result: Any, known: Any) -> None:
     """Let results carry their values; tensors that were changed in another way lose them."""
+    count = _count(operator._overloadpacket, args)
+    if count is not None and isinstance(result, torch.Tensor):
+        setattr(result, COUNT, count)
     if operator._schema.is_mutable:
         for index, argument in enumerate(operator._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -126,9 +129,6 @@ def _pass_on(operator: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor],
                     if known is None and hasattr(leaf, VALUES):
                         delattr(leaf, VALUES)
         return
-    count = _count(operator._overloadpacket, args)
-    if count is not None and isinstance(result, torch.Tensor):
-        setattr(result, COUNT, count)
     if known is not None:
         for made, values in zip(tree_leaves(result), tree_leaves(known), strict=False):
             if isinstance(made, torch.Tensor) and isinstance(values, torch.Tensor) and made.shape == values.shape:
@@ -140,9 +140,9 @@ def _count(packet: Any, args: Any) -> int | None:
     if packet in ZEROS:
         return 0
     before = getattr(args[0], COUNT, None) if args else None
-    if before is None or packet not in (*RESHAPING, aten.scatter):
+    if before is None or packet not in (*RESHAPING, *SCATTERING):
         return None
-    return min(args[0].numel(), before + args[2].numel()) if packet is aten.scatter else before
+    return min(args[0].numel(), before + args[2].numel()) if packet in SCATTERING else before
 
 
 # Answers to what the meta device refuses
@@ -214,11 +214,32 @@ def _copy_in_place(operator: Any, args: Any, kwargs: Any, known: Any) -> Any:
 
 
 def _all_or_any(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
-    """Of what is not known, all are as asked, and of what one looks for, such as a number to draw again, there is none."""
+    """Of what is not known, all are as asked; of what one looks for, such as numbers to draw again, there is none."""
     result = operator(*args, **kwargs)
     if known is None:
         known = torch.full(result.shape, operator._overloadpacket is aten.all, device="cpu")
     return _know(result, known)
+
+
+def _coalesce(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
+    """Positions of sparse weights are different ones already."""
+    return args[0]._coalesced_(True)
+
+
+def _sparse_times_dense(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
+    """A product with a sparse matrix, `mm` or `addmm`, is dense."""
+    left, right = args[-2:] if operator._overloadpacket in (aten.mm, aten._sparse_mm) else args[1:3]
+    if left.layout == right.layout == torch.strided:
+        result: torch.Tensor = operator(*args, **kwargs)
+        return result
+    return torch.empty(left.shape[0], right.shape[1], dtype=left.dtype, device="meta")
+
+
+def _sparse_mask(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
+    """The elements of a dense tensor at the positions of a sparse one."""
+    dense, mask = args[:2]
+    values = torch.empty_like(mask._values(), dtype=dense.dtype)
+    return torch.sparse_coo_tensor(mask._indices(), values, mask.shape, check_invariants=False)._coalesced_(True)
 
 
 def _yes(operator: Any, args: Any, kwargs: Any, known: Any) -> bool:
@@ -240,6 +261,12 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.repeat_interleave: _shaped_by_values,
     aten.all: _all_or_any,
     aten.any: _all_or_any,
+    aten._coalesce: _coalesce,
+    aten._sparse_addmm: _sparse_times_dense,
+    aten.addmm: _sparse_times_dense,
+    aten.mm: _sparse_times_dense,
+    aten._sparse_mm: _sparse_times_dense,
+    aten.sparse_mask: _sparse_mask,
     aten.is_nonzero: _yes,
     aten.equal: _yes,
     aten._to_copy: _copy_out,
@@ -247,7 +274,10 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
 }
 FACTORIES = frozenset((aten.full, aten.ones, aten.zeros, aten.scalar_tensor))
 ZEROS = frozenset((aten.zeros, aten.zeros_like, aten.new_zeros))
-RESHAPING = frozenset((aten.view, aten._unsafe_view, aten._to_copy, aten.clone, aten.unsqueeze, aten.t, aten.transpose))
+RESHAPING = frozenset(
+    (aten.view, aten._unsafe_view, aten._to_copy, aten.clone, aten.unsqueeze, aten.t, aten.transpose, aten.eq)
+)
+SCATTERING = (aten.scatter, aten.scatter_)
 # In-place operators that keep known values right when they are repeated on them.
 FILLING = frozenset((aten.masked_fill_, aten.fill_, aten.zero_, aten.add_, aten.sub_, aten.mul_, aten.clamp_))
 # Whose values nobody may rely on.

@@ -85,3 +85,21 @@ def moment(recording: Recording, at: int, is_steady: bool = True) -> Moment:
 
 def _is_state(event: Event) -> bool:
     return event.block.part == "optimizer state"
+
+
+def timeline(recording: Recording, n_samples: int) -> tuple[tuple[Phase, int], ...]:
+    """The phase and the most memory in each of `n_samples` equal parts of the operations."""
+    n_operations = max(len(recording.operations), 1)
+    samples: list[tuple[Phase, int] | None] = [None] * n_samples
+    for event, n_bytes in zip(recording.events, levels(recording.events), strict=True):
+        if event.phase == "loading":
+            continue
+        index = min(event.operation * n_samples // n_operations, n_samples - 1)
+        known = samples[index]
+        if known is None or n_bytes > known[1]:
+            samples[index] = (event.phase, n_bytes)
+    found: list[tuple[Phase, int]] = []
+    for sample in samples:
+        if sample is not None or found:
+            found.append(sample or found[-1])
+    return tuple(found)
