@@ -20,6 +20,17 @@ VALUES = "known_values"  # attribute of a tensor on the meta device
 COUNT = "known_count"  # the same: how many elements are not zero, of a mask whose values are not known
 
 
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """The tensors in the arguments or the result of an operator; torch's `tree_leaves` takes ten times as long."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (tuple, list)):
+        return []
+    return [tensor for part in tree if part is not None for tensor in tensors_in(part)]
+
+
 def on_meta(values: torch.Tensor) -> torch.Tensor:
     """A tensor on the meta device with known values."""
     with torch._C.DisableTorchFunction():
@@ -49,7 +60,7 @@ def compute(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     args, kwargs = (
         tree_map_only(torch.Tensor, _to_meta, (args, dict(kwargs))) if _is_mixed(args, kwargs) else (args, kwargs)
     )
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = tensors_in((args, kwargs))
     if tensors and not any(tensor.is_meta for tensor in tensors):
         return _of_the_host(operator, args, kwargs)
     known = _known_result(operator, args, kwargs, tensors)
@@ -71,7 +82,7 @@ def _of_the_host(operator: Any, args: Any, kwargs: Any) -> Any:
 
 def _is_mixed(args: Any, kwargs: Any) -> bool:
     """Whether tensors of the host, other than single numbers, meet those of the device."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = tensors_in((args, kwargs))
     return any(tensor.is_meta for tensor in tensors) and any(not tensor.is_meta and tensor.dim() for tensor in tensors)
 
 

@@ -155,6 +155,7 @@ class _Planning:
             recorder.recording.operations.clear()
             Rehearsal(trainer, recorder, disguise, _autocast_of(args)).step(features)
             recorder.label_model(model)
+        fallbacks = {name: tuple(path.fell_back) for name, path in trainer.fast_paths.items() if path.fell_back}
         step = peak(recorder.recording)
         resident = sum(step.parts.get(part, 0) for part in ("frozen weights", "trained weights", "optimizer state"))
         return TrainingPlan(
@@ -170,7 +171,7 @@ class _Planning:
             trained_parameters=counted.trainable,
             all_parameters=counted.total,
             operations=tuple(recorder.recording.operations),
-            fallbacks={name: tuple(path.fell_back) for name, path in trainer.fast_paths.items() if path.fell_back},
+            fallbacks=fallbacks,
         )
 
     def _load(self) -> tuple[PreTrainedModel | PeftModel, int]:
@@ -252,7 +253,8 @@ def _batch_of(request: Request, source: int | None, target: int | None, tokens: 
             raise ValueError(f"{name} is not given, and neither is max_length. Pass the tokens of the longest row.")
         if count < (least if name == "source_tokens" else 1):
             raise ValueError(f"{name}={count} must be at least {least if name == 'source_tokens' else 1}.")
-    assert source is not None and target is not None
+    assert source is not None
+    assert target is not None
     _check_positions(request, source, target)
     return BatchShape(args.per_device_train_batch_size, source, target)
 

@@ -188,7 +188,7 @@ class Rehearsal:
         if args.max_grad_norm:
             nn.utils.clip_grad_norm_([each for each in model.parameters() if each.grad is not None], args.max_grad_norm)
         optimizer.step()
-        recorder.label(_tensors(optimizer.state), "optimizer state")
+        recorder.label(tensors_of_state(optimizer), "optimizer state")
         model.zero_grad()
         recorder.mark("step")
 
@@ -206,8 +206,9 @@ def with_extra_inputs(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]
     return with_task_ids(unwrapped(model), batch)
 
 
-def _tensors(state: Any) -> Iterator[torch.Tensor]:
-    for each in state.values():
+def tensors_of_state(optimizer: Any) -> Iterator[torch.Tensor]:
+    """Tensors in the state of an optimizer."""
+    for each in optimizer.state.values():
         for value in each.values() if isinstance(each, dict) else ():
             if isinstance(value, torch.Tensor):
                 yield value
