@@ -145,10 +145,10 @@ class _Planning:
         request, args = self.request, self.request.args
         method, config = request.method, request.source.config
         features = self.batch.features(config.is_encoder_decoder, config.get_text_config().vocab_size)
-        model, loading_bytes = self._load()
+        recorder = self._recorder()
+        model, loading_bytes = self._load(recorder)
         self.tracker.add(model)
         counted = count_parameters(model)
-        recorder = self._recorder()
         with disguised(self.device) as disguise, recorder, self.tracker:
             trainer = trainer_on_shapes(request, model)
             recorder.label_model(model)
@@ -174,7 +174,7 @@ class _Planning:
             fallbacks=fallbacks,
         )
 
-    def _load(self) -> tuple[PreTrainedModel | PeftModel, int]:
+    def _load(self, recorder: StepRecorder) -> tuple[PreTrainedModel | PeftModel, int]:
         """The model with its method, and the memory that takes."""
         request, method = self.request, self.request.method
         quantization = request.quantization_config or request.source.options.get("quantization_config")
@@ -184,7 +184,7 @@ class _Planning:
         if method is not None and method.derive_from_data is not None:
             options = {**method.derive_from_data(None, list(range(3, 6))), **options}  # type: ignore[arg-type]
         # What the start of an adapter is computed from may lie on the host: all of it is on meta.
-        with disguised(torch.device("cpu")), self._recorder() as recorder, torch.device("meta"):
+        with disguised(torch.device("cpu")), recorder, torch.device("meta"):
             model = model_on_meta(request.source, self.dtype, quantization)
             largest = max(parameter.numel() for parameter in model.parameters()) * self.dtype.itemsize
             model = with_method(model, request, options)

@@ -16,7 +16,7 @@ def quantize_on_meta(model: PreTrainedModel, config: Any) -> None:
     from transformers.integrations import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    kept = config.llm_int8_skip_modules or get_keys_to_not_convert(model)
+    kept = [*(config.llm_int8_skip_modules or get_keys_to_not_convert(model)), *(model._keep_in_fp32_modules or ())]
     with torch.device("meta"):
         replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=config)
     for module in model.modules():

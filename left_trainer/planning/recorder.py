@@ -186,6 +186,12 @@ class StepRecorder(TorchDispatchMode):
                     if block is not None:
                         block.part = part
 
+    def label_kept(self, part: Part) -> None:
+        """Say that what the present phase has allocated and kept is `part`, unless it is known already."""
+        for block in self._blocks.values():
+            if block.phase == self.phase and block.part is None:
+                block.part = part
+
     def label_model(self, model: nn.Module) -> None:
         """Weights, trained and frozen, buffers and gradients of `model`."""
         for parameter in model.parameters():

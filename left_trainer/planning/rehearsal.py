@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer.adapters.residual_base import RESIDUAL_BASE, remember_initial_adapter
@@ -28,6 +28,8 @@ from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
 from left_trainer.trainer.checks import Request
 from left_trainer.trainer.preparation import Preparation
+
+N_STEPS = 1000  # of the run that the step stands in the middle of
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,19 @@ class Rehearsal:
         if args.max_grad_norm:
             nn.utils.clip_grad_norm_([each for each in model.parameters() if each.grad is not None], args.max_grad_norm)
         optimizer.step()
-        recorder.label(tensors_of_state(optimizer), "optimizer state")
+        self._after_step(optimizer)
         model.zero_grad()
+        recorder.label_kept("optimizer state")
         recorder.mark("step")
+
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What the method's callback does after a step in the middle of the run, such as AdaLoRA's scores of ranks."""
+        state = TrainerState(max_steps=N_STEPS, global_step=N_STEPS // 2)
+        for callback in self.trainer.hooks.callbacks(self.model):
+            callback.on_train_begin(self.trainer.args, state, TrainerControl(), model=self.model)
+            callback.on_optimizer_step(
+                self.trainer.args, state, TrainerControl(), model=self.model, optimizer=optimizer
+            )
 
     def _batch(self, features: dict[str, torch.Tensor]) -> dict[str, Any]:
         batch: dict[str, Any] = dict(features)

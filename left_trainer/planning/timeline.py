@@ -32,6 +32,8 @@ def part_of(block: Block) -> Part:
     """What a block holds, from what is known of it or from when it lived."""
     if block.part is not None:
         return block.part
+    if block.phase == "loading":
+        return "frozen weights"
     if block.phase in ("forward", "backward") and block.outlived_forward:
         return "activations"
     return "temporaries"
@@ -46,7 +48,7 @@ def peak(recording: Recording, is_steady: bool = True) -> Moment:
     """
     most, at = 0, 0
     for index, n_bytes in enumerate(levels(recording.events, is_steady)):
-        if n_bytes > most:
+        if n_bytes > most and recording.events[index].phase != "loading":
             most, at = n_bytes, index
     return moment(recording, at, is_steady)
 
