@@ -7,6 +7,7 @@ import types
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer.adapters.residual_base import RESIDUAL_BASE, remember_initial_adapter
 from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns
-from left_trainer.models import ModelSource, unwrapped
+from left_trainer.models import ModelSource, unwrapped, without_adapter
 from left_trainer.models.family import auto_class
 from left_trainer.planning.disguise import Disguise
 from left_trainer.planning.known_values import on_meta
@@ -71,9 +72,22 @@ def model_on_meta(source: ModelSource, dtype: torch.dtype, quantization: Any = N
         model = auto_class(source.family).from_config(
             copy.deepcopy(source.config), dtype=dtype, trust_remote_code=source.trust_remote_code
         )
+    if has_own_output_head(source):
+        model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
     if quantization is not None:
         quantize_on_meta(model, quantization)
     return model
+
+
+def has_own_output_head(source: ModelSource) -> bool:
+    """Whether the checkpoint has an output head apart from the embeddings though the config ties them.
+
+    transformers (5.23) ties the two for every T5 and unties them when it finds both in the checkpoint, as for mT5 and
+    T5 v1.1. A checkpoint on this disk was saved from a model made here, where they are tied.
+    """
+    config = source.config
+    is_untied = config.model_type in ("mt5", "umt5") or getattr(config, "scale_decoder_outputs", True) is False
+    return is_untied and not source.is_loaded and not Path(source.base_name).is_dir()
 
 
 def with_method(
@@ -129,7 +143,7 @@ def _as_sft_trainer(trainer: Any) -> None:
 
     trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
     trainer._total_train_tokens, trainer._tp_size, trainer.aux_loss_enabled = 0, 1, False
-    add_fused_lm_head(trainer.model)
+    add_fused_lm_head(without_adapter(trainer.model), outputs=("log_probs", "entropy", "is_top1"))
 
 
 # The step
