@@ -78,9 +78,9 @@ def plan_plain_loop(row: dict[str, Any], length: int) -> Moment:
         model.train()
         recorder.label_model(model)
         recorder.begin("forward")
-        loss = model(**{name: on_meta(tensor) for name, tensor in features.items()}).loss
+        outputs = model(**{name: on_meta(tensor) for name, tensor in features.items()})
         recorder.begin("backward")
-        torch.autograd.backward(loss)
+        torch.autograd.backward(outputs.loss)  # the loop keeps the outputs, logits included, up to the next step
         tracker.leave_backward()
         recorder.label_model(model)
         recorder.begin("optimizer")

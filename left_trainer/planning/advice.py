@@ -62,7 +62,7 @@ def changes(args: LeftTrainingArguments, dtype: str) -> Iterator[Change]:
     if method.config_class is None:
         yield Change(
             "--optim adamw_bnb_8bit",
-            "optimizer state in 8 bits, practically the same training",
+            "optimizer state in 8 bits, about the same training",
             {"optim": "adamw_bnb_8bit"},
         )
         yield Change("--peft_method lora", "an adapter in place of all weights", {"peft_method": "lora"})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -179,7 +181,8 @@ class _Planning:
         request, method = self.request, self.request.method
         quantization = request.quantization_config or request.source.options.get("quantization_config")
         if quantization is None and method is not None and method.quantization and not request.peft_config:
-            quantization = method.quantization()
+            with _device_at_hand(self.memory.kind):
+                quantization = method.quantization()
         options = request.args.peft_options
         if method is not None and method.derive_from_data is not None:
             options = {**method.derive_from_data(None, list(range(3, 6))), **options}  # type: ignore[arg-type]
@@ -201,6 +204,16 @@ class _Planning:
             before = recorder.live_bytes
             record_generation(model, recorder, self.batch, args)
         return peak(recorder.recording).n_bytes - before
+
+
+@contextlib.contextmanager
+def _device_at_hand(kind: str) -> Iterator[None]:
+    """Inside, `torch.cuda` says what it would on the device: the dtype of 4-bit layers depends on it."""
+    with (
+        patch("torch.cuda.is_available", return_value=kind == "cuda"),
+        patch("torch.cuda.is_bf16_supported", return_value=True),
+    ):
+        yield
 
 
 def _source_of(model: Any, args: LeftTrainingArguments) -> ModelSource:

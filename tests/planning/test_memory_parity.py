@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from left_trainer import LeftTrainer, LeftTrainingArguments, TrainingPlan, plan_training
+from left_trainer import LeftTrainer, LeftTrainingArguments, TrainingPlan, list_methods, plan_training
 from left_trainer.models import auto_class
 from left_trainer.planning.recorder import StepRecorder
 from left_trainer.planning.rehearsal import BatchShape
@@ -105,7 +105,17 @@ def measured_bytes(trainer: LeftTrainer) -> int:
     return peak(recorder.recording, is_steady=False).n_bytes
 
 
-@pytest.mark.parametrize(("method", "family"), CASES)
+# Every other method on each family; the rest takes as long again.
+QUICK = {
+    (method.name, method.model_families[index % len(method.model_families)])
+    for index, method in enumerate(list_methods())
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in CASES],
+)
 def test_a_plan_has_the_bytes_of_the_training(method, family, bases, tmp_path):
     args = arguments(method, family, tmp_path)
     error = planned(args, bases[method, family]).peak_bytes / measured_bytes(
