@@ -7,6 +7,7 @@ answer. Questions about anything else, such as the values of weights, get a stan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 LARGEST_KNOWN = 2**24  # elements
-LARGEST_KNOWN_FLOAT = 2**12
+LARGEST_KNOWN_FLOAT = 2**16
 VALUES = "known_values"  # attribute of a tensor on the meta device
 COUNT = "known_count"  # the same: how many elements are not zero, of a mask whose values are not known
 
@@ -103,7 +104,7 @@ def _known_result(operator: Any, args: Any, kwargs: Any, tensors: list[torch.Ten
     if packet in UNKNOWN or (operator._schema.is_mutable and packet not in FILLING):
         return None
     values = {id(tensor): values_of(tensor) if tensor.is_meta else tensor for tensor in tensors}
-    if any(value is None for value in values.values()) or (not tensors and not _makes_integers(operator, args, kwargs)):
+    if any(value is None for value in values.values()) or (not tensors and not _makes_known(operator, args, kwargs)):
         return None
     moved = {name: "cpu" if name == "device" and value is not None else value for name, value in kwargs.items()}
     real = tree_map_only(torch.Tensor, lambda tensor: values[id(tensor)], (args, moved))
@@ -113,18 +114,18 @@ def _known_result(operator: Any, args: Any, kwargs: Any, tensors: list[torch.Ten
         return None
 
 
-def _makes_integers(operator: Any, args: Any, kwargs: Any) -> bool:
-    """Whether a factory makes integers or masks, and few enough."""
+def _makes_known(operator: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a factory makes integers, masks or a few numbers."""
     packet, dtype = operator._overloadpacket, kwargs.get("dtype")
     if packet is aten.arange:
         return dtype is None or not dtype.is_floating_point
-    if packet not in FACTORIES or dtype is None or dtype.is_floating_point:
+    if packet not in FACTORIES:
         return False
-    size = args[0] if args and isinstance(args[0], (list, tuple, torch.Size)) else ()
-    n_elements = 1
-    for length in size:
-        n_elements *= length
-    return n_elements <= LARGEST_KNOWN
+    is_integer = isinstance(args[1], int) if packet is aten.full and dtype is None else dtype in INTEGERS
+    if packet is aten.zeros and not is_integer:
+        return False  # made to be filled in, through views that the values would not follow
+    size = args[0] if isinstance(args[0], (list, tuple)) else ()
+    return math.prod(size) <= (LARGEST_KNOWN if is_integer else LARGEST_KNOWN_FLOAT)
 
 
 def _pass_on(operator: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor], result: Any, known: Any) -> None:
@@ -253,6 +254,16 @@ def _sparse_mask(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Ten
     return torch.sparse_coo_tensor(mask._indices(), values, mask.shape, check_invariants=False)._coalesced_(True)
 
 
+def _add_sparse(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
+    """`add`, also of sparse weights to dense ones."""
+    if isinstance(args[1], torch.Tensor) and args[1].layout != torch.strided:
+        dense: torch.Tensor = args[0]
+        return dense if operator._schema.is_mutable else torch.empty_like(dense)
+    result: torch.Tensor = operator(*args, **kwargs)
+    _pass_on(operator, args, kwargs, tensors_in(args), result, known)
+    return result
+
+
 def _yes(operator: Any, args: Any, kwargs: Any, known: Any) -> bool:
     return True if known is None else known
 
@@ -273,6 +284,8 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.all: _all_or_any,
     aten.any: _all_or_any,
     aten._coalesce: _coalesce,
+    aten.add: _add_sparse,
+    aten.add_: _add_sparse,
     aten._sparse_addmm: _sparse_times_dense,
     aten.addmm: _sparse_times_dense,
     aten.mm: _sparse_times_dense,
@@ -283,6 +296,7 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._to_copy: _copy_out,
     aten.copy_: _copy_in_place,
 }
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 FACTORIES = frozenset((aten.full, aten.ones, aten.zeros, aten.scalar_tensor))
 ZEROS = frozenset((aten.zeros, aten.zeros_like, aten.new_zeros))
 RESHAPING = frozenset(

@@ -185,7 +185,8 @@ class _Planning:
                 quantization = method.quantization()
         options = request.args.peft_options
         if method is not None and method.derive_from_data is not None:
-            options = {**method.derive_from_data(None, list(range(3, 6))), **options}  # type: ignore[arg-type]
+            row = [0] * (self.batch.source + self.batch.target)  # what is derived of a row has its length
+            options = {**method.derive_from_data(None, row), **options}  # type: ignore[arg-type]
         # What the start of an adapter is computed from may lie on the host: all of it is on meta.
         with disguised(torch.device("cpu")), recorder, torch.device("meta"):
             model = model_on_meta(request.source, self.dtype, quantization)
