@@ -40,6 +40,8 @@ class Disguise(TorchFunctionMode):
         answer = DISGUISED.get(func)
         if answer is not None:
             return answer(self, func, args, kwargs)
+        if func is torch.Tensor.cpu and self.device.type == "cpu":
+            return args[0]
         if func in HOST_COPIES:
             return func(stand_in(args[0]), *args[1:], **kwargs) if _is_meta(args[0]) else func(*args, **kwargs)
         if func in FROM_VALUES:
