@@ -14,7 +14,7 @@ from transformers import modeling_utils
 
 from left_trainer.planning.autocast_lists import LOWER_PRECISION, PROMOTED, SINGLE_PRECISION
 from left_trainer.planning.device_kernels import REPLACED
-from left_trainer.planning.known_values import on_meta, stand_in
+from left_trainer.planning.known_values import on_meta, stand_in, values_of
 
 META = torch.device("meta")
 
@@ -40,8 +40,8 @@ class Disguise(TorchFunctionMode):
         answer = DISGUISED.get(func)
         if answer is not None:
             return answer(self, func, args, kwargs)
-        if func is torch.Tensor.cpu and self.device.type == "cpu":
-            return args[0]
+        if func is torch.Tensor.cpu and _is_meta(args[0]) and values_of(args[0]) is None:
+            return self._offloaded(args[0])
         if func in HOST_COPIES:
             return func(stand_in(args[0]), *args[1:], **kwargs) if _is_meta(args[0]) else func(*args, **kwargs)
         if func in FROM_VALUES:
@@ -80,6 +80,13 @@ class Disguise(TorchFunctionMode):
             if any(isinstance(each, (torch.device, str)) for each in arguments)
             else arguments
         )
+
+    def _offloaded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the host, such as FRoD makes of base weights: a shape that takes no room on the device."""
+        if self.device.type == "cpu":
+            return tensor
+        with torch._C.DisableTorchFunction():
+            return tensor.new_empty(1).expand(tensor.shape)
 
     def _made_of_values(self, func: Any, args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
         """`torch.tensor([...])`: its values are known, wherever it is made."""

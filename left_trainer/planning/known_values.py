@@ -264,6 +264,14 @@ def _add_sparse(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tens
     return result
 
 
+def _to_dense(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
+    """A sparse matrix with its zeros."""
+    if args[0].layout == torch.strided:
+        result: torch.Tensor = operator(*args, **kwargs)
+        return result
+    return torch.empty(args[0].shape, dtype=args[0].dtype, device="meta")
+
+
 def _yes(operator: Any, args: Any, kwargs: Any, known: Any) -> bool:
     return True if known is None else known
 
@@ -286,6 +294,7 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._coalesce: _coalesce,
     aten.add: _add_sparse,
     aten.add_: _add_sparse,
+    aten._to_dense: _to_dense,
     aten._sparse_addmm: _sparse_times_dense,
     aten.addmm: _sparse_times_dense,
     aten.mm: _sparse_times_dense,
