@@ -55,6 +55,7 @@ MT0_LARGE = MT5Config(
     num_decoder_layers=24,
     num_heads=16,
     feed_forward_proj="gated-gelu",
+    name_or_path="bigscience/mt0-large",
     attn_implementation="eager",  # T5 had no other in 2023
 )
 FOUNDING_MIB = {"lora": 9392, "prompt_tuning": 9768, "p_tuning": 9800, "prefix_tuning": 6144, "ia3": 9658}

@@ -58,8 +58,13 @@ class Disguise(TorchFunctionMode):
         """`function`, run in the disguise wherever it is called."""
 
         def disguised_function(*args: Any, **kwargs: Any) -> Any:
-            with contextlib.nullcontext() if torch._C._len_torch_function_stack() else self:
+            if torch._C._len_torch_function_stack():
                 return function(*args, **kwargs)
+            try:
+                with self:
+                    return function(*args, **kwargs)
+            finally:  # a recomputation ends by an error of torch's as soon as it has what it needs
+                self._casts.clear()  # as autocast does when it is left
 
         return disguised_function
 

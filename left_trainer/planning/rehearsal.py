@@ -83,11 +83,12 @@ def has_own_output_head(source: ModelSource) -> bool:
     """Whether the checkpoint has an output head apart from the embeddings though the config ties them.
 
     transformers (5.23) ties the two for every T5 and unties them when it finds both in the checkpoint, as for mT5 and
-    T5 v1.1. A checkpoint on this disk was saved from a model made here, where they are tied.
+    T5 v1.1. A checkpoint on this disk, and a config
+    without a name, are taken to be of a model made here, where they are tied.
     """
     config = source.config
     is_untied = config.model_type in ("mt5", "umt5") or getattr(config, "scale_decoder_outputs", True) is False
-    return is_untied and not source.is_loaded and not Path(source.base_name).is_dir()
+    return is_untied and not source.is_loaded and bool(config._name_or_path) and not Path(source.base_name).is_dir()
 
 
 def with_method(
