@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from transformers import modeling_utils
 
-from left_trainer.planning.known_values import on_meta, stand_in
+from left_trainer.planning.autocast_lists import LOWER_PRECISION, PROMOTED, SINGLE_PRECISION
+from left_trainer.planning.device_kernels import REPLACED
+from left_trainer.planning.known_values import on_meta, stand_in, values_of
 
 META = torch.device("meta")
 
@@ -39,6 +40,8 @@ class Disguise(TorchFunctionMode):
         answer = DISGUISED.get(func)
         if answer is not None:
             return answer(self, func, args, kwargs)
+        if func is torch.Tensor.cpu and _is_meta(args[0]) and values_of(args[0]) is None:
+            return self._offloaded(args[0])
         if func in HOST_COPIES:
             return func(stand_in(args[0]), *args[1:], **kwargs) if _is_meta(args[0]) else func(*args, **kwargs)
         if func in FROM_VALUES:
@@ -55,8 +58,13 @@ class Disguise(TorchFunctionMode):
         """`function`, run in the disguise wherever it is called."""
 
         def disguised_function(*args: Any, **kwargs: Any) -> Any:
-            with contextlib.nullcontext() if torch._C._len_torch_function_stack() else self:
+            if torch._C._len_torch_function_stack():
                 return function(*args, **kwargs)
+            try:
+                with self:
+                    return function(*args, **kwargs)
+            finally:  # a recomputation ends by an error of torch's as soon as it has what it needs
+                self._casts.clear()  # as autocast does when it is left
 
         return disguised_function
 
@@ -77,6 +85,13 @@ class Disguise(TorchFunctionMode):
             if any(isinstance(each, (torch.device, str)) for each in arguments)
             else arguments
         )
+
+    def _offloaded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the host, such as FRoD makes of base weights: a shape that takes no room on the device."""
+        if self.device.type == "cpu":
+            return tensor
+        with torch._C.DisableTorchFunction():
+            return tensor.new_empty(1).expand(tensor.shape)
 
     def _made_of_values(self, func: Any, args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
         """`torch.tensor([...])`: its values are known, wherever it is made."""
@@ -135,15 +150,20 @@ def disguised(device: torch.device) -> Iterator[Disguise]:
         # The engine turns function modes off for the Python code that it runs: backward passes and recomputation.
         node = torch.autograd.function.BackwardCFunction
         stack.enter_context(patch.object(node, "apply", disguise.inside(node.apply)))
-        checkpoint = modeling_utils.checkpoint
-        stack.enter_context(
-            patch.object(
-                modeling_utils,
-                "checkpoint",
-                lambda function, *args, **kwargs: checkpoint(disguise.inside(function), *args, **kwargs),
-            )
-        )
+        stack.enter_context(patch.object(modeling_utils, "checkpoint", _checkpoint(disguise)))
         yield stack.enter_context(disguise)
+
+
+def _checkpoint(disguise: Disguise) -> Callable[..., Any]:
+    """torch's, recomputing in the disguise. It would compare devices of before and after, seen with and without it."""
+    plain = modeling_utils.checkpoint
+
+    def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("use_reentrant") is False:
+            kwargs["determinism_check"] = "none"
+        return plain(disguise.inside(function), *args, **kwargs)
+
+    return checkpoint
 
 
 def _is_meta(tensor: Any) -> bool:
@@ -197,202 +217,3 @@ FACTORIES = frozenset(
         torch.zeros,
     )
 )
-
-# Kernels of a device
-
-
-def attention(
-    device: torch.device,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    """`scaled_dot_product_attention` by the kernel that torch chooses on `device`; none of them keeps the scores.
-
-    On a GPU that is flash attention for half precision without a mask, and otherwise the memory-efficient one, which
-    takes the mask as a bias of the query's dtype with rows of a multiple of 16. On a CPU there is flash attention,
-    and none with dropout.
-    """
-    ops = torch.ops.aten
-    if device.type == "cpu":
-        bias = _as_bias(query, attn_mask)
-        if dropout_p or query.dim() != 4 or (bias is not None and bias.requires_grad):
-            return _plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        return ops._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, dropout_p, is_causal, attn_mask=bias, scale=scale
-        )[0]
-    if attn_mask is None and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256:
-        width = query.shape[-1]
-        padded = [functional.pad(each, (0, -width % 8)) if width % 8 else each for each in (query, key, value)]
-        return ops._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=scale)[0][
-            ..., :width
-        ]
-    if enable_gqa:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-    bias = _as_bias(query, attn_mask)
-    if bias is not None:
-        length = key.shape[-2]
-        if length % 16:
-            bias = functional.pad(bias, (0, -length % 16))[..., :length]
-        bias = bias.expand(*query.shape[:-1], length)
-    return ops._scaled_dot_product_efficient_attention(
-        query, key, value, bias, query.requires_grad or key.requires_grad, dropout_p, is_causal, scale=scale
-    )[0]
-
-
-def _as_bias(query: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
-    """A mask of booleans as what is added to the scores."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
-
-
-def _plain_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    dropout: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    """The form with a matrix of scores."""
-    return torch.ops.aten._scaled_dot_product_attention_math(
-        query, key, value, mask, dropout, is_causal, None, scale=scale, enable_gqa=enable_gqa
-    )[0]
-
-
-def dropout(
-    device: torch.device, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> torch.Tensor:
-    """One kernel with a mask of bytes on a GPU; on a CPU the mask has the dtype of the input."""
-    if device.type == "cpu" or not training or inplace or not 0 < p < 1:
-        return torch.dropout(input, p, training)
-    return torch.native_dropout(input, p, True)[0]
-
-
-REPLACED: Mapping[Any, Callable[..., Any]] = {
-    functional.scaled_dot_product_attention: attention,
-    functional.dropout: dropout,
-}
-
-# Autocast's lists, by the names of functions and methods.
-LOWER_PRECISION = frozenset(
-    [
-        "__matmul__",
-        "__rmatmul__",
-        "addbmm",
-        "addmm",
-        "addmv",
-        "addr",
-        "baddbmm",
-        "bmm",
-        "chain_matmul",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_tbc",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "einsum",
-        "linear",
-        "matmul",
-        "mm",
-        "multi_dot",
-        "mv",
-        "prelu",
-        "scaled_dot_product_attention",
-    ]
-)
-SINGLE_PRECISION = {
-    "cuda": frozenset(
-        [
-            "__pow__",
-            "__rdiv__",
-            "__rpow__",
-            "__rtruediv__",
-            "acos",
-            "asin",
-            "binary_cross_entropy_with_logits",
-            "cdist",
-            "cosh",
-            "cosine_embedding_loss",
-            "cosine_similarity",
-            "cross_entropy",
-            "cumprod",
-            "cumsum",
-            "dist",
-            "erfinv",
-            "exp",
-            "expm1",
-            "group_norm",
-            "hinge_embedding_loss",
-            "kl_div",
-            "l1_loss",
-            "layer_norm",
-            "log",
-            "log10",
-            "log1p",
-            "log2",
-            "log_softmax",
-            "margin_ranking_loss",
-            "mse_loss",
-            "nll_loss",
-            "norm",
-            "normalize",
-            "pdist",
-            "poisson_nll_loss",
-            "pow",
-            "prod",
-            "reciprocal",
-            "rsqrt",
-            "sinh",
-            "smooth_l1_loss",
-            "soft_margin_loss",
-            "softmax",
-            "softmin",
-            "softplus",
-            "sum",
-            "renorm",
-            "tan",
-            "triplet_margin_loss",
-        ]
-    ),
-    "cpu": frozenset(
-        [
-            "binary_cross_entropy",
-            "cosine_embedding_loss",
-            "ctc_loss",
-            "grid_sampler",
-            "huber_loss",
-            "kl_div",
-            "l1_loss",
-            "mse_loss",
-            "nll_loss",
-            "cross_entropy",
-            "poisson_nll_loss",
-            "polar",
-            "prod",
-            "quantile",
-            "smooth_l1_loss",
-            "triplet_margin_loss",
-            "fft",
-            "ifft",
-            "rfft",
-            "irfft",
-            "stft",
-            "cdist",
-            "trace",
-            "inverse",
-            "pinverse",
-        ]
-    ),
-}
-PROMOTED = frozenset(("addcdiv", "addcmul", "atan2", "bilinear", "cat", "cross", "dot", "stack", "tensordot"))

@@ -7,6 +7,7 @@ answer. Questions about anything else, such as the values of weights, get a stan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +16,20 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 LARGEST_KNOWN = 2**24  # elements
-LARGEST_KNOWN_FLOAT = 2**12
+LARGEST_KNOWN_FLOAT = 2**16
 VALUES = "known_values"  # attribute of a tensor on the meta device
 COUNT = "known_count"  # the same: how many elements are not zero, of a mask whose values are not known
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """The tensors in the arguments or the result of an operator; torch's `tree_leaves` takes ten times as long."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (tuple, list)):
+        return []
+    return [tensor for part in tree if part is not None for tensor in tensors_in(part)]
 
 
 def on_meta(values: torch.Tensor) -> torch.Tensor:
@@ -49,7 +61,7 @@ def compute(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     args, kwargs = (
         tree_map_only(torch.Tensor, _to_meta, (args, dict(kwargs))) if _is_mixed(args, kwargs) else (args, kwargs)
     )
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = tensors_in((args, kwargs))
     if tensors and not any(tensor.is_meta for tensor in tensors):
         return _of_the_host(operator, args, kwargs)
     known = _known_result(operator, args, kwargs, tensors)
@@ -71,7 +83,7 @@ def _of_the_host(operator: Any, args: Any, kwargs: Any) -> Any:
 
 def _is_mixed(args: Any, kwargs: Any) -> bool:
     """Whether tensors of the host, other than single numbers, meet those of the device."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = tensors_in((args, kwargs))
     return any(tensor.is_meta for tensor in tensors) and any(not tensor.is_meta and tensor.dim() for tensor in tensors)
 
 
@@ -92,7 +104,7 @@ def _known_result(operator: Any, args: Any, kwargs: Any, tensors: list[torch.Ten
     if packet in UNKNOWN or (operator._schema.is_mutable and packet not in FILLING):
         return None
     values = {id(tensor): values_of(tensor) if tensor.is_meta else tensor for tensor in tensors}
-    if any(value is None for value in values.values()) or (not tensors and not _makes_integers(operator, args, kwargs)):
+    if any(value is None for value in values.values()) or (not tensors and not _makes_known(operator, args, kwargs)):
         return None
     moved = {name: "cpu" if name == "device" and value is not None else value for name, value in kwargs.items()}
     real = tree_map_only(torch.Tensor, lambda tensor: values[id(tensor)], (args, moved))
@@ -102,22 +114,25 @@ def _known_result(operator: Any, args: Any, kwargs: Any, tensors: list[torch.Ten
         return None
 
 
-def _makes_integers(operator: Any, args: Any, kwargs: Any) -> bool:
-    """Whether a factory makes integers or masks, and few enough."""
+def _makes_known(operator: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a factory makes integers, masks or a few numbers."""
     packet, dtype = operator._overloadpacket, kwargs.get("dtype")
     if packet is aten.arange:
         return dtype is None or not dtype.is_floating_point
-    if packet not in FACTORIES or dtype is None or dtype.is_floating_point:
+    if packet not in FACTORIES:
         return False
-    size = args[0] if args and isinstance(args[0], (list, tuple, torch.Size)) else ()
-    n_elements = 1
-    for length in size:
-        n_elements *= length
-    return n_elements <= LARGEST_KNOWN
+    is_integer = isinstance(args[1], int) if packet is aten.full and dtype is None else dtype in INTEGERS
+    if packet is aten.zeros and not is_integer:
+        return False  # made to be filled in, through views that the values would not follow
+    size = args[0] if isinstance(args[0], (list, tuple)) else ()
+    return math.prod(size) <= (LARGEST_KNOWN if is_integer else LARGEST_KNOWN_FLOAT)
 
 
 def _pass_on(operator: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor], result: Any, known: Any) -> None:
     """Let results carry their values; tensors that were changed in another way lose them."""
+    count = _count(operator._overloadpacket, args)
+    if count is not None and isinstance(result, torch.Tensor):
+        setattr(result, COUNT, count)
     if operator._schema.is_mutable:
         for index, argument in enumerate(operator._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -126,9 +141,6 @@ def _pass_on(operator: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor],
                     if known is None and hasattr(leaf, VALUES):
                         delattr(leaf, VALUES)
         return
-    count = _count(operator._overloadpacket, args)
-    if count is not None and isinstance(result, torch.Tensor):
-        setattr(result, COUNT, count)
     if known is not None:
         for made, values in zip(tree_leaves(result), tree_leaves(known), strict=False):
             if isinstance(made, torch.Tensor) and isinstance(values, torch.Tensor) and made.shape == values.shape:
@@ -140,9 +152,9 @@ def _count(packet: Any, args: Any) -> int | None:
     if packet in ZEROS:
         return 0
     before = getattr(args[0], COUNT, None) if args else None
-    if before is None or packet not in (*RESHAPING, aten.scatter):
+    if before is None or packet not in (*RESHAPING, *SCATTERING):
         return None
-    return min(args[0].numel(), before + args[2].numel()) if packet is aten.scatter else before
+    return min(args[0].numel(), before + args[2].numel()) if packet in SCATTERING else before
 
 
 # Answers to what the meta device refuses
@@ -214,11 +226,50 @@ def _copy_in_place(operator: Any, args: Any, kwargs: Any, known: Any) -> Any:
 
 
 def _all_or_any(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
-    """Of what is not known, all are as asked, and of what one looks for, such as a number to draw again, there is none."""
+    """Of what is not known, all are as asked; of what one looks for, such as numbers to draw again, there is none."""
     result = operator(*args, **kwargs)
     if known is None:
         known = torch.full(result.shape, operator._overloadpacket is aten.all, device="cpu")
     return _know(result, known)
+
+
+def _coalesce(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
+    """Positions of sparse weights are different ones already."""
+    return args[0]._coalesced_(True)
+
+
+def _sparse_times_dense(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
+    """A product with a sparse matrix, `mm` or `addmm`, is dense."""
+    left, right = args[-2:] if operator._overloadpacket in (aten.mm, aten._sparse_mm) else args[1:3]
+    if left.layout == right.layout == torch.strided:
+        result: torch.Tensor = operator(*args, **kwargs)
+        return result
+    return torch.empty(left.shape[0], right.shape[1], dtype=left.dtype, device="meta")
+
+
+def _sparse_mask(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
+    """The elements of a dense tensor at the positions of a sparse one."""
+    dense, mask = args[:2]
+    values = torch.empty_like(mask._values(), dtype=dense.dtype)
+    return torch.sparse_coo_tensor(mask._indices(), values, mask.shape, check_invariants=False)._coalesced_(True)
+
+
+def _add_sparse(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
+    """`add`, also of sparse weights to dense ones."""
+    if isinstance(args[1], torch.Tensor) and args[1].layout != torch.strided:
+        dense: torch.Tensor = args[0]
+        return dense if operator._schema.is_mutable else torch.empty_like(dense)
+    result: torch.Tensor = operator(*args, **kwargs)
+    _pass_on(operator, args, kwargs, tensors_in(args), result, known)
+    return result
+
+
+def _to_dense(operator: Any, args: Any, kwargs: Any, known: Any) -> torch.Tensor:
+    """A sparse matrix with its zeros."""
+    if args[0].layout == torch.strided:
+        result: torch.Tensor = operator(*args, **kwargs)
+        return result
+    return torch.empty(args[0].shape, dtype=args[0].dtype, device="meta")
 
 
 def _yes(operator: Any, args: Any, kwargs: Any, known: Any) -> bool:
@@ -240,14 +291,27 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.repeat_interleave: _shaped_by_values,
     aten.all: _all_or_any,
     aten.any: _all_or_any,
+    aten._coalesce: _coalesce,
+    aten.add: _add_sparse,
+    aten.add_: _add_sparse,
+    aten._to_dense: _to_dense,
+    aten._sparse_addmm: _sparse_times_dense,
+    aten.addmm: _sparse_times_dense,
+    aten.mm: _sparse_times_dense,
+    aten._sparse_mm: _sparse_times_dense,
+    aten.sparse_mask: _sparse_mask,
     aten.is_nonzero: _yes,
     aten.equal: _yes,
     aten._to_copy: _copy_out,
     aten.copy_: _copy_in_place,
 }
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 FACTORIES = frozenset((aten.full, aten.ones, aten.zeros, aten.scalar_tensor))
 ZEROS = frozenset((aten.zeros, aten.zeros_like, aten.new_zeros))
-RESHAPING = frozenset((aten.view, aten._unsafe_view, aten._to_copy, aten.clone, aten.unsqueeze, aten.t, aten.transpose))
+RESHAPING = frozenset(
+    (aten.view, aten._unsafe_view, aten._to_copy, aten.clone, aten.unsqueeze, aten.t, aten.transpose, aten.eq)
+)
+SCATTERING = (aten.scatter, aten.scatter_)
 # In-place operators that keep known values right when they are repeated on them.
 FILLING = frozenset((aten.masked_fill_, aten.fill_, aten.zero_, aten.add_, aten.sub_, aten.mul_, aten.clamp_))
 # Whose values nobody may rely on.

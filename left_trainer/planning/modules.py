@@ -76,7 +76,7 @@ class ModuleTracker:
     def _note(self, tensors: Any, module: tuple[str, str]) -> None:
         """When the gradient reaches these tensors, it is in `module`, unless a module noted there before says other."""
         for tensor in tree_leaves(tensors):
-            node = tensor.grad_fn if isinstance(tensor, torch.Tensor) else None
+            node: Any = tensor.grad_fn if isinstance(tensor, torch.Tensor) else None
             if node is not None and "left_module" not in node.metadata:
                 node.metadata["left_module"] = True
                 node.register_prehook(lambda _, module=module: self._enter(module))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 NESTED_BLOCK = 256  # constants that share a constant of their own, in bitsandbytes' double quantization
@@ -16,7 +15,7 @@ def quantize_on_meta(model: PreTrainedModel, config: Any) -> None:
     from transformers.integrations import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    kept = config.llm_int8_skip_modules or get_keys_to_not_convert(model)
+    kept = [*(config.llm_int8_skip_modules or get_keys_to_not_convert(model)), *(model._keep_in_fp32_modules or ())]
     with torch.device("meta"):
         replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=config)
     for module in model.modules():
@@ -26,10 +25,10 @@ def quantize_on_meta(model: PreTrainedModel, config: Any) -> None:
     model.is_loaded_in_4bit = model.is_quantized = True
 
 
-def _pack(module: nn.Module, config: Any) -> None:
+def _pack(module: Any, config: Any) -> None:
     """Half a byte a weight, and the constants that bitsandbytes keeps beside them."""
     from bitsandbytes.functional import QuantState
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     rows, columns, block = module.out_features, module.in_features, 64
     n_blocks = -(-rows * columns // block)

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from left_trainer.planning.known_values import tensors_in
 from left_trainer.planning.modules import ModuleTracker
 from left_trainer.planning.storage_bytes import RoundingRule, as_requested
 
@@ -186,6 +186,12 @@ class StepRecorder(TorchDispatchMode):
                     if block is not None:
                         block.part = part
 
+    def label_kept(self, part: Part) -> None:
+        """Say that what the present phase has allocated and kept is `part`, unless it is known already."""
+        for block in self._blocks.values():
+            if block.phase == self.phase and block.part is None:
+                block.part = part
+
     def label_model(self, model: nn.Module) -> None:
         """Weights, trained and frozen, buffers and gradients of `model`."""
         for parameter in model.parameters():
@@ -281,7 +287,7 @@ def stored(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [each for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) for each in stored(leaf)]
+    return [each for tensor in tensors_in(tree) for each in stored(tensor)]
 
 
 def plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:

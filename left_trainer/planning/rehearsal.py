@@ -7,18 +7,19 @@ import types
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer.adapters.residual_base import RESIDUAL_BASE, remember_initial_adapter
 from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns
-from left_trainer.models import ModelSource, unwrapped
+from left_trainer.models import ModelSource, unwrapped, without_adapter
 from left_trainer.models.family import auto_class
 from left_trainer.planning.disguise import Disguise
 from left_trainer.planning.known_values import on_meta
@@ -28,6 +29,8 @@ from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
 from left_trainer.trainer.checks import Request
 from left_trainer.trainer.preparation import Preparation
+
+N_STEPS = 1000  # of the run that the step stands in the middle of
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,23 @@ def model_on_meta(source: ModelSource, dtype: torch.dtype, quantization: Any = N
         model = auto_class(source.family).from_config(
             copy.deepcopy(source.config), dtype=dtype, trust_remote_code=source.trust_remote_code
         )
+    if has_own_output_head(source):
+        model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
     if quantization is not None:
         quantize_on_meta(model, quantization)
     return model
+
+
+def has_own_output_head(source: ModelSource) -> bool:
+    """Whether the checkpoint has an output head apart from the embeddings though the config ties them.
+
+    transformers (5.23) ties the two for every T5 and unties them when it finds both in the checkpoint, as for mT5 and
+    T5 v1.1. A checkpoint on this disk, and a config
+    without a name, are taken to be of a model made here, where they are tied.
+    """
+    config = source.config
+    is_untied = config.model_type in ("mt5", "umt5") or getattr(config, "scale_decoder_outputs", True) is False
+    return is_untied and not source.is_loaded and bool(config._name_or_path) and not Path(source.base_name).is_dir()
 
 
 def with_method(
@@ -127,7 +144,7 @@ def _as_sft_trainer(trainer: Any) -> None:
 
     trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
     trainer._total_train_tokens, trainer._tp_size, trainer.aux_loss_enabled = 0, 1, False
-    add_fused_lm_head(trainer.model)
+    add_fused_lm_head(without_adapter(trainer.model), outputs=("log_probs", "entropy", "is_top1"))
 
 
 # The step
@@ -188,9 +205,19 @@ class Rehearsal:
         if args.max_grad_norm:
             nn.utils.clip_grad_norm_([each for each in model.parameters() if each.grad is not None], args.max_grad_norm)
         optimizer.step()
-        recorder.label(_tensors(optimizer.state), "optimizer state")
+        self._after_step(optimizer)
         model.zero_grad()
+        recorder.label_kept("optimizer state")
         recorder.mark("step")
+
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What the method's callback does after a step in the middle of the run, such as AdaLoRA's scores of ranks."""
+        state = TrainerState(max_steps=N_STEPS, global_step=N_STEPS // 2)
+        for callback in self.trainer.hooks.callbacks(self.model):
+            callback.on_train_begin(self.trainer.args, state, TrainerControl(), model=self.model)
+            callback.on_optimizer_step(
+                self.trainer.args, state, TrainerControl(), model=self.model, optimizer=optimizer
+            )
 
     def _batch(self, features: dict[str, torch.Tensor]) -> dict[str, Any]:
         batch: dict[str, Any] = dict(features)
@@ -206,8 +233,9 @@ def with_extra_inputs(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]
     return with_task_ids(unwrapped(model), batch)
 
 
-def _tensors(state: Any) -> Iterator[torch.Tensor]:
-    for each in state.values():
+def tensors_of_state(optimizer: Any) -> Iterator[torch.Tensor]:
+    """Tensors in the state of an optimizer."""
+    for each in optimizer.state.values():
         for value in each.values() if isinstance(each, dict) else ():
             if isinstance(value, torch.Tensor):
                 yield value

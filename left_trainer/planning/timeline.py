@@ -32,6 +32,8 @@ def part_of(block: Block) -> Part:
     """What a block holds, from what is known of it or from when it lived."""
     if block.part is not None:
         return block.part
+    if block.phase == "loading":
+        return "frozen weights"
     if block.phase in ("forward", "backward") and block.outlived_forward:
         return "activations"
     return "temporaries"
@@ -46,7 +48,7 @@ def peak(recording: Recording, is_steady: bool = True) -> Moment:
     """
     most, at = 0, 0
     for index, n_bytes in enumerate(levels(recording.events, is_steady)):
-        if n_bytes > most:
+        if n_bytes > most and recording.events[index].phase != "loading":
             most, at = n_bytes, index
     return moment(recording, at, is_steady)
 
@@ -85,3 +87,21 @@ def moment(recording: Recording, at: int, is_steady: bool = True) -> Moment:
 
 def _is_state(event: Event) -> bool:
     return event.block.part == "optimizer state"
+
+
+def timeline(recording: Recording, n_samples: int) -> tuple[tuple[Phase, int], ...]:
+    """The phase and the most memory in each of `n_samples` equal parts of the operations."""
+    n_operations = max(len(recording.operations), 1)
+    samples: list[tuple[Phase, int] | None] = [None] * n_samples
+    for event, n_bytes in zip(recording.events, levels(recording.events), strict=True):
+        if event.phase == "loading":
+            continue
+        index = min(event.operation * n_samples // n_operations, n_samples - 1)
+        known = samples[index]
+        if known is None or n_bytes > known[1]:
+            samples[index] = (event.phase, n_bytes)
+    found: list[tuple[Phase, int]] = []
+    for sample in samples:
+        if sample is not None or found:
+            found.append(sample or found[-1])
+    return tuple(found)
