@@ -46,6 +46,7 @@ from left_trainer.data.loading import embedded_data
 from left_trainer.embedded import MODEL_PATHS
 from left_trainer.methods.apply import build_config
 from left_trainer.models import ModelFamily, auto_class, model_family
+from left_trainer.models.positions import Limits
 
 SEED = 0
 WARMUP_STEPS = 1  # of each turn, beside the whole first turn
@@ -253,7 +254,7 @@ def plain_side(start: Start, arguments: dict[str, Any]) -> Trainer:
             processing_class=start.tokenizer,
         )
     train, evaluation = (
-        rows if "input_ids" in rows.column_names else tokenize_pairs(rows, start.tokenizer, max_length=None)
+        rows if "input_ids" in rows.column_names else tokenize_pairs(rows, start.tokenizer, Limits())
         for rows in (start.train, start.evaluation)
     )
     return Seq2SeqTrainer(

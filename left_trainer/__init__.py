@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from left_trainer.models import ModelSource, load_tokenizer
     from left_trainer.planning.plan import TrainingPlan, plan_training
     from left_trainer.runs.build_report import build_report, collect_samples, write_report
-    from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser, with_task_settings
+    from left_trainer.runs.fine_tuning import fine_tune, score, set_up, training_parser, with_task_settings
     from left_trainer.runs.report import TrainingReport
     from left_trainer.runs.report_text import format_report
     from left_trainer.tasks import HubDataset, Task, get_task, list_tasks, register_task
     from left_trainer.trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
+    from left_trainer.trainer.divergence import TrainingDivergedError
     from left_trainer.training_args import LeftTrainingArguments
 
 __version__ = "0.2.0"
@@ -53,6 +54,7 @@ _HOMES = {
     "Task": "left_trainer.tasks",
     "TrainableParametersCallback": "left_trainer.callbacks",
     "TrainingPlan": "left_trainer.planning.plan",
+    "TrainingDivergedError": "left_trainer.trainer.divergence",
     "TrainingReport": "left_trainer.runs.report",
     "apply_method": "left_trainer.methods",
     "build_report": "left_trainer.runs.build_report",
@@ -70,6 +72,7 @@ _HOMES = {
     "prepare_task_data": "left_trainer.data.loading",
     "register_method": "left_trainer.methods",
     "register_task": "left_trainer.tasks",
+    "score": "left_trainer.runs.fine_tuning",
     "set_up": "left_trainer.runs.fine_tuning",
     "text_metrics": "left_trainer.evaluation.text_metrics",
     "training_parser": "left_trainer.runs.fine_tuning",
@@ -93,6 +96,7 @@ __all__ = [
     "StepTimerCallback",
     "Task",
     "TrainableParametersCallback",
+    "TrainingDivergedError",
     "TrainingPlan",
     "TrainingReport",
     "__version__",
@@ -112,6 +116,7 @@ __all__ = [
     "prepare_task_data",
     "register_method",
     "register_task",
+    "score",
     "set_up",
     "text_metrics",
     "training_parser",

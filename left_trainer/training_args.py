@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from dataclasses import dataclass, field
+import functools
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Self
 
 import torch
@@ -12,7 +16,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl import SFTConfig
 
 from left_trainer.methods import get_method
-from left_trainer.methods.options import check_peft_kwargs
+from left_trainer.methods.options import check_peft_kwargs, plain_options
 from left_trainer.models import ModelFamily
 from left_trainer.registry import did_you_mean
 
@@ -33,7 +37,14 @@ DECODER_ONLY_FIELDS = (
     "router_aux_loss_coef",
     "shuffle_dataset",
 )
+# Fields of `SFTConfig` that Hugging Face's example scripts define in classes of their own, `ModelArguments` above all.
+# One parser cannot have a flag twice, so that these are set in Python, or by the flags of such a class.
+FLAGS_OF_OTHERS = ("trust_remote_code", "pad_token", "pad_to_multiple_of")
 REPLACED_FIELDS = {"sortish_sampler": "train_sampling_strategy='group_by_length'"}
+
+# What Hugging Face's trainers do with arguments that name no method.
+METHOD_OF_HUGGING_FACE = "full"
+logger = logging.getLogger(__name__)
 
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
 
@@ -52,9 +63,11 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             would leave soft prompts untrained.
         max_length: Maximum length in tokens: of prompt and completion together for decoder-only models, of source and
             target separately for encoder-decoder models.
-        generation_max_length: Maximum length of the generated text in tokens, for both families.
+        generation_max_length: Maximum number of generated tokens, for both families; `docs/evaluation.md` says which
+            limit wins.
         train_sampling_strategy: How rows are grouped into batches. If unset, rows of text are batched by similar length
             and rows of token ids randomly; see `left_trainer.data.sampling`. Otherwise as in `TrainingArguments`.
+        stop_on_divergence: Stop with `TrainingDivergedError` before a step whose loss or gradients are not finite.
         overwrite_output_dir: Allow training into an `output_dir` that contains the result of an earlier run.
         use_linear_cross_entropy: Compute the loss without storing the logits, where that is exact; see
             `left_trainer.kernels.linear_cross_entropy`. `training_report.json` shows where it was not used.
@@ -66,6 +79,9 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             the order of the rows.
         eval_loss_with_generation: With `predict_with_generate`, also compute the evaluation loss, which takes a
             forward pass.
+
+    `trust_remote_code`, `pad_token` and `pad_to_multiple_of` are arguments of the constructor and no flags of a parser:
+    there they belong to the `ModelArguments` and `DataArguments` beside this class, ours or Hugging Face's.
 
     Raises:
         ValueError: The method is unknown, or an option does not exist for the method or has the wrong type.
@@ -101,6 +117,9 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             "choices": list(SAMPLING_STRATEGIES),
         },
     )
+    stop_on_divergence: bool = field(
+        default=True, metadata={"help": "Stop before a step whose loss or gradients are not finite."}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Allow writing into an output_dir that contains the result of an earlier run."}
     )
@@ -123,7 +142,30 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         default=True, metadata={"help": "With predict_with_generate, also compute the evaluation loss."}
     )
 
-    def __post_init__(self) -> None:
+    # An `InitVar` is no field, so that a parser makes no flag of it.
+    trust_remote_code: InitVar[bool] = False  # type: ignore[assignment]
+    pad_token: InitVar[str | None] = None  # type: ignore[assignment]
+    pad_to_multiple_of: InitVar[int | None] = None  # type: ignore[assignment]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let a subclass write `__post_init__(self)`, to which dataclasses would pass each `InitVar`."""
+        super().__init_subclass__(**kwargs)
+        own = vars(cls).get("__post_init__")
+        if own is not None:
+
+            @functools.wraps(own)
+            def without_values(self: Any, *values: Any) -> None:
+                self._keep_flags_of_others(values)
+                own(self)
+
+            cls.__post_init__ = without_values  # type: ignore[method-assign]
+
+    def _keep_flags_of_others(self, values: tuple[Any, ...]) -> None:
+        names = [name for name in inspect.signature(type(self)).parameters if name in FLAGS_OF_OTHERS]
+        self.__dict__.update(zip(names, values, strict=False))
+
+    def __post_init__(self, *flags_of_others: Any) -> None:
+        self._keep_flags_of_others(flags_of_others)
         if self.linear_cross_entropy_workspace_bytes < 1:
             raise ValueError(
                 f"linear_cross_entropy_workspace_bytes={self.linear_cross_entropy_workspace_bytes} must be at least "
@@ -143,16 +185,50 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             self.dataloader_pin_memory = False  # no device to copy to; torch would warn for every loader
 
     @classmethod
-    def from_arguments(cls, args: TrainingArguments) -> LeftTrainingArguments:
-        """Convert `args` of any Hugging Face or TRL class. Every value is kept, including the learning rate."""
-        if isinstance(args, cls):
-            return args
+    def from_arguments(
+        cls,
+        args: TrainingArguments,
+        peft_method: str | None = None,
+        peft_kwargs: str | Mapping[str, Any] | None = None,
+    ) -> LeftTrainingArguments:
+        """`args` of any Hugging Face or TRL class, with every value kept.
+
+        Args:
+            args: Ours are returned as they are. Others name no method and mean full fine-tuning, as they do in the
+                trainer that they were written for.
+            peft_method: Beats the method of `args`. Where the learning rate of another class's `args` is the default
+                of that class, which suits full fine-tuning, the method's own default is used and this is logged.
+            peft_kwargs: Beats the options of `args`.
+
+        Raises:
+            TypeError: `args` has fields that this class has not.
+            ValueError: As the constructor.
+        """
+        ours = args if isinstance(args, cls) else cls._of_another_class(args)
+        if peft_method is None and peft_kwargs is None:
+            return ours
+        method = get_method(peft_method or ours.peft_method)
+        options = check_peft_kwargs(method, ours.peft_kwargs if peft_kwargs is None else peft_kwargs)
+        rate = ours.learning_rate
+        if ours is not args and method.name != METHOD_OF_HUGGING_FACE and rate == _default(args, "learning_rate"):
+            logger.warning(
+                "learning_rate=%g is the default of %s, which suits full fine-tuning. peft_method=%r uses its own "
+                "default instead, %g. To set another, pass LeftTrainingArguments(learning_rate=...).",
+                rate,
+                type(args).__name__,
+                method.name,
+                method.learning_rate,
+            )
+            rate = None
+        return ours.replaced(peft_method=method.name, peft_kwargs=options, learning_rate=rate)
+
+    @classmethod
+    def _of_another_class(cls, args: TrainingArguments) -> LeftTrainingArguments:
         values = {item.name: getattr(args, item.name) for item in dataclasses.fields(args) if item.init}
         # The deprecated names mirror others; passing both would warn about a name that the user never wrote.
         values.pop("gradient_checkpointing", None)
         values.pop("gradient_checkpointing_kwargs", None)
-        known = {item.name for item in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - set(inspect.signature(cls).parameters))
         if unknown:
             raise TypeError(
                 f"args is a {type(args).__name__} with fields that LeftTrainer does not have: {', '.join(unknown)}. "
@@ -160,15 +236,20 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             )
         if not isinstance(args, SFTConfig):
             values.setdefault("max_length", None)  # only TRL truncates by default
-        return cls(**values)
+        return cls(**values, peft_method=METHOD_OF_HUGGING_FACE)
 
     def replaced(self, **values: Any) -> Self:
         """A copy with other values in some fields. The original arguments are not changed."""
-        known = {item.name for item in dataclasses.fields(self)}
+        known = set(inspect.signature(type(self)).parameters)
         assert set(values) <= known, set(values) - known
         new = copy.copy(self)
         new.__dict__.update(values)
         return new
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values in the types of JSON, for trackers and files."""
+        others = {name: getattr(self, name) for name in FLAGS_OF_OTHERS}
+        return {**super().to_dict(), **others, "peft_kwargs": plain_options(self.peft_kwargs)}
 
     @property
     def peft_options(self) -> dict[str, Any]:
@@ -200,6 +281,10 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
                         f"{name}={getattr(self, name)!r} has no effect on an encoder-decoder model. Remove it, or use "
                         "a decoder-only model."
                     )
+
+
+def _default(args: TrainingArguments, name: str) -> Any:
+    return next(item.default for item in dataclasses.fields(args) if item.name == name)
 
 
 def loading_options(args: TrainingArguments | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from left_trainer import (
     get_task,
     load_tokenizer,
     prepare_task_data,
+    score,
     text_metrics,
     training_parser,
     with_task_settings,
@@ -56,13 +57,13 @@ def main() -> None:
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         processing_class=tokenizer,
-        compute_metrics=text_metrics(tokenizer, task.metrics),
+        compute_metrics=text_metrics(tokenizer, task.metrics) if args.predict_with_generate else None,
         callbacks=[TrainableParametersCallback(), MemoryProfilerCallback(), StepTimerCallback()],
     )
     with trainer.without_adapter():
-        before = trainer.predict(data["test"], metric_key_prefix="test")
+        before = score(trainer, data["test"])
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    after = trainer.predict(data["test"], metric_key_prefix="test")
+    after = score(trainer, data["test"])
 
     # Write the adapter, tokenizer, model card, report and plots to args.output_dir.
     trainer.save_model()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
-from trl import SFTConfig, TrlParser
+from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from left_trainer import LeftTrainingArguments, list_methods
+from left_trainer.methods.options import _matches, known_options, nested_config
+from left_trainer.runs.fine_tuning import training_parser
+from left_trainer.training_args import FLAGS_OF_OTHERS
 
 # A value for each type that differs from most defaults; fields whose value has to be of a kind are named below.
 SPECIAL = {
@@ -35,7 +41,6 @@ SPECIAL = {
     "packing_strategy": "wrapped",
     "truncation_mode": "keep_start",
     "loss_type": "dft",
-    "pad_to_multiple_of": 8,
     "include_num_input_tokens_seen": True,
     "neftune_noise_alpha": 5.0,
     "parallelism_config": None,
@@ -60,7 +65,6 @@ ALONE = {
     "gradient_checkpointing": True,
     "gradient_checkpointing_kwargs": {"use_reentrant": False},
     "load_best_model_at_end": True,
-    "pad_token": "<pad>",
     "push_to_hub": True,
     "save_on_each_node": True,
 }
@@ -147,8 +151,107 @@ def test_fields_that_stand_alone_round_trip(name, tmp_path):
 
 def test_all_fields_of_both_classes_are_there():
     ours = {field.name for field in dataclasses.fields(LeftTrainingArguments)}
+    assert not ours & set(FLAGS_OF_OTHERS)
     for theirs in (SFTConfig, Seq2SeqTrainingArguments):
-        assert {field.name for field in dataclasses.fields(theirs)} <= ours
+        assert {field.name for field in dataclasses.fields(theirs)} <= ours | set(FLAGS_OF_OTHERS)
+
+
+def test_what_is_no_flag_is_an_argument_all_the_same(tmp_path):
+    @dataclasses.dataclass
+    class Mine(LeftTrainingArguments):
+        extra: int = 3
+
+        def __post_init__(self):
+            super().__post_init__()
+            self.extra += 1
+
+    values = {"trust_remote_code": True, "pad_token": "<pad>", "pad_to_multiple_of": 8}
+    assert set(values) == set(FLAGS_OF_OTHERS)
+    for cls in (LeftTrainingArguments, Mine, SFTConfig):
+        given = cls(output_dir=str(tmp_path), use_cpu=True, **values)
+        args = LeftTrainingArguments.from_arguments(given)
+        others = [args, copy.copy(args), args.replaced(seed=3), dataclasses.replace(args, report_to="none")]
+        if cls is not Mine:  # a local class cannot be pickled
+            others.append(pickle.loads(pickle.dumps(args)))
+        for other in others:
+            assert {name: getattr(other, name) for name in values} == values
+        assert values.items() <= args.to_dict().items()
+    assert Mine(output_dir=str(tmp_path)).extra == 4
+    defaults = LeftTrainingArguments(output_dir=str(tmp_path))
+    assert (defaults.trust_remote_code, defaults.pad_token, defaults.pad_to_multiple_of) == (False, None, None)
+
+
+# The fields of the classes beside the training arguments in Hugging Face's example scripts: run_summarization.py,
+# run_translation.py, run_clm.py, run_fim.py, run_seq2seq_qa.py.
+HUGGING_FACE = {
+    "ModelArguments": (
+        "model_name_or_path model_type config_overrides config_name tokenizer_name cache_dir use_fast_tokenizer "
+        "model_revision token trust_remote_code dtype torch_dtype low_cpu_mem_usage resize_position_embeddings "
+        "pad_to_multiple_of attn_implementation"
+    ),
+    "DataTrainingArguments": (
+        "lang source_lang target_lang dataset_name dataset_config_name text_column summary_column context_column "
+        "question_column answer_column train_file validation_file test_file overwrite_cache streaming block_size "
+        "preprocessing_num_workers max_source_length max_target_length val_max_target_length max_seq_length "
+        "max_answer_length val_max_answer_length pad_to_max_length max_train_samples max_eval_samples "
+        "max_predict_samples num_beams ignore_pad_token_for_loss source_prefix forced_bos_token doc_stride "
+        "version_2_with_negative null_score_diff_threshold n_best_size validation_split_percentage keep_linebreaks "
+        "fim_rate fim_spm_rate truncate_or_pad fim_prefix_token fim_middle_token fim_suffix_token pad_token"
+    ),
+}
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_flags_stand_beside_those_of_hugging_faces_scripts(position, tmp_path):
+    classes = [
+        dataclasses.make_dataclass(name, [(field, str | None, None) for field in fields.split()])
+        for name, fields in HUGGING_FACE.items()
+    ]
+    classes.insert(position, LeftTrainingArguments)
+    flags = ["--output_dir", str(tmp_path), "--peft_method", "ia3", "--trust_remote_code", "yes", "--pad_token", "<p>"]
+    parsed = HfArgumentParser(classes).parse_args_into_dataclasses(flags)
+    by_name = {type(item).__name__: item for item in parsed}
+    assert by_name["LeftTrainingArguments"].peft_method == "ia3"
+    assert by_name["ModelArguments"].trust_remote_code == "yes"
+    assert by_name["DataTrainingArguments"].pad_token == "<p>"
+
+
+@pytest.mark.parametrize("parser", [HfArgumentParser, TrlParser])
+def test_flags_stand_beside_those_of_trls_scripts(parser, tmp_path):
+    flags = ["--output_dir", str(tmp_path), "--dataset_name", "x", "--model_name_or_path", "y", "--peft_method", "ia3"]
+    classes = (ScriptArguments, LeftTrainingArguments, ModelConfig)
+    _, args, _ = parser(classes).parse_args_into_dataclasses(flags)
+    assert args.peft_method == "ia3"
+
+
+def test_our_parser_hands_on_the_flags_of_the_model(tmp_path):
+    flags = ["--output_dir", str(tmp_path), "--trust_remote_code", "--pad_token", "<p>", "--pad_to_multiple_of", "8"]
+    model_args, _, args = training_parser().parse_args_and_config(flags)
+    assert (args.trust_remote_code, args.pad_token, args.pad_to_multiple_of) == (True, "<p>", 8)
+    assert model_args.trust_remote_code is True
+
+
+@pytest.mark.parametrize("method", list_methods(), ids=lambda method: method.name)
+def test_options_of_every_type_go_into_json_and_back(method, tmp_path):
+    """Sets, tuples, enums and config objects: trackers write the arguments as JSON, YAML files hold lists and dicts."""
+    options = {}
+    for name, hint in known_options(method).items():
+        candidates = [{"q", "v"}, ("q",), {"q": 1}, {2, 1}, 3, nested() if (nested := nested_config(hint)) else None]
+        usable = [value for value in candidates if value is not None and _matches(value, hint)]
+        if name not in method.preset and usable:
+            options[name] = usable[0]
+    args = LeftTrainingArguments(output_dir=str(tmp_path), peft_method=method.name, peft_kwargs=options)
+    read = json.loads(args.to_json_string())["peft_kwargs"]
+    assert set(read) == set(options)
+    assert isinstance(args.to_sanitized_dict()["peft_kwargs"], str)
+    again = LeftTrainingArguments(output_dir=str(tmp_path), peft_method=method.name, peft_kwargs=read)
+    assert json.loads(again.to_json_string())["peft_kwargs"] == read
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"peft_method": method.name, "peft_kwargs": read}))
+    flags = ["--config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path)]
+    (from_yaml,) = TrlParser(LeftTrainingArguments).parse_args_and_config(flags)
+    assert json.loads(from_yaml.to_json_string())["peft_kwargs"] == read
+    torch.save(args, tmp_path / "training_args.bin")
+    assert set(torch.load(tmp_path / "training_args.bin", weights_only=False).peft_kwargs) == set(options)
 
 
 def test_hugging_faces_defaults_stand(tmp_path):

@@ -110,7 +110,7 @@ def _save_plain_lora(
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
     trained, initial = get_peft_model_state_dict(model, state_dict=state_dict), initial_adapter(model)
-    weights = dict(trained)
+    weights = {name: tensor.clone() for name, tensor in trained.items()}  # embeddings of added tokens may be shared
     for name, first in initial.items():
         is_a = ".lora_A." in name
         first = first.to(trained[name].device)

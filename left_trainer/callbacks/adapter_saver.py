@@ -19,7 +19,9 @@ BEST_FILE = "best.json"
 
 
 class AdapterSaverCallback(TrainerCallback):
-    """Save the adapter alone on every save and on every best evaluation, in safetensors.
+    """Save the adapter alone on every save, on every best evaluation and at the end of training, in safetensors.
+
+    At the end it is saved with `save_strategy="no"` too.
 
     Each adapter appears under its final name only when it is whole, so a kill leaves the earlier ones. The last ones
     and the best one are kept, as many as `save_total_limit` says. Each loads with `PeftModel.from_pretrained`.
@@ -113,10 +115,15 @@ class AdapterSaverCallback(TrainerCallback):
             self._drop_beyond(args.save_total_limit)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Evaluations from here on save nothing."""
+        """Save the adapter as the training leaves it, unless it has gone back to an earlier, better one.
+
+        Evaluations from here on save nothing.
+        """
         self._is_training = False
+        if not args.load_best_model_at_end:
+            self.on_save(args, state, control, model)
 
     def _save(self, model: PeftModel, global_step: int, notes: dict[str, str] | None = None) -> Path:
         path = self._root() / f"step-{global_step}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from left_trainer.cli.errors import user_errors
 
 if TYPE_CHECKING:
+    from left_trainer.comparison.cell import Cell
     from left_trainer.comparison.grid import Grid, GridOptions
     from left_trainer.comparison.results import Result
     from left_trainer.comparison.rows import Summary
@@ -82,6 +83,8 @@ def main(argv: list[str]) -> int:
             ) from None
     for method, reason in grid.left_out.items():
         print(f"Skipping {method}: {reason}", file=sys.stderr)
+    if grid.no_general_loss:
+        print(f"Forgetting is not measured: {grid.no_general_loss}", file=sys.stderr)
     with lock:
         return _run(grid, earlier, output_dir, options, shlex.join(["left-trainer", "compare", *argv]))
 
@@ -111,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=float,
         metavar="X",
-        help="learning rates to try, as multiples of the default (default: 0.333 1 3)",
+        help="learning rates to try, as multiples of the default (default: 0.333 1 3); where the best is "
+        "at an edge, up to two more are tried beyond it",
     )
     parser.add_argument(
         "--jobs",
@@ -122,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--general_text_file",
         metavar="FILE",
-        help="text file for measuring forgetting (default: generated English text)",
+        help="plain text, or JSONL with the field text, for measuring forgetting (default: generated English text)",
     )
     parser.add_argument(
         "--save_adapters", action="store_true", default=None, help="save the trained weights of each run"
@@ -185,8 +189,7 @@ def _names(entries: Any) -> list[Any]:
 
 
 def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argparse.Namespace, command: str) -> int:
-    from tqdm import tqdm
-
+    from left_trainer.cli.run_display import RunDisplay
     from left_trainer.comparison.output import write_outputs
     from left_trainer.comparison.runner import Runner
     from left_trainer.comparison.tables import terminal
@@ -196,20 +199,24 @@ def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argp
     def write(plots: bool) -> Summary:
         return write_outputs(list(results.values()), output_dir, options.title or "", command, plots)
 
-    print(f"{len(grid.cells)} runs; {output_dir} already contains {len(earlier)} results.")
-    bar = tqdm(total=len(grid.cells), desc="runs", unit="run", smoothing=0.1, dynamic_ncols=True)
+    print(f"{len(grid.cells)} runs; {output_dir} already contains {len(earlier)} results.", flush=True)
 
     def on_result(result: Result) -> None:
         is_new = earlier.get(result.cell.name) != result
         results[result.cell.name] = result
-        bar.update()
+        display.result(result.cell.title, _line(result) if is_new else None)
         if is_new:
-            bar.write(_line(result))
             write(plots=False)
 
+    def on_progress(cell: Cell, doing: str, log: Path) -> None:
+        display.progress(cell.title, doing, log)
+
+    def on_widen(cell: Cell) -> None:
+        display.add(f"{cell.title}: added, as the best learning rate is at the edge of those tried")
+
     try:
-        with bar:
-            Runner(output_dir, options.jobs, on_result).run_grid(grid)
+        with RunDisplay(len(grid.cells)) as display:
+            Runner(output_dir, options.jobs, on_result, on_progress, on_widen).run_grid(grid)
     except KeyboardInterrupt:
         print("\nInterrupted. Start the same command again: finished runs are kept.", file=sys.stderr)
         return 130
@@ -223,14 +230,11 @@ def _line(result: Result) -> str:
     from left_trainer.tasks import get_task
 
     cell = result.cell
-    label = "untrained" if cell.kind == "base" else cell.method
-    what = f"{cell.task}, {label}, seed {cell.seed}"
     if result.report is None:
-        return f"{what}: failed. {result.failure}"
+        return f"{cell.title}: failed. {result.failure}"
     metric = get_task(cell.task).main_metric
     metrics = result.report.metrics
     score = ((metrics.before if cell.kind == "base" else metrics.after) or {}).get(metric)
     shown = "not a number" if score is None else f"{score:.1f}"
-    if cell.kind == "trial":
-        return f"{what} at learning rate {result.report.learning_rate:g}: {metric} on the validation split {shown}"
-    return f"{what}: {metric} {shown}"
+    split = " on the validation split" if cell.kind == "trial" else ""
+    return f"{cell.title}: {metric}{split} {shown}"

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from left_trainer.cli.errors import user_errors
+from left_trainer.cli.options import add_loading_options, positive
 
 DESCRIPTION = """Read one text per line from standard input or --input_file, and write one answer per line to standard
-output. By default, the prompt is the one used in training, read from training_report.json in the adapter folder.
+output. Prompt, number of beams and length limits are those that the run was scored with: they are read from the folder.
+A text that is too long is cut as in training, and the command says so.
 """
 
 
@@ -21,12 +23,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--input_file", metavar="FILE", help="read texts from FILE instead of standard input")
     parser.add_argument("--prompt", help="prompt template with {source} (default: the one used in training)")
     parser.add_argument(
-        "--num_beams", type=_positive, default=1, help="beams; 1 is greedy decoding (default: %(default)s)"
+        "--num_beams", type=positive, help="beams; 1 is greedy decoding (default: as the run was scored)"
     )
     parser.add_argument(
-        "--max_new_tokens", type=_positive, default=128, help="maximum length of an answer (default: %(default)s)"
+        "--max_new_tokens", type=positive, help="maximum length of an answer (default: as the run was scored, else 128)"
     )
-    parser.add_argument("--batch_size", type=_positive, default=16, help="texts per batch (default: %(default)s)")
+    parser.add_argument("--batch_size", type=positive, default=16, help="texts per batch (default: %(default)s)")
+    add_loading_options(parser)
     options = parser.parse_args(argv)
 
     with user_errors():
@@ -36,19 +39,19 @@ def main(argv: list[str]) -> int:
         from left_trainer.tasks.task import check_prompt
 
         check_prompt(prompt)
-        generator = Generator(options.adapter, num_beams=options.num_beams, max_new_tokens=options.max_new_tokens)
+        generator = Generator(
+            options.adapter,
+            num_beams=options.num_beams,
+            max_new_tokens=options.max_new_tokens,
+            prompt=prompt,
+            trust_remote_code=options.trust_remote_code,
+            dtype=options.dtype,
+        )
     for start in range(0, len(lines), options.batch_size):
         prompts = [prompt.format(source=line) for line in lines[start : start + options.batch_size]]
         for answer in generator(prompts):
             print(" ".join(answer.split()), flush=True)
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
 
 
 def _trained_prompt(folder: Path) -> str:

@@ -12,6 +12,7 @@ COMMANDS = {
     "compare": "compare methods on tasks: parameters, memory, speed, quality",
     "report": "merge comparisons into one table and page",
     "methods": "list the fine-tuning methods",
+    "evaluate": "score a fine-tuned model on a test file",
     "generate": "generate text with a fine-tuned model",
     "merge": "merge an adapter into its base model",
 }
@@ -21,6 +22,7 @@ EXAMPLES = """examples:
       --train_file train.jsonl --peft_method ia3 --output_dir outputs/ia3
   left-trainer compare --methods lora,ia3,prefix_tuning --tasks summarization,dialogue --seeds 3
   echo "A long text ..." | left-trainer generate --adapter outputs/ia3
+  left-trainer evaluate --adapter outputs/ia3 --test_file test.jsonl
   left-trainer merge --adapter outputs/ia3 --output_dir outputs/merged
 
 left-trainer COMMAND --help shows the options of a command.

@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 
 from left_trainer.cli.errors import user_errors
+from left_trainer.cli.options import add_loading_options
 
-DESCRIPTION = """Merge an adapter into the weights of its base model and save the whole model with its tokenizer. The
-merged model does not need PEFT: it loads with AutoModel....from_pretrained and is as fast as the base model.
+DESCRIPTION = """Merge an adapter into the weights of its base model and save the whole model with its tokenizer and the
+settings that it was scored with. The merged model does not need PEFT: it loads with AutoModel....from_pretrained and is
+as fast as the base model. Its logits are compared with those of the adapter first: if they differ, nothing is written.
 """
 
 
@@ -17,6 +19,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="left-trainer merge", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="output folder of a training run")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="new folder for the merged model")
+    add_loading_options(parser)
     options = parser.parse_args(argv)
 
     with user_errors():
@@ -27,11 +30,8 @@ def main(argv: list[str]) -> int:
             raise FileNotFoundError(
                 f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training run."
             )
-        from left_trainer.runs.inference import load_for_merge
+        from left_trainer.runs.merging import merge_adapter
 
-        model, tokenizer = load_for_merge(options.adapter)
-    merged = model.merge_and_unload(progressbar=True)
-    merged.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    print(f"The merged model is in {output}")
+        dtype = merge_adapter(options.adapter, output, options.trust_remote_code, options.dtype)
+    print(f"The merged model, in {str(dtype).removeprefix('torch.')}, is in {output}")
     return 0

@@ -1,4 +1,4 @@
-"""`left-trainer plan`: the memory of a run before it starts."""
+"""`left-trainer plan`: the memory and the time of a run before it starts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from left_trainer.cli.errors import user_errors
 
 if TYPE_CHECKING:
     from left_trainer.planning.advice import Change
+    from left_trainer.planning.devices import Device
     from left_trainer.planning.plan import TrainingPlan
 
-DESCRIPTION = """Say what memory a run needs, before it starts: without its weights, and without a GPU. All options of
+DESCRIPTION = """Say what memory a run needs and how long a step takes, before it starts: without its weights, and without a GPU. All options of
 `left-trainer train` are accepted. The training step is run on shapes, from the model's config alone.
 
 With --memory_gib it says whether the run fits, the largest batch and the longest source that do, and what to change.
@@ -32,17 +33,21 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
 
+    from left_trainer.planning.devices import find_device
     from left_trainer.runs.fine_tuning import training_parser, with_task_settings
     from left_trainer.tasks import get_task
 
     with user_errors():
         if options.memory_gib is not None and options.memory_gib <= 0:
             raise ValueError(f"memory_gib={options.memory_gib:g} must be positive.")
+        device = None if options.device in (None, "cuda", "cpu") else find_device(options.device)
+        if device is not None and options.memory_gib is None:
+            options.memory_gib = device.memory_bytes / GIB
         task = get_task(options.task)
         full = training_parser(output_dir="outputs/plan")
         model_args, _, args, *_ = full.parse_args_and_config([*rest])
         args = with_task_settings(task, args)
-        planner = _Planner(model_args, args, options, task.max_new_tokens)
+        planner = _Planner(model_args, args, options, task.max_new_tokens, device)
         if options.methods:
             return _rank(planner, options)
         plan = planner.plan()
@@ -50,6 +55,7 @@ def main(argv: list[str]) -> int:
             print(json.dumps(as_record(plan), indent=2))
         else:
             print(_text(plan))
+            print(_time_text(plan, device))
             if options.memory_gib is not None:
                 print(_advice_text(planner, plan, int(options.memory_gib * GIB)))
         if options.plot:
@@ -67,7 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--task", default="summarization", help="task, for generation settings (default: %(default)s)")
     parser.add_argument("--memory_gib", type=float, metavar="X", help="memory of the device")
-    parser.add_argument("--device", metavar="NAME", help="cuda or cpu (default: cuda)")
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="a GPU such as rtx-4090, which also gives the time; else cuda or cpu (default: cuda)",
+    )
     parser.add_argument("--source_tokens", type=int, metavar="N", help="tokens of the longest source or prompt")
     parser.add_argument("--target_tokens", type=int, metavar="N", help="tokens of the longest target or completion")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="rank these methods, or all")
@@ -79,8 +89,10 @@ def _parser() -> argparse.ArgumentParser:
 class _Planner:
     """Plans the run of the command line, with changes."""
 
-    def __init__(self, model_args: Any, args: Any, options: argparse.Namespace, new_tokens: int) -> None:
-        self.model_args, self.args, self.options = model_args, args, options
+    def __init__(
+        self, model_args: Any, args: Any, options: argparse.Namespace, new_tokens: int, device: Device | None
+    ) -> None:
+        self.model_args, self.args, self.options, self.device = model_args, args, options, device
         is_pair = model_args.source(args).family == "encoder_decoder"
         self.target = options.target_tokens or new_tokens
         longest = args.max_length or 1024
@@ -101,7 +113,7 @@ class _Planner:
             source_tokens=source_tokens or self.source,
             target_tokens=self.target,
             dtype=dtype or self.model_args.dtype,
-            device=self.options.device,
+            device=self.device.kernels if self.device else self.options.device,
         )
 
 
@@ -153,6 +165,18 @@ def _text(plan: TrainingPlan) -> str:
     lines += ["", *_bar(plan)]
     lines += [f"{name} will not be used: {'; '.join(reasons)}" for name, reasons in plan.fallbacks.items()]
     return "\n".join(lines)
+
+
+def _time_text(plan: TrainingPlan, device: Device | None) -> str:
+    """How long a step takes, where the device's arithmetic and bandwidth are known."""
+    if device is None or device.bandwidth is None:
+        return "For the time of a step, name a GPU: --device rtx-4090."
+    time = plan.time_on(device)
+    tokens = plan.batch.rows * (plan.batch.source + plan.batch.target)
+    return (
+        f"A step of {tokens:,} tokens takes about {time.seconds:.3g} s on {device.name}: {tokens / time.seconds:,.0f} "
+        f"tokens a second, bound by {time.bound}."
+    )
 
 
 def _gib(n_bytes: int) -> str:
@@ -210,9 +234,11 @@ def _rank(planner: _Planner, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([as_record(plan) for plan in plans], indent=2))
         return 0
-    print(f"{'method':26} {'needed':>12} {'trained parameters':>20}")
+    device = planner.device if planner.device and planner.device.bandwidth else None
+    print(f"{'method':26} {'needed':>12} {'trained parameters':>20}" + (f" {'ms a step':>10}" if device else ""))
     for plan in plans:
-        print(f"{plan.method:26} {_gib(plan.run_bytes)} {plan.trained_parameters:20,}")
+        time = f" {1000 * plan.time_on(device).seconds:10.0f}" if device else ""
+        print(f"{plan.method:26} {_gib(plan.run_bytes)} {plan.trained_parameters:20,}{time}")
     for name, reason in left_out.items():
         print(f"{name:26} left out: {reason}.")
     return 0

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--title", default="", metavar="TEXT", help="title of the tables and the page")
     options = parser.parse_args(argv)
 
-    from left_trainer.comparison.output import write_outputs
+    from left_trainer.comparison.output import copy_predictions, write_outputs
     from left_trainer.comparison.results import check_comparable, merge
     from left_trainer.comparison.tables import terminal
 
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int:
         results = merge(folders)
         if not options.allow_mixed:
             check_comparable(result.cell for result in results)
+    copy_predictions(folders, results, output_dir)
     command = shlex.join(["left-trainer", "report", *argv])
     print(terminal(write_outputs(results, output_dir, options.title, command), output_dir))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from left_trainer.cli.errors import user_errors
 
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> int:
     from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
     from left_trainer.runs.report_text import format_report
     from left_trainer.tasks import get_task, list_tasks
+    from left_trainer.trainer.divergence import TrainingDivergedError
 
     disable_progress_bar()
     with user_errors():
@@ -37,7 +39,11 @@ def main(argv: list[str]) -> int:
         parser.add_argument("--task", default=task.name, help=f"Task: {', '.join(names)} (default: %(default)s)")
         model_args, data_args, args, *_ = parser.parse_args_and_config(rest)
         run = set_up(task, model_args, data_args, args)
-    report = fine_tune(run)
+    try:
+        report = fine_tune(run)
+    except TrainingDivergedError as error:
+        print(f"\nleft-trainer: error: {error}", file=sys.stderr)  # below the progress bar
+        return 1
     if run.trainer.is_world_process_zero():
         print(format_report(report, run.trainer.args.output_dir))
     return 0

@@ -13,32 +13,36 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars
 from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from left_trainer.callbacks.memory_counters import memory_counter
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
-from left_trainer.comparison.general_text import general_loss, general_rows
+from left_trainer.comparison.general_text import general_loss, general_rows, readable_rows, why_unreadable
+from left_trainer.comparison.progress import ProgressFileCallback, write_progress
 from left_trainer.data.arguments import DataArguments, ModelArguments
-from left_trainer.runs.build_report import build_report, collect_samples
+from left_trainer.evaluation.metrics import score_interval
+from left_trainer.evaluation.text_metrics import decode
+from left_trainer.runs.build_report import build_report, collect_samples, majority_share
 from left_trainer.runs.files_of_0_1 import upgrade_tuning
-from left_trainer.runs.fine_tuning import TASK_DEFAULTS, set_up
-from left_trainer.runs.json_records import from_json, read_json, write_json
+from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, set_up
+from left_trainer.runs.json_records import from_json, read_json, write_json, write_whole
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import TuningResult
-from left_trainer.tasks import get_task
+from left_trainer.tasks import Task, get_task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.training_args import LeftTrainingArguments
 
 EXIT_WITH_PARENT = "--exit_with_parent"
-CELL_FILE, FAILURE_FILE = "cell.json", "failure.json"
+CELL_FILE, FAILURE_FILE, PREDICTIONS_FILE = "cell.json", "failure.json", "predictions.jsonl"
 LEARNING_RATE_SOURCE_OF_0_1 = "learning_rate_source"
 BASE = "base"
 N_SAMPLES = 8
@@ -84,6 +88,13 @@ class Cell:
         label = BASE if self.kind == BASE else self.method
         parts = [self.task, label, *(["trial"] if self.kind == "trial" else []), f"seed{self.seed}", digest]
         return "-".join(parts)
+
+    @property
+    def title(self) -> str:
+        """What this is, for people."""
+        label = "untrained" if self.kind == BASE else self.method
+        trial = f", learning rate {self.arguments['learning_rate']:g}" if self.kind == "trial" else ""
+        return f"{self.task}, {label}, seed {self.seed}{trial}"
 
     @property
     def method(self) -> str:
@@ -135,29 +146,70 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     counter = memory_counter(args.device)
     memory_before = counter.current()
     counter.close()
+    write_progress(folder, "loading")
     run = set_up(get_task(cell.task), model_args, data_args, args)
     trainer = run.trainer
+    trainer.add_callback(ProgressFileCallback(folder))
     if cell.kind != BASE:
         trainer.train()
         trainer.save_model()
     release_training_memory(trainer)
     split = "validation" if cell.kind == "trial" else "test"
-    predictions = trainer.predict(run.data[split])
+    rows = run.data[split]
+    write_progress(folder, f"scoring {len(rows)} rows")
+    predictions = score(trainer, rows)
     before, after = (predictions.metrics, None) if cell.kind == BASE else (None, predictions.metrics)
-    texts = {"prediction": predictions.predictions}
-    samples = collect_samples(run.data[split], trainer.processing_class, texts, N_SAMPLES)
-    report = build_report(trainer, run.task, before, after, run.prompt, samples)
+    token_ids = predictions.predictions
+    texts = None if token_ids is None else decode(trainer.processing_class, token_ids)
+    samples = collect_samples(rows, trainer.processing_class, {"prediction": token_ids}, N_SAMPLES)
+    share = majority_share(run.task, rows["target"])
+    report = build_report(trainer, run.task, before, after, run.prompt, samples, share)
     if not cell.save_adapter:
         remove_weights(folder)
     if cell.kind == BASE:
         report = as_untrained(report)
     if cell.tuning:
         report = replace(report, learning_rate_source="tuned", tuning=cell.tuning)
-    return replace(
-        report,
-        memory_before_model_bytes=memory_before,
-        general_loss=None if cell.kind == "trial" else general_loss(trainer, general_rows(cell.general_text_file)),
-    )
+    report = replace(report, memory_before_model_bytes=memory_before, **judged(run.task, texts, rows["target"]))
+    if cell.kind == "trial":
+        return report
+    if texts is not None:
+        write_predictions(folder, rows, texts)
+    write_progress(folder, "measuring the loss on general text")
+    return replace(report, **forgetting(trainer, cell.general_text_file))
+
+
+def judged(task: Task, predictions: list[str] | None, references: list[str]) -> dict[str, Any]:
+    """What there is to know about the scores of a split, as fields of the report; `None` for what was not generated."""
+    interval = None
+    if predictions is not None:
+        interval = score_interval(task.metrics, task.main_metric, predictions, references)
+    return {
+        "test_rows": len(references),
+        "score_interval": interval,
+    }
+
+
+def forgetting(trainer: LeftTrainer, file: str | None) -> dict[str, Any]:
+    """The loss on general text, or why there is none, as fields of the report: no run is lost for it."""
+    try:
+        rows = readable_rows(general_rows(file), trainer.processing_class)
+        if not len(rows):
+            return {"general_loss_reason": why_unreadable(file, trainer.processing_class)}
+        return {"general_loss": general_loss(trainer, rows)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"general_loss_reason": f"{type(error).__name__}: {error}"}
+
+
+def write_predictions(folder: Path, rows: Dataset, predictions: list[str]) -> None:
+    """Write `predictions.jsonl`: each row of the test split, in order, with what the model wrote."""
+    pairs = zip(rows["source"], rows["target"], predictions, strict=True)
+    lines = [
+        {"row": number, "source": source, "reference": reference, "prediction": prediction}
+        for number, (source, reference, prediction) in enumerate(pairs)
+    ]
+    write_whole(folder / PREDICTIONS_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def as_untrained(report: TrainingReport) -> TrainingReport:
@@ -204,7 +256,9 @@ def main() -> int:
     disable_progress_bars()
     folder = Path(sys.argv[1])
     try:
+        began = time.perf_counter()
         report = run_cell(Cell.read(folder), folder)
+        report = replace(report, run_seconds=time.perf_counter() - began)
     except Exception as error:
         traceback.print_exc()
         write_json(folder / FAILURE_FILE, {"reason": f"{type(error).__name__}: {error}"})

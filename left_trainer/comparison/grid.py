@@ -12,12 +12,13 @@ from typing import Any
 from left_trainer.comparison.cell import Cell, Kind
 from left_trainer.comparison.conditions import conditions, data_sha256
 from left_trainer.comparison.flags import DECIDED, flags_of, parse_flags
-from left_trainer.comparison.general_text import general_rows
+from left_trainer.comparison.general_text import general_rows, why_unreadable
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.loading import load_task_data
 from left_trainer.methods import get_method, list_methods
-from left_trainer.methods.apply import build_config, check_patterns
-from left_trainer.models import build_skeleton
+from left_trainer.methods.apply import build_config
+from left_trainer.methods.patterns import check_patterns
+from left_trainer.models import build_skeleton, load_tokenizer
 from left_trainer.tasks import get_task
 from left_trainer.trainer.checks import Request, check_model_and_method
 from left_trainer.trainer.preparation import choose_learning_rate
@@ -67,10 +68,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """One method on one task: trials of learning rates, if any, then one run for each seed."""
+    """One method on one task: trials of learning rates, if any, then one run for each seed.
+
+    `n_widenings` of the trials were added since.
+    """
 
     trials: tuple[Cell, ...]
     runs: tuple[Cell, ...]
+    n_widenings: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,13 @@ class Grid:
         bases: One cell for each task, which scores the untrained model.
         plans: One for each method and task.
         left_out: Methods that `all` does not include here, with the reason.
+        no_general_loss: Why it will not be known what a model forgets; `None` where it will.
     """
 
     bases: tuple[Cell, ...]
     plans: tuple[Plan, ...]
     left_out: Mapping[str, str]
+    no_general_loss: str | None = None
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -102,7 +109,7 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
         FileNotFoundError: A file that does not exist.
     """
     _check(options)
-    general_rows(options.general_text_file)
+    general_rows(options.general_text_file)  # or an error
     tasks = [_entry(entry, "task") for entry in options.tasks]
     named = [_entry(entry, "peft_method") for entry in options.methods if entry != ALL]
     _check_names(options, tasks, named)
@@ -117,7 +124,16 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
     for plan in plans[: len(methods)]:  # on the first task; the model is the same on the others
         check_cell(plan.runs[0], output_dir)
     _check_distinct("methods", [_titles(plan) for plan in plans[: len(methods)]])
-    return Grid(tuple(bases), tuple(plans), left_out)
+    return Grid(tuple(bases), tuple(plans), left_out, _why_no_general_loss(bases[0], output_dir))
+
+
+def _why_no_general_loss(cell: Cell, output_dir: Path) -> str | None:
+    """Why the cells will have no general loss. Raises `ValueError` where the text is the user's own."""
+    model_args, _, args = cell.parse(output_dir)
+    reason = why_unreadable(cell.general_text_file, load_tokenizer(model_args.source(args)))
+    if reason and cell.general_text_file:
+        raise ValueError(f"general_text_file={cell.general_text_file!r} cannot be used: {reason}")
+    return reason
 
 
 def check_cell(cell: Cell, output_dir: Path) -> None:

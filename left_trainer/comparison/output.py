@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from left_trainer.comparison.cell import PREDICTIONS_FILE
 from left_trainer.comparison.page import write_page
 from left_trainer.comparison.plots import draw_plots
-from left_trainer.comparison.results import Result, write_results
+from left_trainer.comparison.results import CELLS, Result, write_results
 from left_trainer.comparison.rows import Summary
 from left_trainer.comparison.summary import summarize
 from left_trainer.comparison.tables import latex, markdown, to_csv
@@ -27,10 +30,29 @@ def write_outputs(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_results(results, folder)
-    summary = summarize(results, title, command)
+    summary = summarize(results, title, command, predictions_of(results, folder))
     for name, text in (("table.md", markdown(summary)), ("table.csv", to_csv(summary)), ("table.tex", latex(summary))):
         (folder / name).write_text(text, encoding="utf-8")
     write_page(summary.to_json(), folder / "index.html")
     if plots:
         draw_plots(summary, folder)
     return summary
+
+
+def predictions_of(results: Sequence[Result], folder: Path) -> dict[str, str]:
+    """Where the predictions of each cell are, below `folder`, by the cell's name.
+
+    A cell that was run on several machines has several predictions and one place; none of them is named.
+    """
+    names = Counter(result.cell.name for result in results)
+    places = {name: PurePosixPath(CELLS, name, PREDICTIONS_FILE) for name, number in names.items() if number == 1}
+    return {name: str(place) for name, place in places.items() if (folder / place).is_file()}
+
+
+def copy_predictions(folders: Sequence[Path], results: Sequence[Result], folder: Path) -> None:
+    """Copy the predictions of merged results from their `folders` to where the page in `folder` finds them."""
+    for source in folders:
+        for place in predictions_of(results, source).values():
+            if source != folder:
+                (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / place, folder / place)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from left_trainer.comparison.cell import BASE
 from left_trainer.comparison.rows import Row, Summary, TaskSummary
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ COLORS = {
 LINES = ("-", "--", ":", "-.")
 PANEL = (5.2, 3.6)  # inches
 LABEL_GAP = 0.065  # of the height of the axes
+LABEL_HEIGHT = 0.19  # inches
 N_COLUMNS = 2
 
 
@@ -44,14 +46,15 @@ COSTS = {
 
 def draw_plots(summary: Summary, folder: Path) -> None:
     """Write `quality_memory.png`, `quality_parameters.png` and `training_curves.png`, with a panel for each task."""
-    if all(row.is_base for row in summary.rows):
+    if all(row.is_reference for row in summary.rows):
         return
     for name, cost in COSTS.items():
         figure, panels = _panels(summary)
         for task, axes in panels:
-            axes.set(xlabel=cost.title, ylabel=task.main_metric, title=task.name)
+            better = "lower is better" if task.main_metric in task.lower_is_better else "higher is better"
+            axes.set(xlabel=cost.title, ylabel=f"{task.main_metric} ({better})", title=task.name)
             axes.margins(x=0.1, y=0.1)
-            _base_line(axes, summary, task)
+            _reference_lines(axes, summary, task)
             _scatter(axes, _trained(summary, task), task, cost)
         _save(figure, folder / f"{name}.png")
     figure, panels = _panels(summary)
@@ -62,7 +65,7 @@ def draw_plots(summary: Summary, folder: Path) -> None:
 
 
 def _trained(summary: Summary, task: TaskSummary) -> list[Row]:
-    return [row for row in summary.rows_of(task) if not row.is_base]
+    return [row for row in summary.rows_of(task) if not row.is_reference]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -88,7 +91,9 @@ def _panels(summary: Summary) -> tuple[Figure, list[tuple[TaskSummary, Axes]]]:
     n_tasks = len(summary.tasks)
     n_columns = min(N_COLUMNS, n_tasks)
     n_rows = -(-n_tasks // n_columns)
-    figure = Figure(figsize=(PANEL[0] * n_columns, PANEL[1] * n_rows), layout="constrained")
+    n_labels = max(len(_trained(summary, task)) for task in summary.tasks)
+    height = max(PANEL[1], LABEL_HEIGHT * n_labels)
+    figure = Figure(figsize=(PANEL[0] * n_columns, height * n_rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = [figure.add_subplot(n_rows, n_columns, number) for number in range(1, n_tasks + 1)]
     for axes in panels:
@@ -99,6 +104,7 @@ def _panels(summary: Summary) -> tuple[Figure, list[tuple[TaskSummary, Axes]]]:
 def _scatter(axes: Axes, rows: Sequence[Row], task: TaskSummary, cost: Cost) -> None:
     """Rows as points coloured by family, with their names; the Pareto front is a line, what it beats is paler."""
     points, drawn = [], []
+    sign = -1 if task.main_metric in task.lower_is_better else 1
     for row in rows:
         value, score = row.values[cost.key], row.metrics.get(task.main_metric)
         if isinstance(value, (int, float)) and value and score and score.mean is not None:
@@ -106,13 +112,14 @@ def _scatter(axes: Axes, rows: Sequence[Row], task: TaskSummary, cost: Cost) -> 
             drawn.append(row)
     if not drawn:
         return
-    front = pareto_front(points)
+    front = pareto_front([(value, sign * mean) for value, mean in points])
     axes.step(*zip(*(points[index] for index in front), strict=True), where="post", color="#555555", linewidth=1.2)
     for index, (row, (x, mean)) in enumerate(zip(drawn, points, strict=True)):
         color, alpha = COLORS.get(row.family, "#333333"), 1.0 if index in front else 0.55
         score = row.metrics[task.main_metric]
         if score.low is not None and score.high is not None:
-            axes.errorbar(x, mean, [[mean - score.low], [score.high - mean]], color=color)
+            ends = [[max(mean - score.low, 0)], [max(score.high - mean, 0)]]  # a bootstrap may leave the mean outside
+            axes.errorbar(x, mean, ends, color=color, alpha=alpha, linewidth=1)
         axes.scatter(x, mean, color=color, alpha=alpha, zorder=3)
     if cost.is_logarithmic:
         axes.set_xscale("log")
@@ -143,27 +150,31 @@ def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float
         )
 
 
-def _base_line(axes: Axes, summary: Summary, task: TaskSummary) -> None:
+def _reference_lines(axes: Axes, summary: Summary, task: TaskSummary) -> None:
+    """What the untrained model scores, and where there are labels, what the most frequent one does."""
     for row in summary.rows_of(task):
         score = row.metrics.get(task.main_metric)
-        if row.is_base and score and score.mean is not None:
+        if row.is_reference and score and score.mean is not None:
+            name = "untrained" if row.method == BASE else row.method
             axes.axhline(score.mean, color="#999999", linestyle=":", linewidth=1)
-            axes.text(0.01, score.mean, "untrained", transform=axes.get_yaxis_transform(), fontsize=7, va="bottom")
+            axes.text(0.01, score.mean, name, transform=axes.get_yaxis_transform(), fontsize=7, va="bottom")
 
 
 def _curves(axes: Axes, rows: Sequence[Row]) -> None:
+    """Training losses, one line for each seed, with the method's name beside the axes where its first line ends."""
+    names, ends = [], []
     drawn: dict[str, int] = {}
     for row in rows:
         number = drawn[row.family] = drawn.get(row.family, -1) + 1
         style, color = LINES[number % len(LINES)], COLORS.get(row.family, "#333333")
-        for index, curve in enumerate(row.curves):
-            points = [(step, loss) for step, loss in curve if loss is not None]
-            if points:
-                label = row.method if index == 0 else None
-                axes.plot(*zip(*points, strict=True), style, color=color, linewidth=1.4, label=label)
+        curves = [[(step, loss) for step, loss in curve if loss is not None] for curve in row.curves]
+        for points in filter(None, curves):
+            axes.plot(*zip(*points, strict=True), style, color=color, linewidth=1.4)
+        if curves and curves[0]:
+            names.append(row.method)
+            ends.append(curves[0][-1])
     axes.set_ylim(bottom=0)
-    if drawn:
-        axes.legend(frameon=False, fontsize=7)
+    _place_labels(axes, names, ends)
 
 
 def _save(figure: Figure, path: Path) -> None:

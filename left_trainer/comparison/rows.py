@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from left_trainer.comparison.cell import BASE
 from left_trainer.runs.json_records import to_json
 from left_trainer.runs.report import Sample
 
-Format = Literal["integer", "bytes", "percent", "rate", "loss", "learning_rate", "text"]
+Format = Literal["integer", "bytes", "percent", "rate", "loss", "seconds", "learning_rate", "text"]
 Value = float | str | None
 FAMILIES = {
     "soft_prompt": "soft prompts",
@@ -19,6 +20,7 @@ FAMILIES = {
     "selective": "selective",
     BASE: "untrained base",
 }
+MAJORITY = "majority label"  # a row beside that of the untrained model
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,22 @@ COLUMNS = (
         "Rows generated, without the first batch where there are others; no metrics, no loss.",
     ),
     Column("test_loss_before", "Test loss before", "loss", None, "Nats per target token of the test split, untrained."),
-    Column("test_loss_after", "Test loss after", "loss", "lower", "The same after training."),
+    Column(
+        "test_loss_after",
+        "Test loss after",
+        "loss",
+        "lower",
+        "Nats per target token of the test split; of the base, untrained.",
+    ),
     Column("general_loss_before", "General loss before", "loss", None, "Nats per token of general text, untrained."),
-    Column("general_loss_after", "General loss after", "loss", "lower", "The same after training: what was forgotten."),
+    Column(
+        "general_loss_after",
+        "General loss after",
+        "loss",
+        "lower",
+        "Nats per token of general text: above the base's, it was forgotten.",
+    ),
+    Column("run_seconds", "Run time", "seconds", "lower", "The whole run: loading, training, generating, scoring."),
     Column("learning_rate", "Learning rate", "learning_rate", None, "Peak learning rate."),
     Column("learning_rate_source", "Rate from", "text", None, "Where the learning rate comes from."),
 )
@@ -86,14 +101,17 @@ class Score:
     Args:
         before: Of the untrained model; `None` where it was not scored.
         mean: Over seeds; of the untrained model its own score.
-        low: End of the 95 % interval; `None` with one seed.
+        low: End of the 95 % interval; `None` where there is none.
         high: The other end.
+        interval: What the interval is over: seeds (Student's t), or, with one seed, rows of the test split (percentile
+            bootstrap), which only the main metric has.
     """
 
     before: float | None
     mean: float | None
     low: float | None
     high: float | None
+    interval: Literal["seeds", "rows"] | None
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,8 @@ class Row:
         metrics: Scores by name.
         curves: For each seed, pairs of an optimizer step and the training loss.
         samples: Rows of the test split with the texts before and after training.
+        predictions: For each seed, where the predictions of the test split are, below the comparison's folder; empty
+            where they are not there.
         notes: What else there is to say; usually empty.
     """
 
@@ -122,22 +142,41 @@ class Row:
     metrics: Mapping[str, Score]
     curves: tuple[tuple[tuple[int, float | None], ...], ...]
     samples: tuple[Sample, ...]
+    predictions: tuple[str, ...]
     notes: str
 
     @property
-    def is_base(self) -> bool:
-        """Whether the row is that of the untrained model."""
+    def is_reference(self) -> bool:
+        """Whether the row is of no method: the untrained model, or a baseline."""
         return self.family == BASE
 
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """A task: its name, what it is, the metric that methods are compared by, and all metrics, that one first."""
+    """A task and how it was judged.
+
+    Args:
+        name: Of the task.
+        summary: What it is.
+        main_metric: That methods are compared by.
+        metrics: All of them, that one first.
+        lower_is_better: Those of which less is better.
+        settings: What the scores depend on, for people: rows, prompt, beams, lengths.
+    """
 
     name: str
     summary: str
     main_metric: str
     metrics: tuple[str, ...]
+    lower_is_better: tuple[str, ...]
+    settings: Mapping[str, str]
+
+    def quality(self, row: Row) -> float:
+        """The main metric of a row with the sign that makes more better; less than any number where it has none."""
+        score = row.metrics.get(self.main_metric)
+        if score is None or score.mean is None or not math.isfinite(score.mean):
+            return -math.inf
+        return -score.mean if self.main_metric in self.lower_is_better else score.mean
 
 
 @dataclass(frozen=True)
@@ -159,11 +198,13 @@ class Summary:
         model: Name of the model.
         machines: What it was measured on, with versions.
         command: That made it.
+        run_seconds: Of all runs together, trials included; `None` where it is not known.
         seeds: Of all runs.
         families: Names of the families for people.
         tasks: In the order in which they are shown.
         columns: Figures that each row has.
-        rows: By task, the untrained model first.
+        methods: References first, then methods by their mean place over the tasks, the best first, failed ones too.
+        rows: By task, references first, then methods by quality, the best first.
         failures: Runs that failed.
     """
 
@@ -171,10 +212,12 @@ class Summary:
     model: str
     machines: tuple[str, ...]
     command: str
+    run_seconds: float | None
     seeds: tuple[int, ...]
     families: Mapping[str, str]
     tasks: tuple[TaskSummary, ...]
     columns: tuple[Column, ...]
+    methods: tuple[str, ...]
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,18 +14,22 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Literal
 
 import torch
 
 from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell
 from left_trainer.comparison.grid import Grid, Plan
+from left_trainer.comparison.progress import LEAST_SECONDS, read_progress, remove_progress
 from left_trainer.comparison.results import CELLS, Result, read_cell
+from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.runs.json_records import write_json
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
-from left_trainer.tasks import get_task
+from left_trainer.tasks import Task, get_task
 
 LOG_FILE = "log.txt"
+MAX_WIDENINGS = 2  # of the learning rates of one method on one task
 
 
 class Runner:
@@ -34,10 +39,21 @@ class Runner:
         output_dir: Each cell gets a folder in `output_dir/cells`.
         jobs: Number of cells at a time. Where several GPUs are visible, each job has one of them.
         on_result: Called with every result, finished earlier or now, from the thread that iterates.
+        on_progress: Called with a cell that runs, what it is doing and where its log is, from the thread that waits for
+            it.
+        on_widen: Called with a trial that was not planned: the best learning rate is at the edge of those tried.
     """
 
-    def __init__(self, output_dir: Path, jobs: int, on_result: Callable[[Result], None]) -> None:
-        self.output_dir, self.jobs, self.on_result = output_dir, jobs, on_result
+    def __init__(
+        self,
+        output_dir: Path,
+        jobs: int,
+        on_result: Callable[[Result], None],
+        on_progress: Callable[[Cell, str, Path], None],
+        on_widen: Callable[[Cell], None],
+    ) -> None:
+        self.output_dir, self.jobs = output_dir, jobs
+        self.on_result, self.on_progress, self.on_widen = on_result, on_progress, on_widen
         self._slots: SimpleQueue[int] = SimpleQueue()
         for slot in range(jobs):
             self._slots.put(slot)
@@ -47,8 +63,23 @@ class Runner:
     def run_grid(self, grid: Grid) -> None:
         """Score the untrained models, try learning rates, then run every method with every seed."""
         self._run(grid.bases)
-        self._run([cell for plan in grid.plans for cell in plan.trials])
-        self._run([cell for plan in grid.plans for cell in tuned_runs(plan, self.output_dir)])
+        plans = grid.plans
+        added = [cell for plan in plans for cell in plan.trials]
+        while added:
+            self._run(added)
+            wider = [
+                plan if self._is_done(plan) else widen(plan, _finished(plan.trials, self.output_dir)) for plan in plans
+            ]
+            added = [cell for old, new in zip(plans, wider, strict=True) for cell in new.trials[len(old.trials) :]]
+            plans = tuple(wider)
+            for cell in added:
+                self.on_widen(cell)
+        self._run([cell for plan in plans for cell in tuned_runs(plan, self.output_dir)])
+
+    def _is_done(self, plan: Plan) -> bool:
+        """Whether all runs of a plan are finished at the best learning rate that its trials give: these are kept."""
+        found = [read_cell(self.output_dir / CELLS / cell.name) for cell in tuned_runs(plan, self.output_dir)]
+        return all(result is not None and result.report is not None for result in found)
 
     def _run(self, cells: Sequence[Cell]) -> None:
         for result in self._results(cells):
@@ -83,9 +114,10 @@ class Runner:
         slot = self._slots.get()
         try:
             with self._start(folder, slot) as process:
-                return_code = process.wait()
+                return_code = self._wait(process, cell, folder)
         finally:
             self._slots.put(slot)
+            remove_progress(folder)
         if not self._stopped.is_set() and read_cell(folder) is None:
             write_json(folder / FAILURE_FILE, {"reason": _reason(return_code, folder)})
         return read_cell(folder) or Result(cell, None, "stopped")
@@ -99,6 +131,17 @@ class Runner:
         self._processes.add(process)
         return process
 
+    def _wait(self, process: subprocess.Popen[bytes], cell: Cell, folder: Path) -> int:
+        """Wait for a process to end, and tell what it is doing meanwhile. Returns its exit code."""
+        said = None
+        while True:
+            doing = read_progress(folder) or "starting"
+            if doing != said:
+                self.on_progress(cell, doing, folder / LOG_FILE)
+                said = doing
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=LEAST_SECONDS)
+
     def _environment(self, slot: int) -> dict[str, str]:
         if torch.cuda.is_available():
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -111,11 +154,13 @@ class Runner:
 
 def tuned_runs(plan: Plan, output_dir: Path) -> list[Cell]:
     """The runs of a plan with the learning rate that its trials found best, the default where all trials failed."""
-    metric = get_task(plan.runs[0].task).main_metric
+    task = get_task(plan.runs[0].task)
+    metric = task.main_metric
     reports = _finished(plan.trials, output_dir)
-    best = _best_learning_rate(reports, metric)
+    best = best_learning_rate(reports, task)
     if best is None:
         return list(plan.runs)
+    edge = edge_of(best, plan)
     tuning = TuningResult(
         metric=metric,
         n_trials=len(plan.trials),
@@ -125,8 +170,44 @@ def tuned_runs(plan: Plan, output_dir: Path) -> list[Cell]:
         ),
         train_steps=sum(report.train_steps for report in reports.values()),
         train_seconds=sum(_train_seconds(report) or 0 for report in reports.values()),
+        n_widenings=plan.n_widenings,
+        edge=edge,
     )
     return [replace(cell, arguments={**cell.arguments, "learning_rate": best}, tuning=tuning) for cell in plan.runs]
+
+
+def widen(plan: Plan, reports: Mapping[float, TrainingReport]) -> Plan:
+    """The plan with one more trial beyond the best learning rate, where that is at the edge of those tried.
+
+    The distance is that of the two rates at the edge. At most `MAX_WIDENINGS` are added; where the trial beyond the
+    best fails or diverges, the best is at no edge.
+
+    Args:
+        plan: Its trials have been run.
+        reports: Of the trials that ended well, by learning rate.
+    """
+    best = best_learning_rate(reports, get_task(plan.runs[0].task))
+    edge = edge_of(best, plan) if best is not None else None
+    if edge is None or plan.n_widenings == MAX_WIDENINGS:
+        return plan
+    rates = _rates(plan)
+    beyond = rates[-1] ** 2 / rates[-2] if edge == "highest" else rates[0] ** 2 / rates[1]
+    first = plan.trials[0]
+    trial = replace(first, arguments={**first.arguments, "learning_rate": float(f"{beyond:.3g}")})
+    return replace(plan, trials=(*plan.trials, trial), n_widenings=plan.n_widenings + 1)
+
+
+def edge_of(rate: float, plan: Plan) -> Literal["lowest", "highest"] | None:
+    """At which edge of the learning rates that were tried `rate` is; at none where only one was."""
+    rates = _rates(plan)
+    if len(rates) < 2:
+        return None
+    return "lowest" if rate == rates[0] else "highest" if rate == rates[-1] else None
+
+
+def _rates(plan: Plan) -> list[float]:
+    """The learning rates of a plan's trials, those that failed included, rising."""
+    return sorted({cell.arguments["learning_rate"] for cell in plan.trials})
 
 
 def _finished(trials: Sequence[Cell], output_dir: Path) -> dict[float, TrainingReport]:
@@ -135,10 +216,12 @@ def _finished(trials: Sequence[Cell], output_dir: Path) -> dict[float, TrainingR
     return {cell.arguments["learning_rate"]: result.report for cell, result in results if result and result.report}
 
 
-def _best_learning_rate(reports: Mapping[float, TrainingReport], metric: str) -> float | None:
-    """That with the highest score, of equal ones that with the lowest loss; those that diverged do not count."""
+def best_learning_rate(reports: Mapping[float, TrainingReport], task: Task) -> float | None:
+    """That with the best score, of equal ones that with the lowest loss; those that diverged do not count."""
+    metric = task.main_metric
+    sign = -1 if is_lower_better(metric, task.lower_is_better) else 1
     scored = [(rate, _after(report, metric), _after(report, "loss")) for rate, report in reports.items()]
-    usable = [(score, -loss, rate) for rate, score, loss in scored if score is not None and loss is not None]
+    usable = [(sign * score, -loss, rate) for rate, score, loss in scored if score is not None and loss is not None]
     return max(usable, key=lambda item: item[:2])[-1] if usable else None
 
 

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from left_trainer.comparison.cell import BASE
+from left_trainer.comparison.quality import scores_of, scores_over_seeds, summarize_task
+from left_trainer.comparison.ranking import by_mean_place, ranked
 from left_trainer.comparison.results import Result
-from left_trainer.comparison.rows import COLUMNS, FAMILIES, Failure, Row, Score, Summary, TaskSummary, Value
-from left_trainer.evaluation.scores import is_quality
+from left_trainer.comparison.rows import COLUMNS, FAMILIES, MAJORITY, Failure, Row, Score, Summary, Value
 from left_trainer.methods.registry import METHODS
-from left_trainer.runs.report import Sample, Scores, TrainingReport
+from left_trainer.runs.report import Sample, TrainingReport
 from left_trainer.runs.tuning import TuningResult
-from left_trainer.tasks.registry import TASKS
 
-# 97.5 percent quantiles of Student's t distribution by degrees of freedom; the normal distribution's beyond.
-T_QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)
 SHOWN_PACKAGES = ("torch", "transformers", "peft", "trl")
 
 
@@ -35,12 +29,14 @@ class Run:
         is_base: Whether the model was scored as it is.
         conditions: What it was measured on.
         report: What it gave.
+        predictions: Where its predictions are, below the comparison's folder; empty where they are not there.
     """
 
     task: str
     is_base: bool
     conditions: Mapping[str, Any]
     report: TrainingReport
+    predictions: str = ""
 
     @property
     def measured_on(self) -> tuple[str, str]:
@@ -67,48 +63,52 @@ class Run:
         }
 
 
-def summarize(results: Sequence[Result], title: str = "", command: str = "") -> Summary:
+def summarize(
+    results: Sequence[Result], title: str = "", command: str = "", predictions: Mapping[str, str] | None = None
+) -> Summary:
     """Everything that is shown.
 
     Args:
         results: Of comparable runs; trials of learning rates are left out.
         title: Of the page; by default made from what there is.
         command: That made the results.
+        predictions: Where the predictions of a cell are, by the cell's name.
     """
+    predictions = predictions or {}
     shown = [result for result in results if result.cell.kind != "trial"]
     runs = [
-        Run(result.cell.task, result.cell.kind == BASE, result.cell.conditions, result.report)
+        Run(
+            task=result.cell.task,
+            is_base=result.cell.kind == BASE,
+            conditions=result.cell.conditions,
+            report=result.report,
+            predictions=predictions.get(result.cell.name, ""),
+        )
         for result in shown
         if result.report is not None
     ]
-    tasks = tuple(dict.fromkeys(result.cell.task for result in shown))
+    tasks = tuple(
+        summarize_task(name, [result for result in shown if result.cell.task == name])
+        for name in dict.fromkeys(result.cell.task for result in shown)
+    )
     methods = tuple(dict.fromkeys(result.cell.method for result in shown if result.cell.kind != BASE))
-    rows = sorted(_rows(runs), key=lambda row: (tasks.index(row.task), not row.is_base))
+    rows = _rows(runs)
+    places = {task.name: ranked(rows, task) for task in tasks}
+    failures = tuple(_failure(result) for result in shown if result.report is None)
     return Summary(
         title=title or f"{_count(methods, 'method')} on {_count(tasks, 'task')}",
         model=", ".join(dict.fromkeys(result.cell.conditions["base_model"] for result in shown)),
         machines=tuple(dict.fromkeys(_environment(run.report) for run in runs)),
         command=command,
+        run_seconds=_total_seconds(results),
         seeds=tuple(sorted({result.cell.seed for result in shown})),
         families=FAMILIES,
-        tasks=tuple(_task(name, [row for row in rows if row.task == name]) for name in tasks),
+        tasks=tasks,
         columns=COLUMNS,
-        rows=tuple(rows),
-        failures=tuple(_failure(result) for result in shown if result.report is None),
+        methods=by_mean_place(places, failures),
+        rows=tuple(row for ranked in places.values() for row in ranked),
+        failures=failures,
     )
-
-
-def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """Mean and 95 % interval of Student's t distribution over seeds; no interval for one value, no mean for none."""
-    if not values:
-        return None, None, None
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None, None
-    degrees = len(values) - 1
-    quantile = T_QUANTILES[degrees - 1] if degrees <= len(T_QUANTILES) else statistics.NormalDist().inv_cdf(0.975)
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
 
 
 def tuning_text(tuning: TuningResult) -> str:
@@ -117,21 +117,50 @@ def tuning_text(tuning: TuningResult) -> str:
         f"{trial.learning_rate:g}: {'no score' if trial.score is None else format(trial.score, '.1f')}"
         for trial in tuning.trials
     )
-    return (
+    text = (
         f"tuned: best of {tuning.n_trials} by {tuning.metric} on the validation split ({tried}), "
         f"{tuning.train_steps} steps, {tuning.train_seconds:.0f} s of training"
     )
+    if tuning.n_widenings:
+        text += f"; {tuning.n_widenings} of them were added, as the best was at the edge of those tried"
+    if tuning.edge:
+        text += f"; the best is the {tuning.edge} of them, and a better one may lie beyond: set --tune_factors"
+    return text
 
 
 def _rows(runs: Sequence[Run]) -> list[Row]:
+    """In the order of the runs, the references of all tasks first."""
     bases = {run.measured_on: run.report for run in runs if run.is_base}
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
     names = _names([group[0] for group in groups.values()])
-    return [
-        _row(name, group, bases.get(group[0].measured_on)) for name, group in zip(names, groups.values(), strict=True)
+    rows = [
+        _row(name, sorted(group, key=lambda run: run.report.seed), bases.get(group[0].measured_on))
+        for name, group in zip(names, groups.values(), strict=True)
     ]
+    references = [row for row in rows if row.is_reference]
+    return [*references, *_majority_rows(runs), *(row for row in rows if not row.is_reference)]
+
+
+def _majority_rows(runs: Sequence[Run]) -> Iterator[Row]:
+    """A row for each classification: what always answering with the most frequent label scores."""
+    shares = {run.task: run.report.majority_share for run in runs}
+    for task, share in shares.items():
+        if share is not None:
+            yield Row(
+                id=f"{task}/{MAJORITY}",
+                task=task,
+                method=MAJORITY,
+                family=BASE,
+                seeds=(),
+                values={column.key: None for column in COLUMNS},
+                metrics={"accuracy": Score(None, share, None, None, None)},
+                curves=(),
+                samples=(),
+                predictions=(),
+                notes="Always answers with the most frequent label of the test split, whatever the text.",
+            )
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -161,34 +190,26 @@ def _row(name: str, group: Sequence[Run], base: TrainingReport | None) -> Row:
         task=task,
         method=name,
         family=BASE if is_base else (record.family if record else "selective"),
-        seeds=tuple(sorted(report.seed for report in reports)),
+        seeds=tuple(report.seed for report in reports),
         values={column.key: values.get(column.key) for column in COLUMNS},
-        metrics=_metrics([_scores(report) for report in reports], _scores(base)),
+        metrics=scores_over_seeds(reports, scores_of(base)),
         curves=() if is_base else tuple(report.loss_history for report in reports),
         samples=_samples(first, base),
-        notes=tuning_text(first.tuning) if first.tuning and not is_base else "",
+        predictions=tuple(run.predictions for run in group) if all(run.predictions for run in group) else (),
+        notes=" ".join(_notes(first, is_base)),
     )
 
 
-def _scores(report: TrainingReport | None) -> Scores:
-    """Those of the trained model, or of the untrained one where that was scored alone."""
-    if report is None:
-        return {}
-    return report.metrics.after or report.metrics.before or {}
-
-
-def _metrics(scores: Sequence[Scores], base: Scores) -> dict[str, Score]:
-    """The task's metrics over seeds."""
-    found = {}
-    for name in filter(is_quality, scores[0]):
-        known = [value for score in scores if (value := score.get(name)) is not None]
-        found[name] = Score(base.get(name), *interval(known))
-    return found
+def _notes(report: TrainingReport, is_base: bool) -> Iterator[str]:
+    if report.tuning and not is_base:
+        yield tuning_text(report.tuning)
+    if report.general_loss_reason:
+        yield f"No general loss: {report.general_loss_reason}"
 
 
 def _base_values(base: TrainingReport | None) -> dict[str, Value]:
     """Figures of the untrained model. A row of that model itself shows them as before and after."""
-    loss, general_loss = (_scores(base).get("loss"), base.general_loss) if base else (None, None)
+    loss, general_loss = (scores_of(base).get("loss"), base.general_loss) if base else (None, None)
     return {
         "test_loss_before": loss,
         "general_loss_before": general_loss,
@@ -205,6 +226,7 @@ def _measured(reports: Sequence[TrainingReport]) -> dict[str, Value]:
             _above_start(report, report.peak_memory_bytes.eval) for report in reports
         ),
         "generation_samples_per_second": _mean(report.generation_samples_per_second for report in reports),
+        "run_seconds": _mean(report.run_seconds for report in reports),
     }
 
 
@@ -221,7 +243,7 @@ def _trained_values(reports: Sequence[TrainingReport]) -> dict[str, Value]:
         "peak_memory_train_bytes": _mean(peaks),
         "train_steps_per_second": _mean(report.train_steps_per_second for report in reports),
         "target_tokens_per_second": _mean(report.train_target_tokens_per_second for report in reports),
-        "test_loss_after": _mean(_scores(report).get("loss") for report in reports),
+        "test_loss_after": _mean(scores_of(report).get("loss") for report in reports),
         "general_loss_after": _mean(report.general_loss for report in reports),
         "learning_rate": first.learning_rate,
         "learning_rate_source": first.learning_rate_source,
@@ -254,12 +276,9 @@ def _samples(report: TrainingReport, base: TrainingReport | None) -> tuple[Sampl
     )
 
 
-def _task(name: str, rows: Sequence[Row]) -> TaskSummary:
-    record = TASKS.find(name)
-    metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
-    main = record.main_metric if record else next(iter(metrics), "")
-    others = (metric for metric in metrics if metric != main)
-    return TaskSummary(name, record.summary if record else "", main, (main, *others))
+def _total_seconds(results: Sequence[Result]) -> float | None:
+    known = [result.report.run_seconds for result in results if result.report and result.report.run_seconds is not None]
+    return sum(known) if known else None
 
 
 def _failure(result: Result) -> Failure:

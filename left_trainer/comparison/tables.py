@@ -15,11 +15,12 @@ from left_trainer.comparison.rows import Column, Failure, Format, Score, Summary
 
 EMPTY = "-"
 FAILED = "failed"
-NO_SCORE = Score(None, None, None, None)
+NO_SCORE = Score(None, None, None, None, None)
 LATEX_SPECIAL = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
 LATEX_SPECIAL |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+TERMINAL = ("test_loss_after", "peak_memory_train_bytes", "train_steps_per_second", "run_seconds")
 # Too long for a printed table, and the same in all rows of a usual one.
-CSV_ONLY = ("train_steps", "general_loss_before", "test_loss_before", "test_loss_after", "learning_rate_source")
+CSV_ONLY = ("train_steps", "general_loss_before", "test_loss_before", "learning_rate_source")
 
 
 def format_value(value: Any, kind: Format) -> str:
@@ -31,6 +32,7 @@ def format_value(value: Any, kind: Format) -> str:
         "bytes": lambda: format_bytes(value),
         "percent": lambda: f"{value:.3f}",
         "rate": lambda: f"{value:,.2f}" if value < 100 else f"{value:,.0f}",
+        "seconds": lambda: format_seconds(value),
         "loss": lambda: f"{value:.3f}",
         "learning_rate": lambda: f"{value:.2g}",
         "text": lambda: str(value),
@@ -38,8 +40,17 @@ def format_value(value: Any, kind: Format) -> str:
     return formats[kind]()
 
 
+def format_seconds(seconds: float) -> str:
+    """A duration in the two largest of its units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
 def format_score(score: Score | None) -> str:
-    """A mean, with the half width of its interval where there are several seeds."""
+    """A mean, with the half width of its interval where there is one."""
     if score is None or score.mean is None:
         return EMPTY
     if score.low is None or score.high is None:
@@ -48,10 +59,10 @@ def format_score(score: Score | None) -> str:
 
 
 def quality_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Methods x tasks: the main metric of each, with the untrained base as the first row."""
+    """Methods x tasks: the main metric of each, references first, then the best methods first."""
     cells = {(row.method, row.task): row for row in summary.rows}
     failed = {(failure.method, failure.task) for failure in summary.failures}
-    methods = dict.fromkeys([BASE, *(row.method for row in summary.rows), *(method for method, _ in failed)])
+    methods = dict.fromkeys([BASE, *summary.methods])
 
     def cell(method: str, task: TaskSummary) -> str:
         row = cells.get((method, task.name))
@@ -79,15 +90,17 @@ def figures_table(summary: Summary, task: TaskSummary) -> tuple[list[str], list[
 
 def markdown(summary: Summary) -> str:
     """Both tables, what they were measured on, and what failed."""
-    parts = [f"# {summary.title}", "", f"Model: `{summary.model}`. {_seeds(summary)}", ""]
+    parts = [f"# {summary.title}", "", f"Model: `{summary.model}`. {_intervals(summary)}", ""]
     parts += [*_markdown_table(*quality_table(summary)), ""]
     for task in summary.tasks:
-        parts += [f"## {task.name}: {task.summary}", "", *_markdown_table(*figures_table(summary, task)), ""]
+        parts += [f"## {task.name}: {task.summary}", "", _settings_line(task), ""]
+        parts += [*_markdown_table(*figures_table(summary, task)), ""]
     parts += [f"- {column.title}: {column.help}" for column in _printed(summary)]
     parts += [f"- {row.id}: {row.notes}" for row in summary.rows if row.notes]
     if summary.failures:
         parts += ["", "## Failed", "", *(f"- {_failure(failure)}" for failure in summary.failures)]
     parts += ["", *(f"Measured on {machine}." for machine in summary.machines)]
+    parts += [f"All runs took {format_seconds(summary.run_seconds)}."] if summary.run_seconds is not None else []
     parts += [f"Made by `{summary.command}`."] if summary.command else []
     return "\n".join(parts) + "\n"
 
@@ -120,13 +133,28 @@ def latex(summary: Summary) -> str:
 
 
 def terminal(summary: Summary, folder: Path) -> str:
-    """The methods x tasks table, what failed, and where the rest is."""
-    header, rows = quality_table(summary)
-    blocks = ["", format_table(f"{summary.title}, {summary.model}", header, rows)]
+    """The methods x tasks table, quality and cost on each task, what failed, and where the rest is."""
+    title = f"{summary.title}, {summary.model}"
+    blocks = ["", format_table(title, *quality_table(summary))] if len(summary.tasks) > 1 else ["", title]
+    for task in summary.tasks:
+        blocks += ["", format_table(task.name, *cost_table(summary, task))]
     if summary.failures:
         blocks += ["", *(f"Failed: {_failure(failure)}" for failure in summary.failures)]
     blocks += ["", f"Open {folder / 'index.html'}; tables, plots and results.jsonl are beside it."]
     return "\n".join(blocks)
+
+
+def cost_table(summary: Summary, task: TaskSummary) -> tuple[list[str], list[list[str]]]:
+    """One row for each method on a task: its quality, and what that costs."""
+    columns = [column for column in summary.columns if column.key in TERMINAL]
+    return ["method", task.main_metric, *(column.title for column in columns)], [
+        [
+            row.method,
+            format_score(row.metrics.get(task.main_metric)),
+            *(format_value(row.values[column.key], column.format) for column in columns),
+        ]
+        for row in summary.rows_of(task)
+    ]
 
 
 def _printed(summary: Summary) -> list[Column]:
@@ -137,10 +165,22 @@ def _failure(failure: Failure) -> str:
     return f"{failure.method} on {failure.task}, seed {failure.seed}: {failure.reason}"
 
 
-def _seeds(summary: Summary) -> str:
-    if len(summary.seeds) == 1:
-        return f"One run each, seed {summary.seeds[0]}."
-    return f"Means of {len(summary.seeds)} seeds ± half of the 95 % interval (Student's t)."
+def _intervals(summary: Summary) -> str:
+    several = len(summary.seeds) > 1
+    start = f"Means of {len(summary.seeds)} seeds" if several else f"One run each, seed {summary.seeds[0]}"
+    found = {score.interval for row in summary.rows for score in row.metrics.values()}
+    kinds = {"seeds": "over seeds (Student's t)", "rows": "over the rows of the test split (bootstrap)"}
+    shown = [text for kind, text in kinds.items() if kind in found]
+    return f"{start}. ± is half of the 95 % interval {' or, with one seed, '.join(shown)}." if shown else f"{start}."
+
+
+def _settings_line(task: TaskSummary) -> str:
+    better = "Lower" if task.main_metric in task.lower_is_better else "Higher"
+    settings = [
+        f"{better} {task.main_metric} is better",
+        *(f"{title}: {value}" for title, value in task.settings.items()),
+    ]
+    return f"{'; '.join(settings)}."
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -19,6 +19,9 @@ class ModelArguments:
         model_revision: Branch, tag or commit on the Hub.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the dtype of the checkpoint.
         token: Hub token for private models; by default the token of `hf auth login`.
+        trust_remote_code: Allow code that comes with the model to run.
+        pad_token: Token that fills rows up, where the tokenizer has none or another is wanted.
+        pad_to_multiple_of: Fill rows up to a multiple of this number of tokens.
     """
 
     model_name_or_path: str | None = field(
@@ -33,6 +36,15 @@ class ModelArguments:
         metadata={"help": "Dtype of the weights.", "choices": ["float32", "bfloat16", "float16", "auto"]},
     )
     token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Allow code that comes with the model to run. Only for models you trust."}
+    )
+    pad_token: str | None = field(
+        default=None, metadata={"help": "Token that fills rows up. Default: the tokenizer's."}
+    )
+    pad_to_multiple_of: int | None = field(
+        default=None, metadata={"help": "Fill rows up to a multiple of this number of tokens."}
+    )
 
     def source(self, args: LeftTrainingArguments) -> ModelSource:
         """The model to load. Its config is read, its weights are not.
@@ -45,6 +57,7 @@ class ModelArguments:
         """
         given: dict[str, Any] = {"dtype": self.dtype, "revision": self.model_revision, "token": self.token}
         options = {name: value for name, value in given.items() if value is not None} | loading_options(args)
+        options["trust_remote_code"] = options["trust_remote_code"] or self.trust_remote_code
         name = self.model_name_or_path or DEFAULT_MODEL
         return ModelSource.of(MODEL_NAMES.get(name, name), options)
 
@@ -63,6 +76,9 @@ class DataArguments:
             selects a nested column, `translation.en`.
         target_column: Column that the model learns to write; same default and form.
         prompt: Prompt template with `{source}`; by default the template of the task.
+        source_lang: Language of the sources, for a tokenizer that marks texts with it (NLLB, mBART, M2M100, ...): a
+            code of the tokenizer, `eng_Latn`.
+        target_lang: Language of the targets, which generated texts then begin with.
         max_train_samples: Use only this number of training rows, from the start.
         max_eval_samples: Use only this number of validation and test rows, from the start.
     """
@@ -86,5 +102,9 @@ class DataArguments:
         default=None,
         metadata={"help": "Prompt template with {source} for the text. Default: the template of the task."},
     )
+    source_lang: str | None = field(
+        default=None, metadata={"help": "Language of the sources, for NLLB, mBART, M2M100 and the like: eng_Latn."}
+    )
+    target_lang: str | None = field(default=None, metadata={"help": "Language of the targets; as source_lang."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first N evaluation rows."})

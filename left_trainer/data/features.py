@@ -6,23 +6,31 @@ Decoder-only models are tokenized by TRL, whose forms (`prompt`/`completion`, `t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer.adapters.task_ids import TASK_IDS
+from left_trainer.data.dataset_types import AnyDataset, is_lazy
+from left_trainer.data.lengths import SOURCE_CUT, TARGET_CUT
 from left_trainer.models import ModelFamily
+from left_trainer.models.positions import Limits
 from left_trainer.token_mean import IGNORE_INDEX
 
-AnyDataset: TypeAlias = Dataset | IterableDataset
 FORMS: dict[ModelFamily, tuple[tuple[str, ...], ...]] = {
     "encoder_decoder": (("input_ids", "labels"), ("prompt", "completion")),
     "decoder_only": (("input_ids",), ("prompt", "completion"), ("messages",), ("conversations",), ("text",)),
 }
+
+
+# Columns from which TRL makes labels.
+MASKS = ("completion_mask", "assistant_masks")
 
 
 def dataset_form(dataset: AnyDataset, family: ModelFamily, argument: str, text_field: str = "text") -> tuple[str, ...]:
@@ -43,7 +51,10 @@ def dataset_form(dataset: AnyDataset, family: ModelFamily, argument: str, text_f
     forms = [tuple(text_field if column == "text" else column for column in form) for form in FORMS[family]]
     for form in forms:
         if set(form) <= set(first):
-            _check_targets(dataset, form, argument)
+            if is_lazy(dataset):
+                _check_lazy(first, argument)
+            else:
+                _check_targets(dataset, form, argument)
             return form
     described = "; or ".join(" and ".join(repr(column) for column in form) for form in forms)
     raise ValueError(
@@ -67,44 +78,106 @@ def _check_targets(dataset: AnyDataset, form: tuple[str, ...], argument: str) ->
             )
 
 
+def _check_lazy(first: Mapping[str, Any], argument: str) -> None:
+    """Raise `ValueError` unless rows that are computed when they are read come as tokens: nothing else is done to them.
+
+    Mapping such rows would keep what they are computed to once, a random augmentation too.
+    """
+    if not {"input_ids", "labels"} <= set(first):
+        raise ValueError(
+            f"{argument} computes its rows when they are read (set_transform, or a torch Dataset), and they hold "
+            f"{', '.join(map(repr, first))}. Let them hold 'input_ids' and 'labels', or pass rows that are stored: "
+            "datasets.Dataset.from_list([dataset[i] for i in range(len(dataset))])."
+        )
+
+
+def columns_of_other_forms(columns: Sequence[str], form: Sequence[str], text_field: str) -> list[str]:
+    """Columns beside those of `form` by which TRL would take the rows for another form.
+
+    It would then put the end of the sequence onto another column than the completion (trl 1.16).
+    """
+    known = {column for forms in FORMS.values() for each in forms for column in each} | {text_field}
+    known |= {"chosen", "rejected"}
+    return [column for column in columns if column in known and column not in form]
+
+
 def _text_of(target: Any) -> str:
     """The text of a completion, plain or as chat messages (whose content may be absent beside tool calls)."""
     return target if isinstance(target, str) else str(target or "")
 
 
+def _columns(rows: AnyDataset) -> set[str]:
+    is_stored = isinstance(rows, Dataset) and not is_lazy(rows)
+    return set(rows.column_names if is_stored else next(iter(rows), {}))
+
+
+def are_prompts(rows: AnyDataset) -> bool:
+    """Whether the rows that a user gave are text prompts alone, with nothing to compare an answer with."""
+    return "prompt" in _columns(rows) and not {"completion", "input_ids"} & _columns(rows)
+
+
+def have_no_labels(rows: AnyDataset) -> bool:
+    """Whether the rows that a user gave are token ids alone. A model that generates continues them."""
+    return "input_ids" in _columns(rows) and not {"labels", *MASKS} & _columns(rows)
+
+
+def completion_texts(rows: AnyDataset) -> list[str] | None:
+    """The text of the completions as the user wrote it; `None` where there is none: in rows of tokens, or of prompts.
+
+    Of a completion of chat messages it is what they say.
+    """
+    if "completion" not in _columns(rows) or "input_ids" in _columns(rows):
+        return None
+    plain = rows.with_format(None) if isinstance(rows, Dataset) else None
+    completions = plain["completion"] if plain else (row["completion"] for row in rows)
+    return [
+        text if isinstance(text, str) else "\n".join(str(message.get("content") or "") for message in text)
+        for text in completions
+    ]
+
+
 def tokenize_pairs(
     dataset: AnyDataset,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
+    limits: Limits,
     truncation_mode: str = "keep_start",
     num_proc: int | None = None,
 ) -> AnyDataset:
     """Prompt/completion rows to `input_ids`, `attention_mask` and `labels`; other columns but `task_ids` are dropped.
 
+    Rows without a completion get no labels.
+
     Args:
         dataset: Rows with the text columns `prompt` and `completion`.
-        tokenizer: Of an encoder-decoder model. Labels end with its end-of-sequence token.
-        max_length: Bound on source and on target, in tokens; `None` bounds neither.
+        tokenizer: Of an encoder-decoder model. Labels end with its end-of-sequence token, cut ones too.
+        limits: Most tokens of source and of target.
         truncation_mode: `keep_start` or `keep_end` of the source.
         num_proc: Number of processes. By default one, in which a fast tokenizer uses a thread a core.
+
+    Returns:
+        Rows with the columns `CUTS` beside, which say what of a row was cut.
     """
-    side = {"keep_start": "right", "keep_end": "left"}[truncation_mode]
+    ends = _ends_targets(tokenizer)
+    end = [] if ends or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     def tokenize(rows: Mapping[str, list[str]]) -> dict[str, Any]:
-        tokenizer.truncation_side, previous = side, tokenizer.truncation_side
-        features = dict(tokenizer(rows["prompt"], truncation=max_length is not None, max_length=max_length))
-        tokenizer.truncation_side = "right"
-        # A completion starts with the space that parts it from the prompt; a decoder of its own needs none.
-        completions = [completion.strip() for completion in rows["completion"]]
-        targets = tokenizer(text_target=completions, truncation=max_length is not None, max_length=max_length)
-        tokenizer.truncation_side = previous
-        features.pop("token_type_ids", None)
-        features["labels"] = [_with_end(ids, tokenizer.eos_token_id, max_length) for ids in targets["input_ids"]]
+        features, sources_cut = _sources(rows["prompt"], tokenizer, limits.source, truncation_mode)
+        cuts = {SOURCE_CUT: sources_cut}
+        if "completion" in rows:
+            tokenizer.truncation_side, previous = "right", tokenizer.truncation_side
+            # A completion starts with the space that parts it from the prompt; a decoder of its own needs none.
+            completions = [completion.strip() for completion in rows["completion"]]
+            room = None if limits.target is None else limits.target - len(end)
+            targets, cuts[TARGET_CUT] = _tokenize(tokenizer, "text_target", completions, room)
+            tokenizer.truncation_side = previous
+            features["labels"] = [ids if ids[-1:] == end else [*ids, *end] for ids in targets["input_ids"]]
+        for name, cut in cuts.items():
+            features[name] = [bool(now or before) for now, before in zip(cut, rows.get(name, cut), strict=True)]
         return features
 
     first = next(iter(dataset))
     for column in ("prompt", "completion"):
-        if not isinstance(first[column], str):
+        if not isinstance(first.get(column, ""), str):
             raise ValueError(
                 f"The column {column!r} holds {type(first[column]).__name__}; encoder-decoder models need text. Render "
                 "chat messages to text first."
@@ -116,18 +189,112 @@ def tokenize_pairs(
         return dataset.map(tokenize, **options)
 
 
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, argument: str, texts: list[str], limit: int | None
+) -> tuple[dict[str, Any], list[bool]]:
+    """Features of `texts`, and which of these were cut. Texts are passed as `text` or `text_target`."""
+    features = dict(tokenizer(**{argument: texts}, truncation=limit is not None, max_length=limit))
+    full = [number for number, ids in enumerate(features["input_ids"]) if len(ids) == limit]
+    whole = tokenizer(**{argument: [texts[number] for number in full]}, verbose=False)["input_ids"] if full else []
+    cut = {number for number, ids in zip(full, whole, strict=True) if len(ids) > len(features["input_ids"][number])}
+    return features, [number in cut for number in range(len(texts))]
+
+
+def _ends_targets(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `tokenizer` adds the end of the sequence to a target by itself, after it or, as mBART, near its end."""
+    target, text = (tokenizer(text_target="a", add_special_tokens=add)["input_ids"] for add in (True, False))
+    starts = (start for start in range(len(target)) if target[start : start + len(text)] == text)
+    return tokenizer.eos_token_id in target[next(starts, 0) + len(text) :]
+
+
+def tokenize_prompts(rows: AnyDataset, tokenizer: PreTrainedTokenizerBase, **template: Any) -> AnyDataset:
+    """Rows of prompts alone to `input_ids` and, for TRL's collator, `labels` of -100, for a decoder-only model.
+
+    Args:
+        rows: With the column `prompt`: text or chat messages, and perhaps `tools`; or with `input_ids` alone.
+        tokenizer: Of the model.
+        template: For the tokenizer's chat template.
+    """
+
+    def tokenize(row: Mapping[str, Any]) -> dict[str, Any]:
+        if "input_ids" in row:
+            ids = row["input_ids"]
+        elif isinstance(row["prompt"], str):
+            ids = tokenizer(row["prompt"])["input_ids"]
+        else:
+            ids = tokenizer.apply_chat_template(
+                row["prompt"], tools=row.get("tools"), add_generation_prompt=True, return_dict=False, **template
+            )
+        return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
+
+    return rows.map(tokenize)
+
+
+def tokenize_sources(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None, truncation_mode: str = "keep_start"
+) -> dict[str, Any]:
+    """What the encoder reads of each text: `input_ids` and `attention_mask`; arguments as for `tokenize_pairs`."""
+    return _sources(texts, tokenizer, max_length, truncation_mode)[0]
+
+
+def _sources(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int | None, truncation_mode: str
+) -> tuple[dict[str, Any], list[bool]]:
+    """As `tokenize_sources`, and which texts were cut."""
+    side = {"keep_start": "right", "keep_end": "left"}[truncation_mode]
+    tokenizer.truncation_side, previous = side, tokenizer.truncation_side
+    features, cut = _tokenize(tokenizer, "text", texts, limit)
+    tokenizer.truncation_side = previous
+    features.pop("token_type_ids", None)
+    return features, cut
+
+
+def without_appended_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or a copy that does not append the end-of-sequence token where it does (`add_eos_token=True`).
+
+    A decoder-only model continues its prompt. After an end of sequence there is nothing to continue, and behind a
+    completion, which ends with one already, it would be a second one.
+
+    Raises:
+        ValueError: The tokenizer appends it in a way that cannot be switched off.
+    """
+    if not _appends_end(tokenizer):
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    backend = getattr(changed, "backend_tokenizer", None)
+    if backend is None:
+        changed.add_eos_token = False
+    else:
+        content = json.loads(backend.to_str())
+        _remove_end(content["post_processor"], tokenizer.eos_token)
+        backend.post_processor = type(backend).from_str(json.dumps(content)).post_processor
+    if _appends_end(changed):
+        raise ValueError(
+            f"processing_class ({type(tokenizer).__name__}) appends {tokenizer.eos_token!r} to every text, after which "
+            "a decoder-only model has nothing to continue. Load it with add_eos_token=False."
+        )
+    return changed
+
+
+def _appends_end(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.eos_token_id is not None and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+
+
+def _remove_end(processor: dict[str, Any], token: str) -> None:
+    """Take `token` out of the end of a fast tokenizer's template; `processor` may be a sequence of several."""
+    for part in processor.get("processors", ()):
+        _remove_end(part, token)
+    template = processor.get("single", [])
+    if isinstance(template, list) and template and template[-1].get("SpecialToken", {}).get("id") == token:
+        template.pop()
+
+
 def _first_process_of_machine_first(dataset: AnyDataset) -> contextlib.AbstractContextManager[None]:
     """Inside, the other processes wait for the first one, whose cache file they then read instead of tokenizing."""
     if not torch.distributed.is_initialized() or not getattr(dataset, "cache_files", None):
         return contextlib.nullcontext()
     return PartialState().local_main_process_first()
-
-
-def _with_end(ids: list[int], eos_token_id: int | None, max_length: int | None) -> list[int]:
-    """`ids` with an end-of-sequence token: without it the model would not learn to stop."""
-    if eos_token_id is None or eos_token_id in ids:
-        return ids
-    return [*ids[: max_length - 1 if max_length else None], eos_token_id]
 
 
 def first_row_ids(dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, text_field: str = "text") -> list[int]:

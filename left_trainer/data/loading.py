@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -13,7 +15,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.columns import text_columns
+from left_trainer.data.lengths import SOURCE_CUT, TARGET_CUT
 from left_trainer.methods import get_method
+from left_trainer.models.languages import set_languages
+from left_trainer.models.positions import position_limits
 from left_trainer.models.source import ModelSource
 from left_trainer.tasks import HubDataset, Task
 from left_trainer.tasks.task import SPLITS, check_prompt
@@ -57,10 +62,7 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
     else:
         rows = embedded_data(task)
     splits = _complete_splits(rows, data.dataset_name or "the data")
-    columns = {
-        "source": data.source_column or known.source_column,
-        "target": data.target_column or known.target_column,
-    }
+    columns = _columns(data, known)
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
     return DatasetDict(
         {split: text_columns(_first(splits[split], limits[split], split), columns, split) for split in SPLITS}
@@ -80,21 +82,40 @@ def prepare_task_data(
         task: The task.
         data: What the user asked for.
         model: Name or path, or what was made of one; its config bounds the length.
-        tokenizer: Of the model.
+        tokenizer: Of the model. The languages that `data` names are set on it.
         args: `max_length` and the loading options of the model are read.
 
     Raises:
-        ValueError: As `load_task_data` and `to_prompts`.
+        ValueError: As `load_task_data` and `to_prompts`, or languages that the tokenizer does not know.
         FileNotFoundError: A file that does not exist.
     """
+    set_languages(tokenizer, data.source_lang, data.target_lang)
     source = ModelSource.of(model, loading_options(args))
     splits = load_task_data(task, data, token=source.options.get("token"))
     reserved = get_method(args.peft_method).positions(args.peft_options, source.family).source
 
-    def prompts(rows: Dataset) -> Dataset:
-        return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved)
+    def prompts(name: str, rows: Dataset) -> Dataset:
+        answers = (args.generation_max_length or 0) if args.predict_with_generate and name != "train" else 0
+        return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved, answers)
 
-    return DatasetDict({name: prompts(rows) for name, rows in splits.items()})
+    return DatasetDict({name: prompts(name, rows) for name, rows in splits.items()})
+
+
+def load_test_rows(task: Task, data: DataArguments) -> Dataset:
+    """The rows of `data.test_file` alone, with the text columns `source` and `target`.
+
+    Raises:
+        ValueError: As `load_task_data`.
+        FileNotFoundError: The file does not exist.
+    """
+    if data.prompt is not None:
+        check_prompt(data.prompt)
+    rows = _first(_read(_checked_file("test", str(data.test_file))), data.max_eval_samples, "test")
+    return text_columns(rows, _columns(data, _known_columns(task, data)), "test")
+
+
+def _columns(data: DataArguments, known: HubDataset) -> dict[str, str]:
+    return {"source": data.source_column or known.source_column, "target": data.target_column or known.target_column}
 
 
 def embedded_data(task: Task) -> DatasetDict:
@@ -183,6 +204,63 @@ def _first(rows: Dataset, limit: int | None, split: str) -> Dataset:
     return rows.select(range(min(len(rows), limit or len(rows))))
 
 
+@dataclass(frozen=True)
+class PromptFormat:
+    """The template of prompts, and how long one may be.
+
+    A source that is too long is cut at its end, so that the words of the prompt after it survive.
+
+    Args:
+        template: With `{source}`.
+        tokenizer: Of the model.
+        limit: Most tokens of a prompt together with those that a call reserves.
+    """
+
+    template: str
+    tokenizer: PreTrainedTokenizerBase
+    limit: int
+
+    @functools.cached_property
+    def overhead(self) -> int:
+        """Tokens of a prompt beside its source."""
+        return len(self.tokenizer(self.template.format(source=""))["input_ids"]) + SPECIAL_TOKENS
+
+    def fit(self, source: str, reserved: int = 0) -> str:
+        """`source`, cut so that its prompt and `reserved` further tokens keep the limit.
+
+        Raises:
+            ValueError: There is no room for a source.
+        """
+        used = self.overhead + reserved
+        if self.limit - used < MIN_SOURCE_TOKENS:
+            raise ValueError(
+                f"Prompt and target take {used} tokens and max_length is {self.limit}, which leaves no room for the "
+                "source. Raise max_length, or remove rows with such long targets."
+            )
+        return cut_to_tokens(source, self.tokenizer, self.limit - used)
+
+    def source_of(self, prompt: str) -> str | None:
+        """The source of a prompt that was made with the template; `None` for any other text."""
+        before, _, after = self.template.format(source="\0").partition("\0")
+        if not (prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before) + len(after)):
+            return None
+        return prompt[len(before) : len(prompt) - len(after)]
+
+
+def room_for_answers(limit: int, positions: int, max_new_tokens: int) -> int:
+    """Tokens of `limit` that a decoder-only model's prompt leaves free for what is generated.
+
+    Args:
+        limit: Most tokens of a prompt with its target.
+        positions: Of the model, of which those beyond `limit` are free anyway.
+        max_new_tokens: That are generated.
+
+    Returns:
+        Never more than half of `limit`.
+    """
+    return min(max(0, max_new_tokens - (positions - limit)), limit // 2)
+
+
 def to_prompts(
     rows: Dataset,
     task: Task,
@@ -191,10 +269,12 @@ def to_prompts(
     max_length: int | None,
     prompt: str | None = None,
     reserved: int = 0,
+    max_new_tokens: int = 0,
 ) -> Dataset:
     """Rows with `source` and `target` to rows that also have `prompt` and `completion`.
 
     A source that is too long is cut at its end, so that the words of the prompt after it, and the completion, survive.
+    A target is cut where it would leave no room for a source. The columns `CUTS` say what of a row was cut.
 
     Args:
         rows: From `load_task_data`.
@@ -205,25 +285,24 @@ def to_prompts(
             encoder-decoder models.
         prompt: Template that replaces the task's.
         reserved: Positions of the sequence, or of the encoder, that the method takes.
+        max_new_tokens: That will be generated for each row; a decoder-only model's prompt leaves room for them.
 
     Raises:
-        ValueError: A prompt or completion that leaves no room for a source.
+        ValueError: A prompt that leaves no room for a source.
     """
-    decoder_only = source.family == "decoder_only"
+    shares_room = source.family == "decoder_only"
     limit = length_limit(source.config, tokenizer, max_length, reserved)
-    template = prompt or task.prompt
-    overhead = len(tokenizer(template.format(source=""))["input_ids"]) + SPECIAL_TOKENS
+    prompts = PromptFormat(prompt or task.prompt, tokenizer, limit)
+    answer = room_for_answers(limit, length_limit(source.config, tokenizer, None, reserved), max_new_tokens)
 
     def render(row: dict[str, str]) -> dict[str, Any]:
-        used = overhead
-        if decoder_only:
-            used += len(tokenizer(row["target"], add_special_tokens=False)["input_ids"])
-        if limit - used < MIN_SOURCE_TOKENS:
-            raise ValueError(
-                f"Prompt and target take {used} tokens and max_length is {limit}, which leaves no room for the source. "
-                "Raise max_length, or remove rows with such long targets."
-            )
-        return task.render(cut_to_tokens(row["source"], tokenizer, limit - used), row["target"], template)
+        target, used = row["target"], 0
+        if shares_room:
+            target = cut_to_tokens(target, tokenizer, limit - prompts.overhead - MIN_SOURCE_TOKENS)
+            used = max(len(tokenizer(target, add_special_tokens=False)["input_ids"]), answer)
+        text = prompts.fit(row["source"], used)
+        cuts = {SOURCE_CUT: text != row["source"], TARGET_CUT: target != row["target"]}
+        return {**task.render(text, target, prompts.template), **cuts}
 
     return rows.map(render, desc="Prompts")
 
@@ -232,12 +311,17 @@ def length_limit(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None, reserved: int = 0
 ) -> int:
     """The smallest of the bounds that model (less `reserved` positions), tokenizer and user set, in tokens."""
-    positions = None if config.model_type.endswith("t5") else getattr(config, "max_position_embeddings", None)
-    available = positions - reserved if positions else None
-    return min(bound for bound in (max_length, available, tokenizer.model_max_length) if bound)
+    positions = model_positions(config, reserved)
+    return min(bound for bound in (max_length, positions, tokenizer.model_max_length) if bound)
+
+
+def model_positions(config: PreTrainedConfig, reserved: int = 0) -> int | None:
+    """Positions of the encoder or the whole model, less `reserved` ones; `None` where their number is not bounded."""
+    positions = position_limits(config, with_rotary=True).source
+    return positions - reserved if positions else None
 
 
 def cut_to_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
     """The longest start of `text` of at most `max_tokens` tokens."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return text if len(ids) <= max_tokens else tokenizer.decode(ids[:max_tokens], skip_special_tokens=True)

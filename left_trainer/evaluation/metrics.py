@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
-import sacrebleu
 from rouge_score import rouge_scorer
+from sacrebleu.metrics import BLEU, CHRF
+
+from left_trainer.evaluation.intervals import Interval, RowScorer, over_rows
 
 TEXT_PAIR = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 
 
 class TextMetric(evaluate.Metric):
-    """A metric over pairs of predicted and reference text, each score between 0 and 100."""
+    """A metric over pairs of predicted and reference text, each score between 0 and 100.
+
+    A subclass gives `row_scorers`, or `_compute` where its scores cannot be had of some of the rows.
+    """
 
     description = ""
     citation = ""
+
+    def row_scorers(self, predictions: list[str], references: list[str]) -> dict[str, RowScorer]:
+        """For each score, what computes it for any of the rows: what can be done once for each row is done here."""
+        return {}
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=self.description, citation=self.citation, inputs_description="", features=TEXT_PAIR
         )
+
+    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
+        rows = np.arange(len(predictions))
+        return {name: scorer(rows) for name, scorer in self.row_scorers(predictions, references).items()}
 
 
 class Rouge(TextMetric):
@@ -33,13 +45,14 @@ class Rouge(TextMetric):
     description = "ROUGE-1, ROUGE-2, ROUGE-L F1 in percent, Porter-stemmed"
     citation = "Lin, 2004. ROUGE: A Package for Automatic Evaluation of Summaries."
 
-    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
+    def row_scorers(self, predictions: list[str], references: list[str]) -> dict[str, RowScorer]:
+        """Means over rows."""
         names = ["rouge1", "rouge2", "rougeL"]
         scorer = rouge_scorer.RougeScorer(names, use_stemmer=True)
         scores = [
             scorer.score(reference, prediction) for reference, prediction in zip(references, predictions, strict=True)
         ]
-        return {name: 100 * float(np.mean([score[name].fmeasure for score in scores])) for name in names}
+        return {name: _mean_percent([score[name].fmeasure for score in scores]) for name in names}
 
 
 class Bleu(TextMetric):
@@ -48,8 +61,9 @@ class Bleu(TextMetric):
     description = "corpus BLEU, sacreBLEU defaults"
     citation = "Post, 2018, arXiv 1804.08771"
 
-    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
-        return {"bleu": sacrebleu.corpus_bleu(predictions, [references]).score}
+    def row_scorers(self, predictions: list[str], references: list[str]) -> dict[str, RowScorer]:
+        """Of the counts of n-grams summed over rows."""
+        return {"bleu": _of_summed_counts(BLEU(), predictions, references)}
 
 
 class Chrf(TextMetric):
@@ -58,8 +72,9 @@ class Chrf(TextMetric):
     description = "corpus chrF, sacreBLEU defaults"
     citation = "Popovic, 2015, W15-3049"
 
-    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
-        return {"chrf": sacrebleu.corpus_chrf(predictions, [references]).score}
+    def row_scorers(self, predictions: list[str], references: list[str]) -> dict[str, RowScorer]:
+        """Of the counts of n-grams summed over rows."""
+        return {"chrf": _of_summed_counts(CHRF(), predictions, references)}
 
 
 class ExactMatch(TextMetric):
@@ -67,19 +82,20 @@ class ExactMatch(TextMetric):
 
     description = "exact match in percent"
 
-    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
-        matches = [
-            prediction.strip() == reference.strip()
-            for prediction, reference in zip(predictions, references, strict=True)
-        ]
-        return {"exact_match": 100 * float(np.mean(matches))}
+    def row_scorers(self, predictions: list[str], references: list[str]) -> dict[str, RowScorer]:
+        """The mean over rows."""
+        pairs = zip(predictions, references, strict=True)
+        return {
+            "exact_match": _mean_percent([prediction.strip() == reference.strip() for prediction, reference in pairs])
+        }
 
 
 class Distinct(TextMetric):
     """Distinct-1 and distinct-2 of the predictions, in percent: different n-grams over all n-grams of the corpus.
 
     Words are what white space separates. The references are not looked at: the score says whether a model has more
-    to say than one answer to everything. It falls as a corpus grows, so compare equal numbers of rows only.
+    to say than one answer to everything. It falls as a corpus grows, so compare equal numbers of rows only. It has no
+    interval over rows: rows that are drawn twice repeat their n-grams, so every resample scores less than the rows do.
     """
 
     description = "distinct-1, distinct-2 in percent, over all predictions together"
@@ -94,22 +110,15 @@ class Distinct(TextMetric):
         return scores
 
 
-def _labels(texts: list[str]) -> list[str]:
-    """Texts as labels. Case and white space around do not matter: a model has chosen the label all the same."""
-    return [text.strip().casefold() for text in texts]
-
-
 class Accuracy(TextMetric):
     """Percent of predictions that are the label of the reference; any other text is wrong."""
 
     description = "accuracy in percent, case ignored"
 
-    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
-        matches = [
-            prediction == reference
-            for prediction, reference in zip(_labels(predictions), _labels(references), strict=True)
-        ]
-        return {"accuracy": 100 * float(np.mean(matches))}
+    def row_scorers(self, predictions: list[str], references: list[str]) -> dict[str, RowScorer]:
+        """The mean over rows."""
+        pairs = zip(as_labels(predictions), as_labels(references), strict=True)
+        return {"accuracy": _mean_percent([prediction == reference for prediction, reference in pairs])}
 
 
 class MacroF1(TextMetric):
@@ -120,12 +129,39 @@ class MacroF1(TextMetric):
 
     description = "macro-averaged F1 in percent over the labels of the references, case ignored"
 
-    def _compute(self, predictions: list[str], references: list[str], **options: Any) -> dict[str, float]:
-        predicted, expected = _labels(predictions), _labels(references)
-        matches = Counter(label for label, other in zip(expected, predicted, strict=True) if label == other)
-        n_expected, n_predicted = Counter(expected), Counter(predicted)
-        scores = [2 * matches[label] / (n_expected[label] + n_predicted[label]) for label in n_expected]
-        return {"macro_f1": 100 * float(np.mean(scores))}
+    def row_scorers(self, predictions: list[str], references: list[str]) -> dict[str, RowScorer]:
+        """Of the counts of labels."""
+        predicted, expected = as_labels(predictions), as_labels(references)
+        numbers = {label: number for number, label in enumerate(dict.fromkeys(expected))}
+        no_label = len(numbers)
+        reference_ids = np.array([numbers[label] for label in expected], dtype=int)
+        prediction_ids = np.array([numbers.get(label, no_label) for label in predicted], dtype=int)
+
+        def score(rows: np.ndarray) -> float:
+            given, wanted = prediction_ids[rows], reference_ids[rows]
+            n_wanted, n_given, n_matches = (
+                np.bincount(ids, minlength=no_label + 1) for ids in (wanted, given, wanted[wanted == given])
+            )
+            labels = np.flatnonzero(n_wanted)
+            return 100 * float(np.mean(2 * n_matches[labels] / (n_wanted[labels] + n_given[labels])))
+
+        return {"macro_f1": score}
+
+
+def as_labels(texts: Iterable[str]) -> list[str]:
+    """Texts as labels. Case and white space around do not matter: a model has chosen the label all the same."""
+    return [text.strip().casefold() for text in texts]
+
+
+def _mean_percent(values: Sequence[float]) -> RowScorer:
+    figures = np.array(values, dtype=float)
+    return lambda rows: 100 * float(np.mean(figures[rows]))
+
+
+def _of_summed_counts(metric: Any, predictions: list[str], references: list[str]) -> RowScorer:
+    """A corpus score of sacreBLEU; its public interface counts the n-grams of all rows again for every score."""
+    counts = np.array(metric._extract_corpus_statistics(predictions, [references]))
+    return lambda rows: float(metric._compute_score_from_stats(counts[rows].sum(axis=0).tolist()).score)
 
 
 METRICS: dict[str, Callable[[], evaluate.Metric]] = {
@@ -142,3 +178,23 @@ METRICS: dict[str, Callable[[], evaluate.Metric]] = {
 def load_metric(name: str) -> evaluate.Metric:
     """Our metric of that name, else the one that the Hugging Face hub or a local path has."""
     return METRICS[name]() if name in METRICS else evaluate.load(name)
+
+
+def score_interval(names: Sequence[str], score: str, predictions: list[str], references: list[str]) -> Interval | None:
+    """95 % interval of one score over the rows of an evaluation.
+
+    Args:
+        names: Of metrics.
+        score: One that they compute, such as `rougeL` of `rouge`.
+        predictions: Texts, one for each row.
+        references: Theirs.
+
+    Returns:
+        `None` for a score of the hub's metrics, which can be had of all rows only, and for fewer than two rows.
+    """
+    ours = [METRICS[name]() for name in names if name in METRICS]
+    for metric in ours:
+        scorer = metric.row_scorers(predictions, references).get(score) if isinstance(metric, TextMetric) else None
+        if scorer is not None:
+            return over_rows(scorer, len(predictions))
+    return None

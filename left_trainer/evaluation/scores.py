@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What Trainer and SFTTrainer add to the metrics of an evaluation.
@@ -16,8 +16,11 @@ BOOKKEEPING = (
     "entropy",
     "mean_token_accuracy",
 )
-# Scores of which more is not better.
+# Figures beside the metrics of a task, of which more is not better.
 NOT_QUALITY = ("loss", "generated_length")
+# Scores of metrics on the hub of which less is better.
+LOWER_IS_BETTER: tuple[str, ...] = ("loss", "wer", "cer", "mer", "wil", "ter", "perplexity", "mean_perplexity")
+LOWER_IS_BETTER += ("mse", "rmse", "mae", "mape", "smape", "mase", "brier_score", "toxicity_ratio", "max_toxicity")
 
 
 def is_score(name: str) -> bool:
@@ -29,8 +32,18 @@ def is_score(name: str) -> bool:
 
 
 def is_quality(name: str) -> bool:
-    """Whether a metric, named without its prefix, is a score of which more is better."""
+    """Whether a metric, named without its prefix, is a score by which models are compared."""
     return is_score(name) and name not in NOT_QUALITY
+
+
+def is_lower_better(name: str, lower_is_better: Sequence[str] = ()) -> bool:
+    """Whether less of a score, named without its prefix, is better.
+
+    Args:
+        name: Of the score.
+        lower_is_better: Those of the task, beside the error rates that are known.
+    """
+    return name in lower_is_better or name in LOWER_IS_BETTER
 
 
 def without_prefix(metrics: Mapping[str, Any], prefix: str | None = None) -> dict[str, float]:

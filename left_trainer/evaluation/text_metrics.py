@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from left_trainer.evaluation.metrics import load_metric
 from left_trainer.token_mean import IGNORE_INDEX
+
+
+class TextPrediction(EvalPrediction):
+    """An `EvalPrediction` that also knows the text of the references.
+
+    Args:
+        args: Those of `EvalPrediction`: predictions, labels, inputs and losses.
+        references: Of each row, as the user wrote it; `None` where the rows were given as tokens.
+    """
+
+    def __init__(self, *args: Any, references: Sequence[str] | None = None) -> None:
+        super().__init__(*args)
+        self.references = references
+
 
 DEFAULT_METRICS = ("rouge", "bleu", "chrf", "exact_match")
 
@@ -28,6 +43,9 @@ def text_metrics(
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """A `compute_metrics` for `predict_with_generate`.
 
+    Predictions are compared with the text of the rows, where they were given as text, and else with the labels decoded.
+    Of several sequences of a row the first one is scored.
+
     Args:
         tokenizer: Decodes predictions and labels.
         names: Metrics: `rouge`, `bleu`, `chrf`, `exact_match`, `distinct`, `accuracy`, `macro_f1`, or any name that
@@ -42,8 +60,10 @@ def text_metrics(
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         token_ids = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        written = getattr(prediction, "references", None)
+        references = decode(tokenizer, prediction.label_ids) if written is None else [text.strip() for text in written]
+        token_ids = token_ids[:: max(1, len(token_ids) // max(1, len(references)))]
         predictions = decode(tokenizer, token_ids)
-        references = decode(tokenizer, prediction.label_ids)
         scores: dict[str, float] = {}
         for metric in metrics:
             scores |= metric.compute(predictions=predictions, references=references) or {}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -53,6 +54,11 @@ class CapturedLoss:
     tokens: TokenLoss | None = None
 
 
+def has_adapter(head: nn.Module | None) -> bool:
+    """Whether an output head computes more than a product with its weight. `modules_to_save` replaces the weight."""
+    return isinstance(head, (BaseTunerLayer, TrainableTokensWrapper))
+
+
 def why_not_at_output_head(model: PreTrainedModel) -> str | None:
     """Why the loss of `model` may not be taken from the input of its output head; `None` where it may."""
     model_type, head = model.config.model_type, model.get_output_embeddings()
@@ -62,7 +68,7 @@ def why_not_at_output_head(model: PreTrainedModel) -> str | None:
         return f"{type(model).__name__} is not a class of transformers"
     if getattr(model.config.get_text_config(decoder=True), "output_router_logits", False):
         return "the model adds the loss of its routers"
-    if isinstance(head, BaseTunerLayer):
+    if has_adapter(head):
         return "the output head has an adapter"
     if type(head) is not nn.Linear:
         return f"the output head is a {type(head).__name__}, not torch's Linear"

@@ -5,26 +5,29 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
-import re
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType
 from transformers import PreTrainedModel
 
+from left_trainer.methods.input_prompts import wrap
 from left_trainer.methods.method import Feature, PeftMethod
 from left_trainer.methods.options import check_peft_kwargs, check_required, option_types, with_nested_configs
+from left_trainer.methods.patterns import check_patterns, known_modules, patterns_of, text_of
 from left_trainer.methods.registry import METHODS, get_method, list_methods
 from left_trainer.methods.targets import count_matches, is_conv1d, peft_targets
 from left_trainer.models import ModelFamily, model_family, without_upstream_warnings
+from left_trainer.models.tables import unread_tables
 
 TASK_TYPES: dict[ModelFamily, TaskType] = {
     "encoder_decoder": TaskType.SEQ_2_SEQ_LM,
     "decoder_only": TaskType.CAUSAL_LM,
 }
-MAX_NAMES_SHOWN = 40
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,13 @@ def build_config(
         config = method.config_class(task_type=TASK_TYPES[family], **with_nested_configs(fixed, known))
     if method.resolve_targets and not _has_targets(config, model):
         targets = method.resolve_targets(model)
-        if not targets:
+        if targets is not None and not targets:
             raise ValueError(
                 f"peft_method={method.name!r} has no default target modules for model type "
                 f"{model.config.model_type!r}. Name them: peft_kwargs={{'target_modules': [...]}}. "
-                f"{_known_modules(model)}"
+                f"{known_modules(model)}"
             )
-        for option, value in targets.items():
+        for option, value in (targets or {}).items():
             setattr(config, option, set(value))
     for option, value in (method.derive(model, config) if method.derive else {}).items():
         if option not in options:
@@ -149,6 +152,14 @@ def _has_targets(config: PeftConfig, model: PreTrainedModel) -> bool:
     return config.target_modules is not None or peft_targets(model, config) is not None
 
 
+def with_named_targets(model: PreTrainedModel, config: PeftConfig) -> PeftConfig:
+    """`config` with PEFT's default target modules by name: for Mixtral PEFT looks them up too late (peft 0.21)."""
+    if isinstance(config, LoraConfig) and not (config.target_modules or config.target_parameters):
+        defaults = peft_targets(model, config)
+        config.target_modules = set(defaults) if isinstance(defaults, list) else defaults
+    return config
+
+
 def apply_config(
     model: PreTrainedModel, config: PeftConfig, seed: int | None = None, name: str | None = None
 ) -> PeftModel:
@@ -159,7 +170,13 @@ def apply_config(
     """
     check_patterns(model, config)
     with seeded(seed), without_upstream_warnings():
-        wrapped = get_peft_model(model, copy.deepcopy(config))
+        try:
+            wrapped = wrap(model, with_named_targets(model, copy.deepcopy(config)))
+        except (AttributeError, KeyError) as error:  # a kind of model that PEFT does not expect
+            raise ValueError(
+                f"{type(config).__name__} cannot be applied to {type(model).__name__}: {error}. Choose another method; "
+                "`left-trainer methods --model NAME` lists those that work."
+            ) from error
     if not any(parameter.requires_grad for parameter in wrapped.parameters()):
         raise ValueError(
             f"{type(config).__name__} leaves no trainable parameter in {type(model).__name__}, so training would "
@@ -167,12 +184,12 @@ def apply_config(
             "inference_mode=False."
         )
     modules = matched_modules(wrapped)
-    patterns = _patterns(wrapped.peft_config[wrapped.active_adapter], "target_modules")
+    patterns = patterns_of(wrapped.peft_config[wrapped.active_adapter], "target_modules")
     wrapped.applied_method = AppliedMethod(
         name=name or method_name(config),
         matched_modules=modules,
         match_table={
-            _text(pattern): count
+            text_of(pattern): count
             for pattern in patterns
             if (count := count_matches(modules, pattern))  # X-LoRA's own config holds a dummy, its experts the names
         },
@@ -188,8 +205,8 @@ def method_name(config: PeftConfig) -> str:
     """
     methods = [method for method in list_methods() if is_made_by(config, method)]
     plain = [method for method in methods if not (method.initialize or method.optimizer or method.quantization)]
-    if plain:
-        return max(plain, key=lambda method: len(method.preset)).name
+    if candidates := plain or methods[:1]:
+        return max(candidates, key=lambda method: len(method.preset)).name
     return str(config.peft_type.value).lower()
 
 
@@ -202,16 +219,21 @@ def find_method(model: PreTrainedModel | PeftModel) -> PeftMethod | None:
     config = model.active_peft_config if isinstance(model, PeftModel) else None
     applied = vars(model).get("applied_method")  # not of the model inside
     method = METHODS.find(applied.name) if applied else None
-    if method is not None and method.config_class is (type(config) if config else None):
+    if method is not None and _has_class(config, method):
         return method
     return METHODS.find(method_name(config)) if config else None
 
 
 def is_made_by(config: PeftConfig, method: PeftMethod) -> bool:
     """Whether `config` is of the class of `method` and has its preset options."""
-    return method.config_class is type(config) and all(
-        getattr(config, name) == value for name, value in method.preset.items()
-    )
+    return _has_class(config, method) and all(getattr(config, name) == value for name, value in method.preset.items())
+
+
+def _has_class(config: PeftConfig | None, method: PeftMethod) -> bool:
+    """Whether `config` is of the class of `method`, or of the class of PEFT that it replaces."""
+    if config is None or method.config_class is None:
+        return config is method.config_class
+    return type(config) in (method.config_class, getattr(method.config_class, "replaces", None))
 
 
 def matched_modules(model: PreTrainedModel | PeftModel) -> tuple[str, ...]:
@@ -220,53 +242,32 @@ def matched_modules(model: PreTrainedModel | PeftModel) -> tuple[str, ...]:
     return tuple(getattr(tuner, "targeted_module_names", ()))
 
 
-def check_patterns(model: PreTrainedModel, config: PeftConfig) -> None:
-    """Raise `ValueError`, with the model's module names, when a pattern of `config` matches no module of `model`.
-
-    PEFT raises only when all of them miss; one that misses among several is a typo that trains less than was asked.
-    """
-    names = tuple(name for name, _ in model.named_modules())
-    for option in ("target_modules", "feedforward_modules", "modules_to_save"):
-        for pattern in _patterns(config, option):
-            if not count_matches(names, pattern):
-                raise ValueError(f"{option} has {_text(pattern)!r}, which matches no module. {_known_modules(model)}")
-
-
-def _patterns(config: PeftConfig, option: str) -> list[re.Pattern[str] | str]:
-    """What `option` names: one compiled regular expression, as PEFT reads a string, or names that modules end in."""
-    value = getattr(config, option, None)
-    if isinstance(value, str):
-        return [] if value == "all-linear" else [re.compile(value)]
-    return sorted(value or ())
-
-
-def _text(pattern: re.Pattern[str] | str) -> str:
-    return pattern.pattern if isinstance(pattern, re.Pattern) else pattern
-
-
-def _known_modules(model: PreTrainedModel) -> str:
-    """A sentence with the last parts of the names of the modules that have weights of their own."""
-    leaves = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if not any(True for _ in module.children()) and any(True for _ in module.parameters())
-    }
-    shown = sorted(leaf for leaf in leaves if not leaf.isdigit())[:MAX_NAMES_SHOWN]
-    example = next(name for name, _ in model.named_modules() if name.endswith(f".{shown[0]}") or name == shown[0])
-    return f"{type(model).__name__} has modules named {', '.join(shown)} (in full, for example, {example})."
-
-
 def _train_everything(model: PreTrainedModel, method: PeftMethod) -> PreTrainedModel:
+    """Let all parameters be trained that are read, but for those that are frozen.
+
+    Frozen are the user's choice and tables of sines. A model that is frozen as a whole has been inside of an adapter.
+    """
     for parameter in model.parameters():
         if not parameter.is_floating_point():
             raise ValueError(
                 f"peft_method={method.name!r} cannot train {type(model).__name__}: its weights are quantized "
                 f"({parameter.dtype}). Load it without quantization, or choose an adapter method such as 'lora'."
             )
-        parameter.requires_grad_(True)
-    if model.dtype == torch.float16:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        with torch.device("meta"):
+            fresh = dict(type(model)(copy.deepcopy(model.config)).named_parameters(remove_duplicate=False))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in fresh or fresh[name].requires_grad)
+    for table in unread_tables(model).values():
+        table.weight.requires_grad_(False)
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
         # fp16 mixed precision keeps float32 weights to unscale gradients into; half ones stop in the first step.
         model.float()
+        logger.warning(
+            "The weights are float16, and peft_method=%r trains and saves them in float32, which takes twice their "
+            "memory: in float16, updates are rounded away. Load the model in bfloat16 to train in its own precision.",
+            method.name,
+        )
     model.applied_method = AppliedMethod(name=method.name, matched_modules=(), match_table={})
     return model
 

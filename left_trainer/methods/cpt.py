@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from peft import CPTConfig, PeftModel
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer.adapters.prompt_encoder import PROMPT_ENCODER
+from left_trainer.methods.input_prompts import derive_input_prompt, prepare_input_prompt
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.virtual_tokens import VirtualTokens
@@ -38,13 +40,14 @@ def context_loss(
 ) -> tuple[torch.Tensor, Any]:
     r"""CPT's loss, over the answers in the context too: $\sum_i w_i \ell_i / N$ with $N$ target tokens.
 
-    PEFT's is the mean over a micro-batch, which accumulation would sum. In evaluation it is left at that.
+    PEFT's is the mean over a micro-batch, which accumulation would sum. In evaluation it is the mean over the targets
+    of the rows alone, as it is for every other method.
     """
-    outputs = model(**inputs)
+    outputs, labels = model(**inputs), inputs["labels"]
     if num_items_in_batch is None:
-        return outputs.loss, outputs
+        logits = outputs.logits[:, -labels.shape[1] - 1 : -1]
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX), outputs
     in_context = sum(kind % 4 == 0 for kind in model.active_peft_config.cpt_tokens_type_mask[1:])
-    labels = inputs["labels"]
     num_labels = labels.ne(IGNORE_INDEX).sum() + in_context * len(labels)
     return outputs.loss * num_labels / num_items_in_batch * ranks, outputs
 
@@ -60,7 +63,9 @@ CPT = PeftMethod(
     learning_rate_source="that of prompt_tuning",
     equation=r"X' = [E_{\mathrm{ctx}} + \delta; X], \quad \lVert \delta_i \rVert \le \epsilon",
     when_to_use="Few-shot learning: the context is real text that may move only a little, against overfitting.",
+    derive=derive_input_prompt,
     derive_from_data=first_example,
+    prepare=prepare_input_prompt,
     loss=context_loss,
     virtual_tokens=VirtualTokens("input", count=context_length),
     training_state=PROMPT_ENCODER,

@@ -15,6 +15,8 @@ from left_trainer.methods.method import Batches, PeftMethod
 # From the model, a micro-batch, and its share of the accumulated batch: what is added to the micro-batch's loss.
 LossTerm: TypeAlias = Callable[[nn.Module, Mapping[str, Any], torch.Tensor | float], torch.Tensor]
 
+PENALTY = "penalty"
+
 
 class MethodHooks:
     """What a trainer asks of its method beyond the wrapped model.
@@ -41,13 +43,15 @@ class MethodHooks:
         return [callback] if callback else []
 
     def initialize(self, model: nn.Module, batches: Batches, seed: int) -> None:
-        """Set the weights of a new adapter from the model or data. The random state of the caller is left as it was."""
+        """Set the weights of a new adapter from the model or data, once. The random state is left as it was."""
         if self.method and self.method.initialize and self.is_new:
             with seeded(seed):
                 self.method.initialize(model, batches, self.options)
+        self.is_new = False
 
     def restore(self, model: nn.Module, directory: str) -> None:
         """Give the model the shape that the adapter saved in `directory` has."""
+        self.is_new = False
         if self.method and self.method.restore:
             self.method.restore(model, directory)
 
@@ -61,7 +65,7 @@ class MethodHooks:
         arguments = {**arguments, "weight_decay": args.weight_decay}
         return self.method.optimizer(model, optimizer_class, arguments, self.options)
 
-    def loss_terms(self) -> list[LossTerm]:
-        """What is added to the loss of each micro-batch: its share of the method's penalty of a whole batch."""
+    def loss_terms(self) -> dict[str, LossTerm]:
+        """What is added to the loss of each micro-batch, by the name it is logged under: the method's penalty."""
         penalty = self.method.penalty if self.method else None
-        return [] if penalty is None else [lambda model, inputs, share: share * penalty(model)]
+        return {} if penalty is None else {PENALTY: lambda model, inputs, share: share * penalty(model)}

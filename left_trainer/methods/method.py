@@ -43,7 +43,7 @@ class PeftMethod:
             the targets resolved; a user's options beat them.
         derive_from_data: Options that come from the training data, from the tokenizer and the token ids of one row.
         resolve_targets: Options that name modules, for model types that PEFT has no default for; empty when the model
-            has no module of the kind.
+            has no module of the kind, `None` where the choice is PEFT's all the same.
         hook_options: Options of the hooks below, which the PEFT config does not have, with their defaults.
         quantization: Makes the config that the base model is loaded with.
         model_config: Settings of the model's own config that the method needs.
@@ -56,7 +56,7 @@ class PeftMethod:
             `on_optimizer_step` and so on, with the model in `kwargs`.
         loss: The method's own loss where it is not the token mean: from the model, a micro-batch, the number $N$ of
             target tokens in the accumulated batch (`None` in evaluation) and the number of ranks; with the outputs.
-        penalty: A scalar that is added to the loss of a whole accumulated batch once.
+        penalty: A scalar that is added to the loss of a whole accumulated batch once, and logged as `penalty`.
         virtual_tokens: Where the method puts virtual tokens and how many; `None` where it puts none into the sequence.
         training_state: What training goes on from and PEFT's adapter file leaves out; `None` where it leaves out none.
         saving_warnings: Regular expressions of what PEFT warns about when it saves the adapter, where that is expected.
@@ -84,7 +84,7 @@ class PeftMethod:
     required: Mapping[str, str] = field(default_factory=dict, hash=False)
     derive: Callable[[PreTrainedModel, PeftConfig], Mapping[str, Any]] | None = None
     derive_from_data: Callable[[PreTrainedTokenizerBase, list[int]], Mapping[str, Any]] | None = None
-    resolve_targets: Callable[[PreTrainedModel], Mapping[str, Any]] | None = None
+    resolve_targets: Callable[[PreTrainedModel], Mapping[str, Any] | None] | None = None
     hook_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     quantization: Callable[[], Any] | None = None
     model_config: Mapping[str, Any] = field(default_factory=dict, hash=False)

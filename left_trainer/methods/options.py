@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import re
 import types
@@ -73,6 +74,21 @@ def with_nested_configs(options: Mapping[str, Any], known: Mapping[str, Any]) ->
         name: nested(**value) if isinstance(value, Mapping) and (nested := nested_config(known[name])) else value
         for name, value in options.items()
     }
+
+
+def plain_options(value: Any) -> Any:
+    """`value`, options or one of them, in the types of JSON: a set becomes a list, a config the dict it stands for."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value) if item.init}
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, Mapping):
+        return {str(key): plain_options(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain_options(item) for item in value), key=str)
+    if isinstance(value, (list, tuple)):
+        return [plain_options(item) for item in value]
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def _matches(value: Any, hint: Any) -> bool:

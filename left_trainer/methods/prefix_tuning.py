@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from peft import CartridgeConfig, PeftConfig, PrefixTuningConfig
+import torch
+from peft import (
+    CartridgeConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    initialize_kv_prefix_from_past_key_values,
+)
 from transformers import PreTrainedModel
 
 from left_trainer.adapters.prompt_encoder import PROMPT_ENCODER
 from left_trainer.methods.learning_rates import metamathqa
 from left_trainer.methods.limits import NO_PACKING
-from left_trainer.methods.method import Feature, PeftMethod
+from left_trainer.methods.method import Batches, Feature, PeftMethod
+from left_trainer.methods.training_text import evaluating, text_inputs
 from left_trainer.methods.virtual_tokens import IN_DECODER_CACHE, NUM_VIRTUAL_TOKENS
+from left_trainer.tuners.p_tuning_v2 import PTuningV2Config
 
+PREFIX_STARTS = ("auto", "text", "random")
 PREFIX_LIMITS: dict[Feature, str] = {
     **NO_PACKING,
     "gradient_checkpointing": (
@@ -29,12 +40,48 @@ def decoder_key_value_shape(model: PreTrainedModel, config: PeftConfig) -> dict[
     wider or narrower than that (mT5-small: 6 heads of 64 in 512).
     """
     shape = model.config
+    if not hasattr(shape, "num_attention_heads"):
+        raise ValueError(
+            f"{type(model).__name__} has no attention with a key/value cache for a prefix to stand in. Choose another "
+            "method, such as lora with target_modules."
+        )
     if not shape.is_encoder_decoder:
-        return {}  # PEFT reads decoder-only configs correctly, grouped-query attention included
+        # PEFT reads decoder-only configs correctly, grouped-query attention included, but for XGLM's number of heads.
+        return {"num_attention_heads": shape.num_attention_heads}
     heads = getattr(shape, "decoder_attention_heads", None) or shape.num_attention_heads
     head_dim = getattr(shape, "d_kv", None) or shape.hidden_size // heads
     layers = getattr(shape, "decoder_layers", None) or getattr(shape, "num_decoder_layers", shape.num_hidden_layers)
     return {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * head_dim}
+
+
+def starts_from_text(model: PreTrainedModel, options: Mapping[str, Any]) -> bool:
+    """Whether prefixes of `model` start from training text; `auto` means in decoder-only models.
+
+    There text before a prompt is what the model was trained on. A second source or target is not: with it, prefixes of
+    encoder-decoder models started and ended with a higher loss than random ones (docs/results.md).
+
+    Raises:
+        ValueError: A start of another name.
+    """
+    start = options["prefix_start"]
+    if start not in PREFIX_STARTS:
+        raise ValueError(f"peft_kwargs has prefix_start={start!r}: expected one of {', '.join(PREFIX_STARTS)}.")
+    return start == "text" or (start == "auto" and not model.config.is_encoder_decoder)
+
+
+@torch.no_grad()
+def initialize_from_text(model: PeftModel, batches: Batches, options: Mapping[str, Any]) -> None:
+    """Start prefixes from the keys and values of training text, as the base model computes them.
+
+    A projected prefix is computed by a network, which starts at random.
+    """
+    config, base = model.active_peft_config, model.get_base_model()
+    is_computed = getattr(config, "prefix_projection", False) or getattr(config, "init_weights", None) == "zero"
+    if is_computed or not starts_from_text(base, options) or not config.num_virtual_tokens:
+        return
+    with evaluating(base):
+        cache = base(**text_inputs(base, batches, config.num_virtual_tokens), use_cache=True).past_key_values
+    initialize_kv_prefix_from_past_key_values(model, past_key_values=getattr(cache, "self_attention_cache", cache))
 
 
 PREFIX_TUNING = PeftMethod(
@@ -51,6 +98,8 @@ PREFIX_TUNING = PeftMethod(
     "decoder only; `p_tuning_v2` reaches encoder, decoder and cross-attention.",
     defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
     derive=decoder_key_value_shape,
+    hook_options={"prefix_start": "auto"},
+    initialize=initialize_from_text,
     virtual_tokens=IN_DECODER_CACHE,
     training_state=PROMPT_ENCODER,
     unsupported=PREFIX_LIMITS,
@@ -69,7 +118,36 @@ CARTRIDGE = PeftMethod(
     when_to_use="A long document or a corpus that would otherwise stand in every prompt, distilled into a cache.",
     defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
     derive=decoder_key_value_shape,
+    hook_options={"prefix_start": "auto"},
+    initialize=initialize_from_text,
     virtual_tokens=IN_DECODER_CACHE,
     training_state=PROMPT_ENCODER,
     unsupported=PREFIX_LIMITS,
+)
+
+
+def initialize_p_tuning_v2(model: PeftModel, batches: Batches, options: Mapping[str, Any]) -> None:
+    """As `initialize_from_text`, for every attention layer: of encoder, decoder and between them."""
+    base, count = model.get_base_model(), model.active_peft_config.num_virtual_tokens
+    if starts_from_text(base, options):
+        with evaluating(base):
+            model.base_model.start_from_text(model.active_adapter, text_inputs(base, batches, count))
+
+
+P_TUNING_V2 = PeftMethod(
+    name="p_tuning_v2",
+    family="soft_prompt",
+    summary="key/value prefixes in every attention layer of encoder and decoder",
+    paper="Liu et al., 2021, arXiv 2110.07602",
+    config_class=PTuningV2Config,
+    narrow_learning_rate=3e-2,
+    learning_rate=5e-3,
+    learning_rate_source="that of prefix_tuning; near the 7e-3 of the authors' scripts for BoolQ",
+    equation=r"\mathrm{softmax}\left(\tfrac{Q [P_K; K]^\top}{\sqrt{d}} + [0; M]\right) [P_V; V]",
+    when_to_use="Where prompt tuning is too weak, or prefixes are wanted in an encoder-decoder model or "
+    "together with gradient checkpointing.",
+    defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
+    hook_options={"prefix_start": "auto"},
+    initialize=initialize_p_tuning_v2,
+    aliases=("ptuning_v2", "deep_prompt_tuning"),
 )

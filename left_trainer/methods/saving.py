@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
 from left_trainer.adapters.files import (
@@ -20,8 +22,14 @@ from left_trainer.adapters.files import (
     write_training_state,
 )
 from left_trainer.methods.apply import find_method, method_name
+from left_trainer.methods.fit import check_fit, no_fit, take_saved_embeddings
+from left_trainer.methods.input_prompts import wrap
+from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import METHODS
 from left_trainer.models import ModelSource, load_model, without_upstream_warnings
+from left_trainer.tuners.input_prompts.config import InputPrompt
+
+MAX_CAUSE_LENGTH = 300
 
 
 def training_state(model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
@@ -56,6 +64,13 @@ def restore_training_state(model: PreTrainedModel | PeftModel, directory: str | 
     return True
 
 
+def check_saved_adapter(model: PreTrainedModel | PeftModel, directory: str | Path) -> None:
+    """Raise `ValueError` where `directory` holds another adapter than the active one of `model`."""
+    if isinstance(model, PeftModel) and (Path(directory) / CONFIG_NAME).is_file():
+        with without_saving_warnings(model):
+            check_fit(model, directory)
+
+
 @contextlib.contextmanager
 def without_saving_warnings(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Hide what PEFT warns about when it saves `model` and the method's record calls expected."""
@@ -64,6 +79,33 @@ def without_saving_warnings(model: PreTrainedModel | PeftModel) -> Iterator[None
         for message in method.saving_warnings if method else ():
             warnings.filterwarnings("ignore", message)
         yield
+
+
+@contextlib.contextmanager
+def saving_active_adapter(model: PreTrainedModel | PeftModel, directory: str | Path) -> Iterator[None]:
+    """Inside, `model.save_pretrained(directory)` writes the active adapter, and it alone, where loaders look for one.
+
+    PEFT writes every adapter that the model carries, and each one not called `default` into a folder of its own, which
+    neither `from_pretrained` nor `Trainer` takes for what was trained.
+    """
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    save, own = model.save_pretrained, "save_pretrained" in vars(model)
+    model.save_pretrained = functools.partial(save, selected_adapters=[model.active_adapter])
+    try:
+        with without_saving_warnings(model):
+            yield
+    finally:
+        if own:
+            model.save_pretrained = save
+        else:
+            del model.save_pretrained
+    folder = Path(directory) / model.active_adapter
+    if (folder / CONFIG_NAME).is_file():
+        for file in folder.iterdir():
+            file.replace(Path(directory) / file.name)
+        folder.rmdir()
 
 
 def complete_adapter_directory(model: PreTrainedModel | PeftModel, directory: str | Path) -> None:
@@ -81,6 +123,13 @@ def explain_loading(model: PreTrainedModel | PeftModel, directory: str | Path) -
     text = readme.read_text(encoding="utf-8")
     code = f'import {package}\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "THIS_FOLDER")'
     note = f"`PeftModel.from_pretrained` knows this adapter after `import {package}`:\n\n```python\n{code}\n```\n"
+    if isinstance(model.active_peft_config, InputPrompt):
+        code = code.replace("model =", "from left_trainer.runs.inference import prepare_for_use\n\nmodel =", 1)
+        note = (
+            "Its virtual tokens stand beside what the model computes from token ids. `prepare_for_use` makes PEFT do "
+            f"the same:\n\n```python\n{code}\nprepare_for_use(model)\n```\n\nPlain PEFT gives the same on models "
+            "without a scale and with one table of embeddings, unless `prompt_position` is `after`.\n"
+        )
     if f"import {package}" not in text:
         readme.write_text(f"{text.rstrip()}\n\n## Load it\n\n{note}", encoding="utf-8")
 
@@ -96,8 +145,8 @@ def save_adapter(model: PeftModel, directory: str | Path, notes: Mapping[str, st
         notes: Further text files by name.
     """
     with whole_directory(directory) as folder:
-        with without_saving_warnings(model):
-            model.save_pretrained(folder, safe_serialization=True, selected_adapters=[model.active_adapter])
+        with saving_active_adapter(model, folder):
+            model.save_pretrained(folder, safe_serialization=True)
         complete_adapter_directory(model, folder)
         for name, text in (notes or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -116,13 +165,37 @@ def load_trained(
 
     Returns:
         A `PeftModel` where there is an adapter, a `PreTrainedModel` where there is none.
+
+    Raises:
+        ValueError: The adapter does not fit its base model.
     """
     source = ModelSource.of(model)
     base = load_model(source, quantization_config)
     if source.adapter is None:
         return base
+    path, method = str(source.model), adapter_method(source)
+    for setting, value in method.model_config.items() if method else ():
+        setattr(base.config, setting, value)
     with without_upstream_warnings():
-        return _with_adapter(base, str(source.model), source.adapter, is_trainable)
+        take_saved_embeddings(base, path)
+        try:
+            wrapped = _with_adapter(base, path, source.adapter, is_trainable)
+        except (RuntimeError, KeyError) as error:
+            raise no_fit(path, base, " ".join(str(error).split())[:MAX_CAUSE_LENGTH]) from error
+        with without_saving_warnings(wrapped):
+            check_fit(wrapped, path)
+    return wrapped
+
+
+def adapter_method(source: ModelSource) -> PeftMethod | None:
+    """The record of the adapter that `source` holds; `None` where there is no adapter or no record.
+
+    The name that the run has noted tells presets with equal configs apart, such as LoRA on a quantized base.
+    """
+    if source.adapter is None:
+        return None
+    noted = source.settings.method if source.settings else None
+    return METHODS.find(noted or method_name(source.adapter))
 
 
 def _with_adapter(model: PreTrainedModel, path: str, config: PeftConfig, is_trainable: bool) -> PeftModel:
@@ -130,7 +203,7 @@ def _with_adapter(model: PreTrainedModel, path: str, config: PeftConfig, is_trai
     if not (is_trainable and method and method.virtual_tokens):
         return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
     # PEFT refuses to load a soft prompt for training; a new one of the same config takes what was saved.
-    wrapped = get_peft_model(model, dataclasses.replace(config, inference_mode=False))
+    wrapped = wrap(model, dataclasses.replace(config, inference_mode=False))
     if not restore_training_state(wrapped, path):
         wrapped.load_adapter(path, wrapped.active_adapter, is_trainable=True)
     return wrapped

@@ -12,6 +12,7 @@ from left_trainer.methods.limits import LINEAR_ONLY
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import register_method
 from left_trainer.methods.targets import features, norms, query_value, targeted
+from left_trainer.models.tables import separate_token_tables
 from left_trainer.tuners.selective import BitFitConfig, LayersConfig, ParameterTypesConfig
 
 
@@ -19,6 +20,12 @@ def sparse_rank(model: PreTrainedModel, config: PeftConfig) -> dict[str, Any]:
     """SHiRA selects as many weights as a LoRA of rank `r` has, which cannot exceed those that there are."""
     shapes = [features(module) for _, module in targeted(model, config)]
     return {"r": min(config.r, *(rows * columns // (rows + columns) for rows, columns in shapes))}
+
+
+def own_token_tables(model: PreTrainedModel) -> dict[str, Any] | None:
+    """The tables of encoder and decoder, where there are two; else PEFT takes the input embeddings."""
+    tables = separate_token_tables(model)
+    return {"target_modules": tables} if tables else None
 
 
 register_method(
@@ -160,6 +167,7 @@ register_method(
         learning_rate_source=metamathqa(2e-1, 24.6) + "; below it, because general text loses 0.83 nats there",
         equation=r"E'_t = E_t + \Delta_t, \quad t \in T",
         when_to_use="New tokens in the vocabulary (a chat format, a language's characters) that need embeddings.",
+        resolve_targets=own_token_tables,
         required={"token_indices": "ids of the tokens to train, as of tokenizer.convert_tokens_to_ids([...])."},
         mergeable=True,
     )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from peft import MultitaskPromptTuningConfig, PromptEncoderConfig, PromptTuningConfig
-
 from left_trainer.adapters.prompt_encoder import PROMPT_ENCODER
 from left_trainer.methods.adaption_prompt import ADAPTION_PROMPT
 from left_trainer.methods.cpt import CPT
+from left_trainer.methods.input_prompts import derive_input_prompt, initialize_from_vocabulary, prepare_input_prompt
 from left_trainer.methods.learning_rates import metamathqa
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import PeftMethod
-from left_trainer.methods.prefix_tuning import CARTRIDGE, PREFIX_TUNING
+from left_trainer.methods.prefix_tuning import CARTRIDGE, P_TUNING_V2, PREFIX_TUNING
 from left_trainer.methods.registry import register_method
-from left_trainer.methods.virtual_tokens import BEFORE_INPUT, NUM_VIRTUAL_TOKENS, VirtualTokens
-from left_trainer.tuners.p_tuning_v2 import PTuningV2Config
+from left_trainer.methods.virtual_tokens import BEFORE_INPUT, NUM_VIRTUAL_TOKENS
+from left_trainer.tuners.input_prompts.config import MultitaskPromptTuning, PromptTuning, PTuning
 
 register_method(
     PeftMethod(
@@ -21,14 +20,21 @@ register_method(
         family="soft_prompt",
         summary="virtual token embeddings before the input",
         paper="Lester et al., 2021, arXiv 2104.08691",
-        config_class=PromptTuningConfig,
+        config_class=PromptTuning,
         narrow_learning_rate=9e-2,
         learning_rate=1e-3,
         learning_rate_source=metamathqa(1e-3, 34.3) + "; from sampled vocabulary",
         equation=r"X' = [P; X], \quad P \in \mathbb{R}^{m \times d}",
         when_to_use="The smallest adapters: a few thousand numbers a task, one frozen model for all. It needs a "
         "high learning rate and pays off on large models.",
-        defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
+        defaults={
+            "num_virtual_tokens": NUM_VIRTUAL_TOKENS,
+            "prompt_tuning_init": "SAMPLE_VOCAB",
+            "prompt_position": None,
+        },
+        derive=derive_input_prompt,
+        prepare=prepare_input_prompt,
+        initialize=initialize_from_vocabulary,
         virtual_tokens=BEFORE_INPUT,
         training_state=PROMPT_ENCODER,
         unsupported=NO_PACKING,
@@ -41,14 +47,16 @@ register_method(
         family="soft_prompt",
         summary="virtual token embeddings, reparameterized by a small MLP",
         paper="Liu et al., 2021, arXiv 2103.10385",
-        config_class=PromptEncoderConfig,
+        config_class=PTuning,
         narrow_learning_rate=1e-2,
         learning_rate=3e-4,
         learning_rate_source=metamathqa(1e-4, 34.9),
         equation=r"X' = [\mathrm{MLP}(E); X], \quad E \in \mathbb{R}^{m \times d}",
         when_to_use="Like prompt tuning, with an encoder in training that makes it converge faster; only the computed "
         "prompts are needed afterwards.",
-        defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS, "encoder_hidden_size": 128},
+        defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS, "encoder_hidden_size": 128, "prompt_position": None},
+        derive=derive_input_prompt,
+        prepare=prepare_input_prompt,
         virtual_tokens=BEFORE_INPUT,
         training_state=PROMPT_ENCODER,
         unsupported=NO_PACKING,
@@ -57,23 +65,7 @@ register_method(
 
 register_method(PREFIX_TUNING)
 
-register_method(
-    PeftMethod(
-        name="p_tuning_v2",
-        family="soft_prompt",
-        summary="key/value prefixes in every attention layer of encoder and decoder",
-        paper="Liu et al., 2021, arXiv 2110.07602",
-        config_class=PTuningV2Config,
-        narrow_learning_rate=3e-2,
-        learning_rate=5e-3,
-        learning_rate_source="that of prefix_tuning",
-        equation=r"\mathrm{softmax}\left(\tfrac{Q [P_K; K]^\top}{\sqrt{d}} + [0; M]\right) [P_V; V]",
-        when_to_use="Where prompt tuning is too weak, or prefixes are wanted in an encoder-decoder model or "
-        "together with gradient checkpointing.",
-        defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS},
-        aliases=("ptuning_v2", "deep_prompt_tuning"),
-    )
-)
+register_method(P_TUNING_V2)
 
 register_method(
     PeftMethod(
@@ -81,18 +73,24 @@ register_method(
         family="soft_prompt",
         summary="one shared prompt, scaled by a low-rank matrix for each task",
         paper="Wang et al., 2023, arXiv 2303.02861",
-        config_class=MultitaskPromptTuningConfig,
+        config_class=MultitaskPromptTuning,
         narrow_learning_rate=1.5e-1,
         learning_rate=2e-3,
         learning_rate_source="as far from prompt tuning's as on small models",
         equation=r"P_t = P \odot (u_t v_t^\top)",
         when_to_use="Several related tasks at once: give rows a `task_ids` column and set `num_tasks`. With one "
         "task it is prompt tuning with a low-rank factor.",
-        # With two, PEFT trains prompts in the decoder that its `generate` leaves out (peft 0.21).
-        defaults={"num_virtual_tokens": NUM_VIRTUAL_TOKENS, "num_tasks": 1, "num_transformer_submodules": 1},
-        virtual_tokens=VirtualTokens(
-            "input", before_target_too=lambda options: options.get("num_transformer_submodules") == 2
-        ),
+        defaults={
+            "num_virtual_tokens": NUM_VIRTUAL_TOKENS,
+            "num_tasks": 1,
+            "num_transformer_submodules": 1,
+            "prompt_tuning_init": "SAMPLE_VOCAB",
+            "prompt_position": None,
+        },
+        derive=derive_input_prompt,
+        prepare=prepare_input_prompt,
+        initialize=initialize_from_vocabulary,
+        virtual_tokens=BEFORE_INPUT,
         training_state=PROMPT_ENCODER,
         unsupported=NO_PACKING,
     )

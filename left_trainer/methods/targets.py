@@ -85,7 +85,7 @@ def norms(model: PreTrainedModel) -> Mapping[str, Any]:
 
 def peft_targets(model: PreTrainedModel, config: PeftConfig) -> Sequence[str] | str | None:
     """PEFT's default target modules for this model type; `None` where it has none."""
-    mapping = getattr(PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "target_module_mapping", None) or {}
+    mapping = getattr(PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type), "target_module_mapping", None) or {}
     return mapping.get(model.config.model_type)
 
 

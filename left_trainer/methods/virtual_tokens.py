@@ -27,10 +27,6 @@ def option_num_virtual_tokens(options: Mapping[str, Any]) -> int:
     return int(options.get("num_virtual_tokens") or 0)
 
 
-def never(options: Mapping[str, Any]) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class VirtualTokens:
     """Virtual tokens that stand in the sequence and take positions of the model.
@@ -38,16 +34,13 @@ class VirtualTokens:
     Prefixes inside of the attention layers (`p_tuning_v2`, `adaption_prompt`) take none and are not described by this.
 
     Args:
-        place: `input`: embeddings before those of the input. `decoder_cache`: keys and values in the cache of the
+        place: `input`: embeddings beside those of the input. `decoder_cache`: keys and values in the cache of the
             decoder, which is the whole model in a decoder-only one.
         count: Their number, from the method's options.
-        before_target_too: With the place `input`, whether as many stand before the decoder's input of an
-            encoder-decoder model as well, from the method's options.
     """
 
     place: Literal["input", "decoder_cache"]
     count: Callable[[Mapping[str, Any]], int] = option_num_virtual_tokens
-    before_target_too: Callable[[Mapping[str, Any]], bool] = never
 
     def positions(self, options: Mapping[str, Any], family: ModelFamily) -> Positions:
         """The positions that they take in a model of `family`.
@@ -61,7 +54,7 @@ class VirtualTokens:
             return Positions(source=count)
         if self.place == "decoder_cache":
             return Positions(target=count)
-        return Positions(source=count, target=count if self.before_target_too(options) else 0)
+        return Positions(source=count)
 
 
 BEFORE_INPUT = VirtualTokens("input")

@@ -13,6 +13,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 ModelFamily = Literal["encoder_decoder", "decoder_only"]
+# Causal by their class, while each token sees those after it unless the caller passes a mask of permutations.
+BIDIRECTIONAL_TYPES = ("xlnet",)
 FAMILIES: tuple[ModelFamily, ...] = get_args(ModelFamily)
 
 
@@ -31,10 +33,13 @@ def model_family(model: PreTrainedModel | PeftModel | PreTrainedConfig) -> Model
     if class_names & set(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()):
         return "encoder_decoder"
     encoder_only = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    if class_names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) and not encoder_only:
+    sees_all = encoder_only or config.model_type in BIDIRECTIONAL_TYPES
+    if class_names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) and not sees_all:
         return "decoder_only"
     name = getattr(config, "_name_or_path", "") or config.model_type
-    kind = "an encoder-only model" if encoder_only else "neither an encoder-decoder nor a decoder-only language model"
+    kind = "neither an encoder-decoder nor a decoder-only language model"
+    if sees_all:
+        kind = "an encoder-only model" if encoder_only else "a model whose tokens see those that follow"
     raise ValueError(
         f"model={name!r} ({'/'.join(sorted(config.architectures or [config.model_type]))}) is {kind}. "
         "LeftTrainer fine-tunes models that generate text: pass one that loads with `AutoModelForSeq2SeqLM` (T5, BART, "

@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from left_trainer.models.family import auto_class
 from left_trainer.models.source import ModelSource
 
+MAX_NAMES_SHOWN = 4
+
 
 def load_model(model: str | ModelSource, quantization_config: Any = None) -> PreTrainedModel:
     """Load the weights of the base model that `model` names, without the adapter that its path may hold.
@@ -22,6 +24,9 @@ def load_model(model: str | ModelSource, quantization_config: Any = None) -> Pre
     Args:
         model: Hub name or path, or what was made of one.
         quantization_config: For `from_pretrained`; beats the one among the options.
+
+    Raises:
+        ValueError: The checkpoint lacks weights of the model, which transformers would leave random.
     """
     source = ModelSource.of(model)
     options = {"dtype": "float32", **source.options}
@@ -30,7 +35,18 @@ def load_model(model: str | ModelSource, quantization_config: Any = None) -> Pre
     if isinstance(options["dtype"], str) and options["dtype"] != "auto":
         options["dtype"] = getattr(torch, options["dtype"])
     config = copy.deepcopy(source.config)
-    return auto_class(source.family).from_pretrained(source.base_name, config=config, **options)
+    loaded, info = auto_class(source.family).from_pretrained(
+        source.base_name, config=config, output_loading_info=True, **options
+    )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        shown = ", ".join(missing[:MAX_NAMES_SHOWN]) + (", ..." if len(missing) > MAX_NAMES_SHOWN else "")
+        raise ValueError(
+            f"model={source.base_name!r} has no weights for {shown} of {type(loaded).__name__}, which would be random. "
+            "Pass a checkpoint that has them. To train them from a random start, load the model yourself and pass it: "
+            "LeftTrainer(AutoModel...from_pretrained(...), ...)."
+        )
+    return loaded
 
 
 def load_tokenizer(model: str | Path | ModelSource, **options: Any) -> PreTrainedTokenizerBase:

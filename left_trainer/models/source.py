@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from left_trainer.adapters.run_settings import RunSettings, storable
 from left_trainer.models.family import ModelFamily, model_family
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+# Options that say which base model it is, beside fields of its config. Consent to run code is not among them.
+BASE_ARGUMENTS = ("revision", "subfolder", "variant")
+# Fields of the config that say how to compute, and not which model it is.
+NOT_OF_THE_BASE = ("attn_implementation", "experts_implementation")
 # What `AutoModel` keeps from the config, which would take them for fields of its own.
 NOT_FOR_CONFIG = ("dtype", "torch_dtype", "quantization_config")
 
@@ -32,6 +37,8 @@ class ModelSource:
         family: Of the base model.
         adapter: Config of the adapter that the path holds or the model carries, if there is one.
         options: For `from_pretrained` of the weights.
+        base_options: Those of the user's options that say which base model it is, as JSON values.
+        settings: Of the run that wrote the folder, where the path is one's.
     """
 
     model: str | PreTrainedModel | PeftModel
@@ -40,6 +47,8 @@ class ModelSource:
     family: ModelFamily
     adapter: PeftConfig | None
     options: Mapping[str, Any]
+    base_options: Mapping[str, Any] = field(default_factory=dict)
+    settings: RunSettings | None = None
 
     @classmethod
     def of(cls, model: Any, options: Mapping[str, Any] | None = None) -> ModelSource:
@@ -48,6 +57,7 @@ class ModelSource:
         Args:
             model: What the user passed. A `ModelSource` is returned as it is.
             options: For `from_pretrained`, as TRL's `model_init_kwargs`. Fields of the config are set on the config.
+                All beat what a run has noted of its base model beside an adapter.
 
         Raises:
             TypeError: Something else was passed.
@@ -63,14 +73,37 @@ class ModelSource:
                 "example LeftTrainer('google/flan-t5-small', args, ...)."
             )
         if isinstance(model, str):
-            adapter = PeftConfig.from_pretrained(model) if is_adapter_directory(model) else None
-            base_name = adapter.base_model_name_or_path if adapter else model
-            config, unused = _load_config(base_name, options or {})
-            return cls(model, base_name, config, model_family(config), adapter, unused)
+            return cls._of_path(model, options or {})
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         adapter = model.active_peft_config if isinstance(model, PeftModel) else None
         base_name = base.config._name_or_path or type(base).__name__
         return cls(model, base_name, base.config, model_family(base), adapter, options or {})
+
+    @classmethod
+    def _of_path(cls, model: str, options: Mapping[str, Any]) -> ModelSource:
+        adapter, settings = None, RunSettings.read(model)
+        if is_adapter_directory(model):
+            adapter = PeftConfig.from_pretrained(model)
+            revision = {"revision": adapter.revision} if adapter.revision else {}
+            options = {**(settings.loading_options if settings else {}), **revision, **options}
+        elif settings and settings.dtype:
+            options = {"dtype": settings.dtype, **options}
+        base_name = adapter.base_model_name_or_path if adapter else model
+        config, unused = _load_config(base_name, options)
+        if getattr(config, "quantization_config", None) is not None:
+            unused.pop("quantization_config", None)  # the weights on disk are quantized, and say how
+        of_base = {key for key in options if key in BASE_ARGUMENTS or key not in {*unused, *NOT_OF_THE_BASE}}
+        named = {key: options[key] for key in of_base - {"quantization_config"} if options[key] is not None}
+        return cls(
+            model,
+            base_name,
+            config,
+            model_family(config),
+            adapter,
+            unused,
+            storable(named),
+            settings,
+        )
 
     @property
     def is_loaded(self) -> bool:
@@ -84,8 +117,9 @@ class ModelSource:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the base model's own weights are quantized."""
-        return getattr(self.config, "quantization_config", None) is not None
+        """Whether the base model's own weights are quantized, or will be by the options that they are loaded with."""
+        given = self.options.get("quantization_config")
+        return given is not None or getattr(self.config, "quantization_config", None) is not None
 
     @property
     def title(self) -> str:
@@ -114,6 +148,11 @@ def _load_config(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedConfi
     try:
         config, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **for_config)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"model={name!r} contains custom code, which would run on this machine. Read it first, then pass "
+                "--trust_remote_code (trust_remote_code=True in Python)."
+            ) from error
         raise ValueError(
             f"model={name!r} is neither a directory with a config.json nor the name of a model on the Hugging Face "
             "hub (for a private model pass a token: `hf auth login`, or model_init_kwargs={'token': ...}). "

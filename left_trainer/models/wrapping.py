@@ -22,6 +22,7 @@ UPSTREAM_WARNINGS = (
     "Setting boft_n_butterfly_factor to 1",  # BOFT without CUDA, where it is 1 already
     "`init_lora_weights` is 'eva'",
     "lora with eva initialization used with low_cpu_mem_usage=False",
+    r"The following (rank|alpha)_pattern keys did not match .*_proj",  # PEFT's own, for experts that no target reaches
     r"The following rank_pattern keys did not match .*\.lora_E",  # AdaLoRA's name factors, peft 0.21 looks for modules
 )
 

@@ -23,9 +23,7 @@ class Device:
         bandwidth: Bytes a second between memory and processor; `None` where only the memory is known.
         flops: Operations a second in products of matrices without sparsity, with sums in float32, by dtype.
         source: Where the figures are from.
-        context_bytes: That driver and libraries take before the first tensor: the CUDA context with the kernels of
-            torch, cuBLAS and its workspace.
-        type: The device type of torch.
+        kernels: `cuda` or `cpu`: as which of the two it is planned.
     """
 
     name: str
@@ -33,13 +31,7 @@ class Device:
     bandwidth: float | None = None
     flops: Mapping[Dtype, float] = field(default_factory=dict, hash=False)
     source: str = ""
-    context_bytes: int = 500 * MIB
-    type: str = "cuda"
-
-    @property
-    def free_bytes(self) -> int:
-        """What is left for tensors."""
-        return self.memory_bytes - self.context_bytes
+    kernels: str = "cuda"
 
     def peak_flops(self, dtype: Dtype) -> float:
         """Operations a second in `dtype`; in float32 where the device has no faster form of it."""
@@ -76,7 +68,7 @@ _DEVICES = (
     _gpu("h200", 143_771, 4800, 67, 989, "NVIDIA H200 SXM, datasheet"),
     _gpu("mi300x", 196_592, 5300, 163.4, 1307, "AMD Instinct MI300X, datasheet"),
     *(
-        Device(f"apple-{gib}gb", gib * 768 * MIB, source=APPLE, context_bytes=0, type="mps")
+        Device(f"apple-{gib}gb", gib * 768 * MIB, source=APPLE, kernels="cpu")
         for gib in (8, 16, 24, 32, 64, 128)
     ),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.models import ModelSource
 from left_trainer.models.family import model_family
 from left_trainer.planning import known_values
+from left_trainer.planning.devices import Device
 from left_trainer.planning.disguise import disguised
 from left_trainer.planning.generation import record_generation
 from left_trainer.planning.modules import ModuleTracker
@@ -25,6 +26,7 @@ from left_trainer.planning.recorder import Operation, Phase, StepRecorder
 from left_trainer.planning.rehearsal import BatchShape, Rehearsal, model_on_meta, trainer_on_shapes, with_method
 from left_trainer.planning.storage_bytes import CPU, CUDA, DeviceMemory
 from left_trainer.planning.timeline import Moment, peak, timeline
+from left_trainer.planning.timing import StepTime, step_time
 from left_trainer.trainer.checks import Request, check_losses, check_model_and_method
 from left_trainer.trainer.preparation import choose_learning_rate, method_of
 from left_trainer.training_args import LeftTrainingArguments, loading_options
@@ -82,6 +84,10 @@ class TrainingPlan:
         """The most that the whole run needs of the device, its own overhead included."""
         most = max(self.peak_bytes, self.loading_bytes, self.evaluation_bytes, self.saving_bytes)
         return most + self.device.overhead_bytes
+
+    def time_on(self, device: Device) -> StepTime:
+        """How long a step takes on `device`; `ValueError` where only its memory is known."""
+        return step_time(self.operations, device)
 
     def fits(self, memory_bytes: int) -> bool:
         """Whether the run fits into a device with `memory_bytes`."""

@@ -21,6 +21,7 @@ from left_trainer.adapters.residual_base import RESIDUAL_BASE, remember_initial_
 from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns
 from left_trainer.models import ModelSource, unwrapped, without_adapter
 from left_trainer.models.family import auto_class
+from left_trainer.models.positions import Limits
 from left_trainer.planning.disguise import Disguise
 from left_trainer.planning.known_values import on_meta
 from left_trainer.planning.quantized import quantize_on_meta
@@ -122,7 +123,7 @@ def trainer_on_shapes(request: Request, model: PeftModel | PreTrainedModel) -> L
     trainer: Any = object.__new__(LeftSeq2SeqTrainer if is_pair else LeftSFTTrainer)
     args = request.args
     trainer.args, trainer.model = args, model
-    trainer._take_over(request, Preparation(model, None, args, "given"))  # type: ignore[arg-type]
+    trainer.take_over(request, Preparation(model, None, args, "given", Limits()))  # type: ignore[arg-type]
     trainer.accelerator = types.SimpleNamespace(
         num_processes=1, parallelism_config=None, gather_for_metrics=lambda tensor: tensor
     )

@@ -14,8 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
 from left_trainer.callbacks.trainable_parameters import count_parameters
+from left_trainer.evaluation import baselines
 from left_trainer.evaluation.scores import without_prefix
 from left_trainer.evaluation.text_metrics import decode
+from left_trainer.methods.options import plain_options
 from left_trainer.models import unwrapped
 from left_trainer.runs.measurements import machine_name, saved_bytes, target_tokens_per_row
 from left_trainer.runs.report import (
@@ -38,20 +40,21 @@ Callback = TypeVar("Callback")
 def collect_samples(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
-    predictions: Mapping[str, np.ndarray],
+    predictions: Mapping[str, np.ndarray | None],
     number: int,
 ) -> tuple[Sample, ...]:
-    """The first `number` rows with what the model wrote.
+    """The first `number` rows with what the model wrote; none where it wrote nothing.
 
     Args:
         rows: With the columns `source` and `target`.
         tokenizer: Decodes the predictions.
         predictions: Token ids `(rows, sequence)`, by the field of `Sample` that takes their text: `before`, `after` or
-            `prediction`.
+            `prediction`; `None` where nothing was generated.
         number: How many.
     """
-    first = rows.select(range(min(number, len(rows))))
-    texts = {name: decode(tokenizer, token_ids[: len(first)]) for name, token_ids in predictions.items()}
+    written = {name: token_ids for name, token_ids in predictions.items() if token_ids is not None}
+    first = rows.select(range(min(number, len(rows)) if written else 0))
+    texts = {name: decode(tokenizer, token_ids[: len(first)]) for name, token_ids in written.items()}
     return tuple(
         Sample(row["source"], row["target"], **{name: texts[name][index] for name in texts})
         for index, row in enumerate(first)
@@ -65,6 +68,7 @@ def build_report(
     after: Mapping[str, float] | None,
     prompt: str | None = None,
     samples: Sequence[Sample] = (),
+    majority: float | None = None,
 ) -> TrainingReport:
     """The report of a finished run.
 
@@ -75,12 +79,13 @@ def build_report(
         after: Those of the trained model; the same.
         prompt: Template used instead of the task's.
         samples: As `collect_samples` returns them.
+        majority: As `majority_share` returns it.
     """
     args, state, count = trainer.args, trainer.state, count_parameters(unwrapped(trainer.model))
     batch_size, speed = _rows_per_step(args), _steps_per_second(trainer)
     return TrainingReport(
         method=trainer.method.name if trainer.method else count.method,
-        peft_kwargs=args.peft_options,
+        peft_kwargs=plain_options(args.peft_options),
         task=task.name,
         prompt=prompt or task.prompt,
         base_model=trainer.base_model_name,
@@ -106,7 +111,14 @@ def build_report(
         versions=package_versions(),
         device=str(args.device),
         machine=machine_name(),
+        cut_rows=dict(trainer.cut_rows),
+        majority_share=majority,
     )
+
+
+def majority_share(task: Task, targets: Sequence[str]) -> float | None:
+    """Percent of `targets` that are the most frequent label; `None` for a task whose targets are no labels."""
+    return baselines.majority_share(targets) if "accuracy" in task.metrics else None
 
 
 def write_report(trainer: LeftTrainer, report: TrainingReport) -> Path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
+from transformers.trainer_utils import PredictionOutput
 from trl import TrlParser
 
 from left_trainer.callbacks import MemoryProfilerCallback, TrainableParametersCallback
@@ -14,11 +15,12 @@ from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.data.loading import prepare_task_data
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.models import load_tokenizer
-from left_trainer.runs.build_report import build_report, collect_samples, write_report
+from left_trainer.runs.build_report import build_report, collect_samples, majority_share, write_report
 from left_trainer.runs.report import TrainingReport
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
-from left_trainer.training_args import LeftTrainingArguments
+from left_trainer.trainer.divergence import TrainingDivergedError
+from left_trainer.training_args import FLAGS_OF_OTHERS, LeftTrainingArguments
 
 N_SAMPLES = 3
 # What a run on a task differs in from Hugging Face's defaults; a user's flags beat them.
@@ -44,13 +46,26 @@ class Run:
     prompt: str | None
 
 
+class TrainingParser(TrlParser):
+    """A parser of `ModelArguments`, `DataArguments` and `LeftTrainingArguments`.
+
+    Three flags that Hugging Face's scripts have in their `ModelArguments` stand there here too, and are handed on.
+    """
+
+    def parse_args_into_dataclasses(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """As in `HfArgumentParser`."""
+        model_args, data_args, training_args, *rest = super().parse_args_into_dataclasses(*args, **kwargs)
+        given = {name: getattr(model_args, name) for name in FLAGS_OF_OTHERS}
+        return (model_args, data_args, training_args.replaced(**given), *rest)
+
+
 def training_parser(**defaults: Any) -> TrlParser:
     """A parser of `ModelArguments`, `DataArguments` and `LeftTrainingArguments`, from flags or, with `--config`, YAML.
 
     Args:
         defaults: What a recipe sets beside `TASK_DEFAULTS`; flags and the YAML file beat them.
     """
-    parser = TrlParser((ModelArguments, DataArguments, LeftTrainingArguments))
+    parser = TrainingParser((ModelArguments, DataArguments, LeftTrainingArguments))
     parser.set_defaults(**{**TASK_DEFAULTS, **defaults})
     return parser
 
@@ -67,31 +82,54 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         processing_class=tokenizer,
-        compute_metrics=text_metrics(tokenizer, task.metrics),
+        compute_metrics=text_metrics(tokenizer, task.metrics) if args.predict_with_generate else None,
         callbacks=[TrainableParametersCallback(), MemoryProfilerCallback(), StepTimerCallback()],
     )
     return Run(task, trainer, data, data_args.prompt)
 
 
 def with_task_settings(task: Task, args: LeftTrainingArguments) -> LeftTrainingArguments:
-    """A copy of `args` in which the task has decided what the user left open about generation."""
+    """A copy of `args` in which the task has decided what the user left open about generation.
+
+    A `generation_config` leaves nothing open.
+    """
+    if args.generation_config is not None:
+        return args.replaced()
     return args.replaced(
         generation_max_length=args.generation_max_length or task.max_new_tokens,
         generation_num_beams=args.generation_num_beams or task.num_beams,
     )
 
 
+def score(trainer: LeftTrainer, rows: Dataset) -> PredictionOutput:
+    """Predictions and metrics on `rows`; without `predict_with_generate` the loss alone."""
+    args = trainer.args
+    with trainer.with_arguments(prediction_loss_only=args.prediction_loss_only or not args.predict_with_generate):
+        return trainer.predict(rows)
+
+
 def fine_tune(run: Run) -> TrainingReport:
-    """Score, train, score, save, report. Returns the report."""
-    trainer = run.trainer
+    """Score, train, score, save, report. Returns the report.
+
+    Raises:
+        TrainingDivergedError: The training diverged. The report says so, and no adapter is saved.
+    """
+    trainer, rows = run.trainer, run.data["test"]
     with trainer.without_adapter():
-        before = trainer.predict(run.data["test"])
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-    after = trainer.predict(run.data["test"])
+        before = score(trainer, rows)
+    try:
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    except TrainingDivergedError as error:
+        report = build_report(trainer, run.task, before.metrics, None, run.prompt)
+        if trainer.is_world_process_zero():
+            write_report(trainer, replace(report, diverged_at_step=error.step))
+        raise
+    after = score(trainer, rows)
     trainer.save_model()
     texts = {"before": before.predictions, "after": after.predictions}
-    samples = collect_samples(run.data["test"], trainer.processing_class, texts, N_SAMPLES)
-    report = build_report(trainer, run.task, before.metrics, after.metrics, run.prompt, samples)
+    samples = collect_samples(rows, trainer.processing_class, texts, N_SAMPLES)
+    share = majority_share(run.task, rows["target"])
+    report = build_report(trainer, run.task, before.metrics, after.metrics, run.prompt, samples, share)
     if trainer.is_world_process_zero():
         write_report(trainer, report)
     return report

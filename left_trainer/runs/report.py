@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from left_trainer.data.cut_rows import CutRows
+from left_trainer.evaluation.intervals import Interval
 from left_trainer.runs.files_of_0_1 import upgrade_learning_rate_source
 from left_trainer.runs.json_records import from_json, read_json, to_json, write_json
 from left_trainer.runs.tuning import TuningResult
@@ -69,7 +71,15 @@ class TrainingReport:
         machine: Processor, cores and GPU.
         tuning: The trials, where the source is `tuned`.
         memory_before_model_bytes: Measured in a comparison: in use before the model was loaded.
+        diverged_at_step: The step whose loss or gradients were not finite, where a run ended so.
         general_loss: Measured in a comparison: loss on general text after the run, in nats per token.
+        general_loss_reason: Why a comparison has no general loss.
+        test_rows: Rows that a comparison scored.
+        score_interval: Computed in a comparison: 95 % interval of the task's main metric over these rows.
+        run_seconds: Measured in a comparison: the whole run, from its arguments to its last score.
+        cut_rows: How many rows of `train`, `eval` and `test` were too long; a split that is streamed is not counted.
+        majority_share: Percent of test rows that have the most frequent label, which is the accuracy of always
+            answering with it; for tasks that are scored by accuracy.
     """
 
     method: str
@@ -102,6 +112,13 @@ class TrainingReport:
     tuning: TuningResult | None = None
     memory_before_model_bytes: int | None = None
     general_loss: float | None = None
+    diverged_at_step: int | None = None
+    general_loss_reason: str | None = None
+    test_rows: int | None = None
+    score_interval: Interval | None = None
+    cut_rows: Mapping[str, CutRows] = field(default_factory=dict)
+    majority_share: float | None = None
+    run_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from left_trainer.callbacks.tables import format_table
+from left_trainer.data.cut_rows import describe_cuts
 from left_trainer.evaluation.scores import is_score
 from left_trainer.runs.report import Sample, TrainingReport
+
+if TYPE_CHECKING:
+    from left_trainer.runs.evaluation import EvaluationReport
 
 MISSING = "-"
 
 
 def results_section(report: TrainingReport) -> str:
     """The report's main figures, and how to use the model, as sections of the model card."""
+    if report.diverged_at_step is not None:
+        return (
+            f"## Results on {report.task}\n\nThe training **diverged at step {report.diverged_at_step}**, at a "
+            f"learning rate of {report.learning_rate or 0:g}. Nothing was saved beside its checkpoints.\n"
+        )
     lines = [
         f"## Results on {report.task}",
         "",
@@ -22,10 +31,12 @@ def results_section(report: TrainingReport) -> str:
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in _score_rows(report)),
         "",
+        *([f"{_majority(report)}", ""] if report.majority_share is not None else []),
         f"{report.trainable_parameters or 0:,} of {report.total_parameters:,} parameters trained "
         f"({report.trainable_percent or 0:.3f} %), {report.train_steps} steps of {report.train_batch_size} rows at "
         f"a learning rate of {report.learning_rate or 0:g}, seed {report.seed}.",
         "",
+        *_cuts(report),
         f"The prompt was `{report.prompt!r}`; this uses it:",
         "",
         "```bash",
@@ -44,7 +55,26 @@ def format_report(report: TrainingReport, folder: str) -> str:
     speed = report.train_steps_per_second
     pace = f"Trained {report.train_steps} steps at {speed:.2f} steps/s. " if speed else ""
     what = "Model" if report.method == "full" else "Adapter"
-    return "\n".join(["", *samples, table, "", f"{pace}{what}, report, model card and plots are in {folder}"])
+    majority = [_majority(report)] if report.majority_share is not None else []
+    where = f"{pace}{what}, report, model card and plots are in {folder}"
+    return "\n".join(["", *samples, table, *majority, "", *_cuts(report), where])
+
+
+def _cuts(report: TrainingReport) -> list[str]:
+    """What was cut of the rows, as a paragraph; no line where nothing was."""
+    sentence = describe_cuts(report.cut_rows)
+    return [sentence, ""] if sentence else []
+
+
+def format_evaluation(report: EvaluationReport, path: Path | None) -> str:
+    """Scores and samples of a saved model, and where the report is, for the terminal."""
+    samples = [_sample(sample, number) for number, sample in enumerate(report.samples, 1)]
+    scores = [(name, _score(value)) for name, value in report.metrics.items() if is_score(name)]
+    beams = "greedy" if report.num_beams == 1 else f"{report.num_beams} beams"
+    limit = f", at most {report.max_new_tokens} tokens" if report.max_new_tokens else ""
+    title = f"Test scores, {report.task}: {report.test_rows} rows of {report.test_file} ({beams}{limit})"
+    lines = ["", *samples, format_table(title, ("metric", "score"), scores)]
+    return "\n".join([*lines, *([] if path is None else ["", f"The report is in {path}"])])
 
 
 def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -69,7 +99,13 @@ def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str
 def _score_rows(report: TrainingReport) -> list[tuple[str, str, str]]:
     """The loss and the task's metrics, before and after training."""
     before, after = report.metrics.before or {}, report.metrics.after or {}
-    return [(name, _score(before[name]), _score(after[name])) for name in after if name in before and is_score(name)]
+    names = [name for name in before if is_score(name) and (name in after or not after)]
+    return [(name, _score(before[name]), _score(after.get(name))) for name in names]
+
+
+def _majority(report: TrainingReport) -> str:
+    """The accuracy to beat."""
+    return f"Always answering with the most frequent label has an accuracy of {report.majority_share:.2f}."
 
 
 def _score(value: float | None) -> str:
@@ -82,6 +118,8 @@ def _sample(sample: Sample, number: int) -> str:
         lines.append(f"before:    {_shorten(sample.before)}")
     if sample.after is not None:
         lines.append(f"after:     {_shorten(sample.after)}")
+    if sample.prediction is not None:
+        lines.append(f"predicted: {_shorten(sample.prediction)}")
     return "\n".join([f"Sample {number}", *(f"  {line}" for line in lines), ""])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class TuningResult:
         trials: Those that finished.
         train_steps: Optimizer steps of all trials.
         train_seconds: Of these steps.
+        n_widenings: Number of learning rates that were added, because the best was at the edge of those tried.
+        edge: Where the best is among those tried, if it is at an edge all the same: a better one may lie beyond.
     """
 
     metric: str
@@ -39,3 +42,5 @@ class TuningResult:
     trials: tuple[Trial, ...]
     train_steps: int
     train_seconds: float
+    n_widenings: int = 0
+    edge: Literal["lowest", "highest"] | None = None

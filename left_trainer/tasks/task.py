@@ -39,13 +39,15 @@ class Task:
         prompt: Template of the prompt, with `{source}` in place of the text. The same for both model families: an
             encoder-decoder model reads the prompt, a decoder-only model continues it.
         metrics: Names of metrics in `evaluation`.
-        main_metric: The score of these metrics that is shown as quality in tables. Higher is better.
+        main_metric: The score of these metrics that is shown as quality in tables.
         max_new_tokens: Maximum length of the generated text, in tokens.
         num_beams: Number of beams for generation; 1 is greedy decoding.
         generate_row: Makes one row of the embedded data from a seeded generator; `None` for a task without such data.
         embedded_splits: Number of rows in each split of the embedded data: `train`, `validation` and `test`.
         hub_dataset: A Hub dataset for the task. If the user passes its name, its configuration and columns are used.
         aliases: Other names.
+        lower_is_better: Scores of these metrics of which less is better. Error rates of the Hub, such as `wer`, `cer`
+            and `perplexity`, are known and need not be listed.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Task:
     embedded_splits: Mapping[str, int] = field(default_factory=dict)
     hub_dataset: HubDataset | None = None
     aliases: tuple[str, ...] = ()
+    lower_is_better: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)

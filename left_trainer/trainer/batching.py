@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from datasets import Dataset
 from torch.utils.data import Sampler, SequentialSampler
 
+from left_trainer.data.dataset_types import is_lazy
 from left_trainer.data.sampling import PADDED_COLUMNS, LengthGroupedSampler, row_lengths
 from left_trainer.kernels.fast_paths import first_reason
 from left_trainer.models import ModelFamily
@@ -65,6 +66,7 @@ def why_not_grouped(trainer: BatchingHost, dataset: Any) -> str | None:
         f"train_sampling_strategy={strategy!r}": strategy not in (None, GROUP_BY_LENGTH),
         "the trainer has a sampler of its own": trainer.has_own_sampler,
         f"the rows are in a {type(dataset).__name__}": not isinstance(dataset, Dataset),
+        "the rows are computed when they are read": is_lazy(dataset),
         "the rows were given as tokens": unset and not trainer.rows_were_text,
         "packing=True": unset and args.packing,
         "padding_free=True": unset and args.padding_free,

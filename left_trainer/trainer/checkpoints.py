@@ -12,12 +12,15 @@ from left_trainer.training_args import LeftTrainingArguments
 TRAINER_STATE_FILE = "trainer_state.json"
 
 
-def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, args: LeftTrainingArguments) -> str | bool | None:
+def checkpoint_to_resume(
+    resume_from_checkpoint: str | bool | None, args: LeftTrainingArguments, has_trained: bool = False
+) -> str | bool | None:
     """The checkpoint that a run starts from; room is made for a fresh one.
 
     Args:
         resume_from_checkpoint: As in `Trainer.train`; also the text `true`, as a flag gives it.
         args: Of the run.
+        has_trained: Whether the checkpoints in `output_dir` are of an earlier call of the same trainer.
 
     Raises:
         FileExistsError: A fresh run, and `output_dir` holds checkpoints of another.
@@ -26,17 +29,17 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, args: LeftTr
     if str(resume_from_checkpoint).lower() == "true":
         return last_complete_checkpoint(str(args.output_dir))
     if not resume_from_checkpoint and args.save_strategy != "no":
-        clear_checkpoints(args)
+        clear_checkpoints(args, args.overwrite_output_dir or has_trained)
     return resume_from_checkpoint
 
 
-def clear_checkpoints(args: LeftTrainingArguments) -> None:
-    """Raise when a fresh run would write among the checkpoints of an earlier one; remove those if told to overwrite.
+def clear_checkpoints(args: LeftTrainingArguments, may_overwrite: bool) -> None:
+    """Raise when a fresh run would write among the checkpoints of an earlier one; remove those if it may.
 
     Left there, they would be what a later resume finds.
     """
     checkpoints = sorted(Path(args.output_dir or "").glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
-    if checkpoints and not args.overwrite_output_dir:
+    if checkpoints and not may_overwrite:
         raise FileExistsError(
             f"output_dir={args.output_dir!r} holds {checkpoints[-1].name} of an earlier run. Continue it with "
             "train(resume_from_checkpoint=True), choose another directory, or replace it with "

@@ -8,16 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from peft import PeftConfig
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from left_trainer.adapters.task_ids import TASK_IDS, number_of_tasks
-from left_trainer.data.features import dataset_form, named_datasets
-from left_trainer.methods import PeftMethod
-from left_trainer.methods.apply import check_packages
+from left_trainer.data.dataset_types import AnyDataset, is_lazy
+from left_trainer.data.features import MASKS, dataset_form, named_datasets
+from left_trainer.data.sampling import row_lengths
+from left_trainer.methods import PeftMethod, get_method
+from left_trainer.methods.apply import check_packages, is_made_by
 from left_trainer.methods.method import Feature
-from left_trainer.models import ModelSource
+from left_trainer.methods.options import plain_options
+from left_trainer.models import ModelFamily, ModelSource
+from left_trainer.models.languages import check_languages
+from left_trainer.models.positions import Limits
+from left_trainer.models.source import HUB_ARGUMENTS
+from left_trainer.token_mean import IGNORE_INDEX
+from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
 from left_trainer.training_args import LeftTrainingArguments
 
 RESULT_FILES = (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
@@ -38,6 +48,11 @@ class Request:
         eval_dataset: As given.
         compute_loss_func: Replaces the loss.
         formatting_func: Of `SFTTrainer`.
+        data_collator: As given.
+        optimizers: The same.
+        optimizer_cls_and_kwargs: The same.
+        makes_models: Whether the model is of `model_init`.
+        names_method: Whether `peft_method` was an argument of the trainer, and not of `args`.
     """
 
     source: ModelSource
@@ -49,6 +64,17 @@ class Request:
     eval_dataset: Any = None
     compute_loss_func: Callable[..., Any] | None = None
     formatting_func: Callable[..., Any] | None = None
+    data_collator: Callable[..., Any] | None = None
+    optimizers: Optimizers = (None, None)
+    optimizer_cls_and_kwargs: ClassAndArguments | None = None
+    makes_models: bool = False
+    names_method: bool = False
+
+    @property
+    def rows_are_tokens(self) -> bool:
+        """Whether every dataset that was given holds token ids."""
+        datasets = named_datasets(self.train_dataset, self.eval_dataset).values()
+        return all("input_ids" in next(iter(dataset), ()) for dataset in datasets)
 
     @property
     def is_quantized(self) -> bool:
@@ -64,6 +90,9 @@ def check(request: Request) -> None:
         FileExistsError, PermissionError: `output_dir` holds an earlier result, or cannot be written.
     """
     check_model_and_method(request)
+    check_one_method(request)
+    check_loading(request)
+    check_optimizer(request.optimizers, request.optimizer_cls_and_kwargs, request.method, request.makes_models)
     check_formatting(request)
     check_losses(request)
     check_devices(request.args)
@@ -71,13 +100,78 @@ def check(request: Request) -> None:
     check_task_ids(request)
     check_output_dir(request.args)
     check_datasets(request)
+    check_prompts(request)
+
+
+def check_family(source: ModelSource, family: ModelFamily, trainer: str) -> None:
+    """Refuse a model of the other family than that of the trainer's class."""
+    if source.family != family:
+        raise ValueError(
+            f"{trainer} trains {family} models and model={source.title!r} is {source.family}: it would train on "
+            "another objective than the model's. Use LeftTrainer, which chooses the right class by itself."
+        )
 
 
 def check_model_and_method(request: Request) -> None:
     """What is wrong whatever the data: a field that the family ignores, precision, what the method cannot do."""
     request.args.check_family(request.source.family)
+    check_no_adapter_inside(request.source)
     check_precision(request.args, request.source.config)
     check_method(request)
+
+
+def check_no_adapter_inside(source: ModelSource) -> None:
+    """Refuse adapters that stand in the model itself, where no `PeftModel` knows of them."""
+    if not isinstance(source.model, PreTrainedModel):
+        return
+    layer = next((name for name, module in source.model.named_modules() if isinstance(module, BaseTunerLayer)), None)
+    if layer is not None:
+        raise ValueError(
+            f"{source.title} has an adapter inside ({layer}), from model.add_adapter, load_adapter or a PeftModel, and "
+            "it would be frozen under a new one. To train it further, save it, model.save_pretrained('adapter'), "
+            "and pass the folder as model, or pass the PeftModel. To start anew, pass the model without it: "
+            "model.delete_adapter(name), or the PeftModel's unload()."
+        )
+
+
+def check_one_method(request: Request) -> None:
+    """Refuse a method, or options, beside an adapter or a config that would be used in their place."""
+    args, config = request.args, request.peft_config or request.source.adapter
+    if config is None:
+        return
+    asked, what = get_method(args.peft_method), "peft_config" if request.peft_config else "the adapter of the model"
+    if request.names_method and not is_made_by(config, asked):
+        raise ValueError(
+            f"peft_method={asked.name!r} and {what}, a {type(config).__name__}, name different methods. Remove one of "
+            "them."
+        )
+    ignored = {
+        name: value
+        for name, value in args.peft_options.items()
+        if name not in asked.hook_options and plain_options(getattr(config, name, None)) != plain_options(value)
+    }
+    if ignored:
+        raise ValueError(
+            f"peft_kwargs={ignored!r} would have no effect: {what} has its own options. Remove peft_kwargs, or "
+            f"{'set them in peft_config' if request.peft_config else 'start from the model without the adapter'}."
+        )
+
+
+def check_loading(request: Request) -> None:
+    """Refuse options of loading for a model that is loaded."""
+    if not request.source.is_loaded:
+        return
+    of_weights = {
+        name: value
+        for name, value in (request.args.model_init_kwargs or {}).items()
+        if name not in (*HUB_ARGUMENTS, "trust_remote_code")
+    }
+    for argument, value in (("model_init_kwargs", of_weights), ("quantization_config", request.quantization_config)):
+        if value:
+            raise ValueError(
+                f"{argument}={value!r} has no effect on a model that is loaded already. Pass the model's name or path, "
+                "or load it with these options."
+            )
 
 
 def check_formatting(request: Request) -> None:
@@ -210,24 +304,94 @@ def check_datasets(request: Request) -> None:
         dataset_form(dataset, request.source.family, argument, request.args.dataset_text_field)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, args: LeftTrainingArguments, config: PreTrainedConfig) -> None:
-    """Give the tokenizer the pad token of `args`, and raise when it has none or does not fit the model."""
+def check_prompts(request: Request) -> None:
+    """Refuse evaluation rows in which nothing tells a decoder-only model where to begin with its answer."""
+    args = request.args
+    if not args.predict_with_generate or request.source.family == "encoder_decoder":
+        return
+    for argument, dataset in named_datasets(None, request.eval_dataset).items():
+        reason = _why_no_prompt(request, dataset)
+        if reason:
+            raise ValueError(
+                f"predict_with_generate=True needs to know where each prompt ends, and {argument} does not say it: "
+                f"{reason}. Pass rows with 'prompt' and 'completion', or set predict_with_generate=False."
+            )
+
+
+def _why_no_prompt(request: Request, dataset: AnyDataset) -> str | None:
+    args, first = request.args, next(iter(dataset))
+    if request.formatting_func is not None:
+        return "formatting_func makes one text of each row"
+    if "input_ids" in first:
+        labels = first.get("labels")
+        covers_prompt = labels is None and not set(MASKS) & set(first)
+        return "its labels cover the whole text" if covers_prompt or (labels and labels[0] != IGNORE_INDEX) else None
+    if "prompt" not in first:
+        has_turns = args.assistant_only_loss and args.dataset_text_field not in first
+        return None if has_turns else "its rows are whole texts"
+    trains_on_text = request.train_dataset is not None and "completion" not in next(iter(request.train_dataset))
+    covers_prompt = trains_on_text if args.completion_only_loss is None else not args.completion_only_loss
+    return "the loss covers the prompts (completion_only_loss)" if covers_prompt else None
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, request: Request) -> None:
+    """Give the tokenizer the pad token of the arguments, and raise when it lacks one."""
+    args = request.args
+    pads_itself = request.data_collator is not None and request.rows_are_tokens and not args.predict_with_generate
     if args.pad_token is not None:
         if args.pad_token not in tokenizer.get_vocab():
             raise ValueError(
                 f"pad_token={args.pad_token!r} is not in the tokenizer's vocabulary. Pass a token that is."
             )
         tokenizer.pad_token = args.pad_token
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and not pads_itself:
         raise ValueError(
             "processing_class has no pad token, so rows of different lengths cannot form a batch. Set one, for example "
             f"tokenizer.pad_token = {tokenizer.eos_token!r} in Python, or --pad_token {tokenizer.eos_token!r} on the "
             "command line."
         )
-    vocab_size = config.get_text_config().vocab_size
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Raise when the tokenizer has more tokens than the model has embeddings."""
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"processing_class has {len(tokenizer)} tokens and the model's vocabulary {vocab_size}: tokens beyond it "
             "have no embedding. Pass the tokenizer that belongs to the model, or call "
             f"model.resize_token_embeddings({len(tokenizer)}) before training."
         )
+
+
+def check_text_tokenizer(request: Request, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that would make wrong targets of the rows that hold text."""
+    for dataset in named_datasets(request.train_dataset, request.eval_dataset).values():
+        if "input_ids" in next(iter(dataset)):
+            continue
+        if request.source.family == "encoder_decoder":
+            check_languages(tokenizer)
+        elif tokenizer.eos_token is None and request.args.eos_token is None:
+            raise ValueError(
+                "processing_class has no end-of-sequence token, so the model would not learn to stop. Set one that the "
+                "model knows, for example tokenizer.eos_token = '</s>' in Python, or --eos_token '</s>'."
+            )
+
+
+def check_fits(dataset: Any, free_positions: Limits, argument: str) -> None:
+    """Refuse rows that were given as tokens and are longer than an encoder-decoder model has positions.
+
+    Tokens are not cut: only who made them knows where. Rows that are streamed, or computed when they are read, are not
+    looked at.
+    """
+    if not isinstance(dataset, Dataset) or is_lazy(dataset):
+        return
+    given = dict(zip(("input_ids", "labels"), free_positions, strict=True))
+    bounds = {name: limit for name, limit in given.items() if limit and set(given) <= set(dataset.column_names)}
+    for name, limit in bounds.items():
+        lengths = row_lengths(dataset, [name])
+        n_longer = int((lengths > limit).sum())
+        if n_longer:
+            raise ValueError(
+                f"{n_longer} of {len(lengths)} rows of {argument} have more than {limit} {name}, the positions of the "
+                "model less those that the method takes. Tokenize with truncation=True and "
+                f"max_length={limit}."
+            )

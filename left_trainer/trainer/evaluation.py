@@ -1,204 +1,34 @@
-"""Generation in an evaluation: by length where that is exact, its results on the host."""
+"""What an evaluation returns: a prediction for each row, in their order, the loss of a token, and scores."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Protocol, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 
-from left_trainer.adapters.task_ids import TASK_IDS
-from left_trainer.data.features import AnyDataset
-from left_trainer.evaluation.batches import (
-    batches_of_similar_length,
-    join_batches,
-    pad_rows,
-    why_not_reordered,
-    without_filling,
-)
-from left_trainer.evaluation.generation import (
-    GenerationSpeed,
-    adapter_disabled,
-    generate_completions,
-    generation_arguments,
-    split_prompts,
-)
-from left_trainer.evaluation.row_losses import SOURCES, encode, row_losses, why_not_shared_encoder
-from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, SHARED_ENCODER, SORTED_GENERATION, first_reason
+from left_trainer.data.cut_rows import CutRows
+from left_trainer.data.dataset_types import AnyDataset, as_dataset
+from left_trainer.data.features import are_prompts, completion_texts, have_no_labels
+from left_trainer.evaluation.batches import join_batches
+from left_trainer.evaluation.generation import GenerationSpeed, adapter_disabled
+from left_trainer.evaluation.text_metrics import TextPrediction
+from left_trainer.evaluation.token_loss import TokenMeanLoss
 from left_trainer.models import ModelFamily, unwrapped
-from left_trainer.token_mean import IGNORE_INDEX, accumulated_token_loss
-from left_trainer.trainer.losses import LossHost, loss_ranks, why_not_linear_cross_entropy
+from left_trainer.models.positions import Limits
+from left_trainer.token_mean import IGNORE_INDEX
+from left_trainer.trainer.features import tell_cuts
+from left_trainer.trainer.generation import EvaluationHost, GenerationInEvaluation
+from left_trainer.trainer.losses import target_tokens
 from left_trainer.training_args import LeftTrainingArguments
 
-# For each batch: new token ids `(batch, new tokens)`, and the loss summed over its target tokens where it is known.
 EvalDatasets: TypeAlias = AnyDataset | dict[str, AnyDataset]
-GeneratedBatches: TypeAlias = Iterator[tuple[torch.Tensor, torch.Tensor | None]]
-
-
-class EvaluationHost(LossHost, Protocol):
-    """What generation needs of the trainer that evaluates."""
-
-    processing_class: PreTrainedTokenizerBase
-    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
-    preprocess_logits_for_metrics: Callable[..., Any] | None
-    compute_loss: Callable[..., Any]
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]: ...
-
-    def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[None]: ...
-
-    def is_local_process_zero(self) -> bool: ...
-
-    def with_arguments(self, **values: Any) -> contextlib.AbstractContextManager[None]: ...
-
-
-class GenerationInEvaluation:
-    """Generates for the rows of one evaluation.
-
-    Args:
-        trainer: That evaluates.
-        given: Arguments for `generate`; those of the training arguments stand where none is given.
-    """
-
-    def __init__(self, trainer: EvaluationHost, given: dict[str, Any]) -> None:
-        self.trainer = trainer
-        self.speed = GenerationSpeed()
-        args = trainer.args
-        self.arguments: dict[str, Any] = {
-            "synced_gpus": is_deepspeed_zero3_enabled() or is_fsdp_managed_module(trainer.model),
-            **generation_arguments(args.generation_max_length, args.generation_num_beams, given),
-        }
-        self._batches: GeneratedBatches | None = None
-
-    def start(self, dataloader: Any) -> None:
-        """Before the rows of `dataloader` are read: lay out in which order to generate for them."""
-        reason = self.why_not_by_length(dataloader)
-        self.trainer.fast_paths[SORTED_GENERATION].record(reason)
-        self._batches = None if reason else self._by_length(dataloader)
-
-    def next_batch(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """For the next batch of the dataloader: new token ids `(batch, new tokens)`, loss sum where it is known."""
-        return (self._generate(inputs), None) if self._batches is None else next(self._batches)
-
-    def loss_of_batch(self, loss_sum: torch.Tensor, labels: torch.Tensor, count: Any) -> torch.Tensor:
-        """The loss of a batch as `Trainer` averages it, from the sum over its target tokens."""
-        mean = loss_sum / labels.ne(IGNORE_INDEX).sum().clamp(min=1)
-        return accumulated_token_loss(mean, labels, count, loss_ranks(self.trainer))
-
-    def why_not_by_length(self, dataloader: Any) -> str | None:
-        """Why the rows are generated in the batches of `dataloader`; `None` where similar lengths go together."""
-        config = unwrapped(self.trainer.model).generation_config
-        arguments, family = self.arguments, self.trainer.family
-        settings = {name: arguments.get(name, getattr(config, name)) for name in ("do_sample", "num_return_sequences")}
-        reasons = {
-            "sort_eval_by_length=False": not self.trainer.args.sort_eval_by_length,
-            "the processes generate in step": arguments["synced_gpus"],
-            "a generation_config is given": "generation_config" in arguments,
-            "do_sample=True": settings["do_sample"],
-            "num_return_sequences": (settings["num_return_sequences"] or 1) > 1,
-            "max_length counts the padding of the prompts": (
-                family == "decoder_only" and self._limit("max_length") and not self._limit("max_new_tokens")
-            ),
-        }
-        return first_reason(reasons) or why_not_reordered(dataloader)
-
-    def why_not_shared_encoder(self, row: dict[str, Any]) -> str | None:
-        """Why the loss takes a forward pass of its own; `None` where it uses the encoder's output of generation."""
-        if not type(self.trainer).compute_loss.__module__.startswith("left_trainer."):
-            return "compute_loss is overridden"
-        if not {*SOURCES, "labels"} >= set(row):
-            return "the batch has further inputs"
-        reason = why_not_linear_cross_entropy(self.trainer, row, return_outputs=False)
-        return reason or why_not_shared_encoder(unwrapped(self.trainer.model))
-
-    def _by_length(self, dataloader: Any) -> GeneratedBatches:
-        """Generate for rows of similar length together, then yield the batches of `dataloader`."""
-        trainer, dataset, order = self.trainer, dataloader.dataset, list(dataloader.batch_sampler)
-        args = trainer.args
-        rows = sorted({row for batch in order for row in batch})
-        pad, ends = self._pad_and_end_ids()
-        with_loss = self._shares_encoder(dataset[rows[0]])
-        generated: dict[int, np.ndarray] = {}
-        losses: dict[int, torch.Tensor] = {}
-        batches = self._batches_by_length(dataset, rows, dataloader.batch_sampler.batch_size)
-        hidden = args.disable_tqdm or not trainer.is_local_process_zero()
-        for batch in tqdm(batches, desc="Generating", leave=False, disable=hidden):
-            inputs = trainer._prepare_inputs(dataloader.collate_fn([dataset[row] for row in batch]))
-            tokens = self._generate(inputs, keep_encoder_outputs=with_loss).cpu().numpy()
-            generated.update((row, without_filling(ids, ends, pad)) for row, ids in zip(batch, tokens, strict=True))
-            if with_loss:
-                losses.update(zip(batch, self._row_losses(inputs).cpu(), strict=True))
-        for batch in order:
-            loss_sum = torch.stack([losses[row] for row in batch]).sum().to(args.device) if with_loss else None
-            yield pad_rows([generated[row] for row in batch], pad, args.device), loss_sum
-
-    def _shares_encoder(self, row: dict[str, Any]) -> bool:
-        """Whether the loss is taken from the encoder's output of generation."""
-        if not self.trainer.args.eval_loss_with_generation or "labels" not in row:
-            return False
-        reason = self.why_not_shared_encoder(row)
-        self.trainer.fast_paths[SHARED_ENCODER].record(reason)
-        return reason is None
-
-    def _batches_by_length(self, dataset: Any, rows: list[int], batch_size: int) -> list[list[int]]:
-        longest = int(self._limit("max_new_tokens") or self._limit("max_length") or 0)
-        lengths, widths = [], []
-        for features in map(dataset.__getitem__, rows):
-            source = len(features["input_ids"])
-            target = len(features.get("labels", ())) if self.trainer.family == "encoder_decoder" else 0
-            lengths.append(source + target)
-            widths.append(source + longest)
-        batches = batches_of_similar_length(lengths, widths, batch_size)
-        return [[rows[position] for position in batch] for batch in batches]
-
-    def _limit(self, name: str) -> int | None:
-        """`max_new_tokens` or `max_length` of the evaluation, else the model's own."""
-        limits = ("max_new_tokens", "max_length")
-        if any(self.arguments.get(limit) for limit in limits):
-            return self.arguments.get(name)
-        return getattr(unwrapped(self.trainer.model).generation_config, name)  # type: ignore[no-any-return]
-
-    def _row_losses(self, inputs: dict[str, Any]) -> torch.Tensor:
-        trainer = self.trainer
-        trainer.fast_paths[LINEAR_CROSS_ENTROPY].record(None)
-        with torch.no_grad(), trainer.compute_loss_context_manager():
-            return row_losses(
-                unwrapped(trainer.model),
-                inputs["encoder_outputs"],
-                inputs,
-                trainer.args.label_smoothing_factor,
-                trainer.args.linear_cross_entropy_workspace_bytes,
-            )
-
-    def _pad_and_end_ids(self) -> tuple[int, list[int]]:
-        """The id that fills generated rows, and those that end them."""
-        config = unwrapped(self.trainer.model).generation_config
-        ends = self.arguments.get("eos_token_id", config.eos_token_id)
-        return self.trainer.processing_class.pad_token_id, [] if ends is None else np.atleast_1d(ends).tolist()
-
-    def _generate(self, inputs: dict[str, Any], keep_encoder_outputs: bool = False) -> torch.Tensor:
-        """New token ids, `(batch, new tokens)`, for a batch, to which the encoder's output may be added."""
-        trainer, speed = self.trainer, self.speed.measure(len(inputs["input_ids"]))
-        with torch.no_grad(), trainer.compute_loss_context_manager(), speed:
-            model = unwrapped(trainer.model)
-            if keep_encoder_outputs:
-                inputs["encoder_outputs"] = encode(model, inputs)
-            if trainer.family == "decoder_only":
-                pad = trainer.processing_class.pad_token_id
-                return generate_completions(model, split_prompts(inputs), pad, **self.arguments).contiguous()
-            sources = {name: inputs[name] for name in (*SOURCES, TASK_IDS) if name in inputs}
-            if "encoder_outputs" in inputs:  # a copy, because beam search repeats the rows in place
-                sources["encoder_outputs"] = type(inputs["encoder_outputs"])(**inputs["encoder_outputs"])
-            return model.generate(**sources, **self.arguments).contiguous()  # type: ignore[no-any-return]
 
 
 class GeneratingTrainer(Trainer):
@@ -208,17 +38,33 @@ class GeneratingTrainer(Trainer):
     args: LeftTrainingArguments
     processing_class: PreTrainedTokenizerBase
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
+    free_positions: Limits
+    cut_rows: dict[str, CutRows]  # by split, of the rows that were counted
     only_loss_wanted = False
     _generation: GenerationInEvaluation | None = None
+    _loss: TokenMeanLoss | None = None  # of the evaluation that runs
+    _rows: AnyDataset | None = None  # of the evaluation that runs, as the user gave them
+    _given_rows: Sequence[tuple[Any, AnyDataset]] = ()  # features of the constructor, and what they were made of
 
     @property
     def generation_speed(self) -> GenerationSpeed:
         """How fast the last evaluation or prediction generated."""
         return self._generation.speed if self._generation else GenerationSpeed()
 
-    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
-        """`dataset` in the form that the concrete trainer expects."""
+    def _features(self, dataset: Any, tokenizer: Any, args: LeftTrainingArguments, split: str = "eval") -> Any:
+        """`dataset` in the form that is evaluated: every row, in order. What is cut is noted under `split`."""
         return dataset
+
+    def _features_to_evaluate(self, rows: AnyDataset, args: LeftTrainingArguments, split: str) -> Any:
+        features = self._features(rows, self.processing_class, args, split)
+        tell_cuts(self, split)
+        return features
+
+    def _remember_rows(self, given: EvalDatasets | None) -> None:
+        """Note which rows of the user became the features of the constructor."""
+        made = self.eval_dataset
+        pairs = [(made[name], given[name]) for name in given] if isinstance(given, dict) else [(made, given)]
+        self._given_rows = [pair for pair in pairs if pair[1] is not None]
 
     def evaluate(
         self,
@@ -227,10 +73,26 @@ class GeneratingTrainer(Trainer):
         metric_key_prefix: str = "eval",
         **gen_kwargs: Any,
     ) -> dict[str, float]:
-        """Evaluate; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
+        """Evaluate; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`.
+
+        The loss is the mean over all target tokens, whatever the batches.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            metrics: dict[str, float] = {}
+            for name, part in dataset.items():
+                part = name if eval_dataset is None else part
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}", **gen_kwargs)
+            return metrics
         self._gen_kwargs = gen_kwargs
-        features = self._features(eval_dataset, self.processing_class, self.args)
-        return self._evaluating_parent().evaluate(features, ignore_keys, metric_key_prefix)
+        named = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        given = next((rows for features, rows in self._given_rows if features is named), named)
+        features = eval_dataset
+        if given is named:  # not what the constructor was given
+            given = as_dataset(named, "eval_dataset")
+            features = self._features_to_evaluate(given, self.args, metric_key_prefix)
+        with self._evaluating(given):
+            return self._evaluating_parent().evaluate(features, ignore_keys, metric_key_prefix)
 
     def predict(
         self,
@@ -239,10 +101,25 @@ class GeneratingTrainer(Trainer):
         metric_key_prefix: str = "test",
         **gen_kwargs: Any,
     ) -> PredictionOutput:
-        """Predict; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`."""
+        """Predict; raw rows are tokenized as those given to the trainer. `gen_kwargs` go to `generate`.
+
+        There is a prediction for each row, in the order of the rows. Rows may be prompts without a completion: then
+        there are neither labels nor scores. With `num_return_sequences` the texts of a row follow each other, as from
+        `Seq2SeqTrainer`, and the first of each is scored.
+        """
         self._gen_kwargs = gen_kwargs
-        features = self._features(test_dataset, self.processing_class, self.args)
-        return self._evaluating_parent().predict(features, ignore_keys, metric_key_prefix)
+        given = as_dataset(test_dataset, "test_dataset")
+        features = self._features_to_evaluate(given, self.args.replaced(eval_packing=False), metric_key_prefix)
+        with self._evaluating(given):
+            return self._evaluating_parent().predict(features, ignore_keys, metric_key_prefix)
+
+    @contextlib.contextmanager
+    def _evaluating(self, rows: AnyDataset | None) -> Iterator[None]:
+        before, self._rows = self._rows, rows
+        try:
+            yield
+        finally:
+            self._rows = before
 
     def evaluate_loss(self, dataset: AnyDataset, metric_key_prefix: str = "eval") -> float:
         """The loss on `dataset` alone: nothing is generated, no metric is computed, nothing else is changed."""
@@ -259,49 +136,117 @@ class GeneratingTrainer(Trainer):
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
         """With `predict_with_generate`, generate greedily or by beam search.
 
         Returns:
-            The loss; the generated token ids, `(batch, new tokens)`; the labels, `(batch, target)`.
+            The loss; the generated token ids, `(batch, new tokens)`, a tuple of them with `num_return_sequences`; the
+            labels, `(batch, target)`.
         """
-        parent = self._evaluating_parent()
+        inputs = self._with_own_rows(self._prepare_inputs(inputs))
         if not self.args.predict_with_generate or prediction_loss_only:
-            return parent.prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
+            loss, outputs, labels = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
+            self._note_loss(loss, inputs)
+            return loss, outputs, None if self._rows is not None and are_prompts(self._rows) else labels
+        if self._rows is not None and (are_prompts(self._rows) or have_no_labels(self._rows)):
+            inputs.pop("labels", None)  # which TRL's collator makes of the prompts
         labels = inputs.get("labels")
         generation = self._generation or GenerationInEvaluation(self, {})
-        tokens, loss_sum = generation.next_batch(inputs)
+        tokens, row_sums = generation.next_batch(inputs)
+        if generation.sequences_per_row > 1:
+            tokens = tokens.unflatten(0, (-1, generation.sequences_per_row)).unbind(1)
         if labels is None or not self.args.eval_loss_with_generation:
             return None, tokens, labels
-        if loss_sum is None:
-            return parent.prediction_step(model, dict(inputs), True, ignore_keys)[0], tokens, labels
-        count = self._get_num_items_in_batch([inputs], self.args.device)
-        return generation.loss_of_batch(loss_sum, labels, count), tokens, labels
+        if row_sums is None:
+            loss = super().prediction_step(model, dict(inputs), True, ignore_keys)[0]
+        else:
+            is_own = labels.ne(IGNORE_INDEX).any(dim=1)
+            loss = row_sums[is_own].sum() / target_tokens(self, inputs).clamp(min=1)
+        self._note_loss(loss, inputs)
+        return loss, tokens, labels
+
+    def _note_loss(self, loss: torch.Tensor | None, inputs: dict[str, Any]) -> None:
+        if self._loss is not None and loss is not None and inputs.get("labels") is not None:
+            self._loss.add(loss, target_tokens(self, inputs))
+
+    def _with_own_rows(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch without targets in the rows that another process has too.
+
+        Several processes fill the last batches with rows from the beginning; they are dropped from what is gathered.
+        """
+        state, labels = self.accelerator.gradient_state, inputs.get("labels")
+        fills = self._loss is not None and self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0
+        if not fills or labels is None:
+            return inputs
+        n_own = max(0, state.remainder - self.args.process_index * len(labels))
+        labels = labels.clone()
+        labels[n_own:] = IGNORE_INDEX
+        return {**inputs, "labels": labels}
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
+        # In an evaluation, Trainer would share the tokens of one batch among the processes, each of which has its own.
+        return None if self._loss is not None else super()._get_num_items_in_batch(batch_samples, device)
 
     def evaluation_loop(
-        self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As in `Trainer`; what is generated is kept on the host, and generated by length where that is exact.
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As in `Trainer`, with the loss of a token; what is generated is kept on the host.
 
         `Trainer` asks for outputs with every loss; here it is known whether anyone reads them.
         """
         only_loss = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         generates = self.args.predict_with_generate and not only_loss
-        loop = functools.partial(super().evaluation_loop, dataloader, description, prediction_loss_only)
-        self.only_loss_wanted = only_loss or generates
+        loop = functools.partial(
+            super().evaluation_loop, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        self.only_loss_wanted, self._loss = only_loss or generates, TokenMeanLoss()
         try:
-            if not generates:
-                return loop(*args, **kwargs)
-            self._generation = GenerationInEvaluation(self, getattr(self, "_gen_kwargs", {}))
-            self._generation.start(dataloader)
-            with results_on_host(self) as finish:
-                return finish(loop(*args, **kwargs))
+            with self._without_router_losses():
+                output = self._generating_loop(loop, dataloader) if generates else loop()
+            name, loss = f"{metric_key_prefix}_loss", self._loss.value(self.args.logging_nan_inf_filter)
+            if name in output.metrics and loss is not None:
+                output.metrics[name] = loss
+            elif not self._loss.is_empty:  # no row has a target
+                output.metrics.pop(name, None)
+            return output
         finally:
-            self.only_loss_wanted = False
+            self.only_loss_wanted, self._loss = False, None
+
+    def _generating_loop(self, loop: Callable[[], EvalLoopOutput], dataloader: Any) -> EvalLoopOutput:
+        self._generation = GenerationInEvaluation(self, getattr(self, "_gen_kwargs", {}))
+        self._generation.start(dataloader)
+        with results_on_host(self, self._references()) as finish:
+            return finish(loop())
+
+    def _references(self) -> list[str] | None:
+        """The completions as the user wrote them, where the rows are read in their order."""
+        in_order = type(self)._get_eval_sampler.__module__.startswith("left_trainer.")
+        return completion_texts(self._rows) if in_order and self._rows is not None else None
+
+    @contextlib.contextmanager
+    def _without_router_losses(self) -> Iterator[None]:
+        """Inside, a mixture of experts computes no loss for the balance of its routers.
+
+        It is no part of the loss of a token, and transformers cannot compute it while the model generates.
+        """
+        config = unwrapped(self.model).config.get_text_config(decoder=True)
+        switches = [(config, "output_router_logits"), (self, "aux_loss_enabled")]
+        given = [(host, name, getattr(host, name)) for host, name in switches if getattr(host, name, False)]
+        for host, name, _ in given:
+            setattr(host, name, False)
+        try:
+            yield
+        finally:
+            for host, name, value in given:
+                setattr(host, name, value)
 
     def _evaluating_parent(self) -> Any:
-        """The class whose `evaluate`, `predict` and `prediction_step` do the work."""
+        """The class whose `evaluate` and `predict` do the work."""
         return super()
 
     def without_adapter(self) -> contextlib.AbstractContextManager[None]:
@@ -319,35 +264,44 @@ class GeneratingTrainer(Trainer):
 
 
 @contextlib.contextmanager
-def results_on_host(trainer: EvaluationHost) -> Iterator[Callable[[EvalLoopOutput], EvalLoopOutput]]:
+def results_on_host(
+    trainer: EvaluationHost, references: Sequence[str] | None = None
+) -> Iterator[Callable[[EvalLoopOutput], EvalLoopOutput]]:
     """Inside, each batch's results go to the host; they are joined once, not again with every batch.
 
     `Trainer` joins them on the device (transformers 5.23). Yields what joins those that a loop returns.
+
+    Args:
+        trainer: That evaluates.
+        references: What the metrics compare with, in the order of the rows.
     """
     args, compute_metrics = trainer.args, trainer.compute_metrics
-    if not args.eval_do_concat_batches or args.batch_eval_metrics or trainer.preprocess_logits_for_metrics:
-        yield lambda output: output
-        return
-    if compute_metrics is not None:
+    stays = not args.eval_do_concat_batches or args.batch_eval_metrics or trainer.preprocess_logits_for_metrics
+    join = (lambda batches: batches) if stays else joined
+    if compute_metrics is not None and not args.batch_eval_metrics:
         trainer.compute_metrics = lambda prediction: compute_metrics(
-            EvalPrediction(
-                *(
-                    join_batches(part)
-                    for part in (prediction.predictions, prediction.label_ids, prediction.inputs, prediction.losses)
-                )
+            TextPrediction(
+                *map(join, (prediction.predictions, prediction.label_ids, prediction.inputs, prediction.losses)),
+                references=references,
             )
         )
+    on_host: dict[str, Any] = {} if stays else {"eval_do_concat_batches": False, "eval_accumulation_steps": 1}
     try:
-        with trainer.with_arguments(eval_do_concat_batches=False, eval_accumulation_steps=1):
-            yield lambda output: output._replace(
-                predictions=join_batches(output.predictions), label_ids=join_batches(output.label_ids)
-            )
+        with trainer.with_arguments(**on_host):
+            yield lambda output: output._replace(predictions=join(output.predictions), label_ids=join(output.label_ids))
     finally:
         trainer.compute_metrics = compute_metrics
 
 
-def default_generation_length(model: Any, args: LeftTrainingArguments, default: int) -> int | None:
-    """Limit on new tokens: the user's, else the model's own, which is left to it; `generate` would stop after 20."""
-    generation = model.generation_config
-    has_limit = generation.max_new_tokens is not None or generation.max_length is not None
-    return args.generation_max_length or (None if has_limit else default)
+def joined(batches: Any) -> Any:
+    """The batches of an evaluation as one array; several sequences of a row follow each other."""
+    if not isinstance(batches, list) or not isinstance(batches[0], tuple):
+        return join_batches(batches)
+    parts = [part for sequences in batches for part in sequences]
+    longest = max(part.shape[1] for part in parts)
+    wide = [[_widened(part, longest) for part in sequences] for sequences in batches]
+    return np.concatenate([np.stack(sequences, axis=1).reshape(-1, longest) for sequences in wide])
+
+
+def _widened(tokens: np.ndarray, longest: int) -> np.ndarray:
+    return np.pad(tokens, ((0, 0), (0, longest - tokens.shape[1])), constant_values=IGNORE_INDEX)

@@ -5,13 +5,13 @@ In a step with the micro-batches $b$ of all ranks and $N$ target tokens in all o
 $$\frac{1}{N} \sum_b \sum_{i \in b} \ell_i + \sum_t \tau_t$$
 
 where $\ell_i$ is what the first of these says: the user's `compute_loss_func`, the loss of the method's record, or the
-negative log-likelihood of a token. The terms $\tau_t$ are added in training alone. `checks.check_losses` refuses two
-that would replace each other.
+negative log-likelihood of a token. The terms $\tau_t$ are added in training alone, and logged apart from the loss.
+`checks.check_losses` refuses two losses that would replace each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, FastPath, first_reason
 from left_trainer.kernels.linear_cross_entropy import TokenLoss
-from left_trainer.kernels.output_head import loss_at_output_head, why_not_at_output_head
+from left_trainer.kernels.output_head import has_adapter, loss_at_output_head, why_not_at_output_head
 from left_trainer.methods import PeftMethod
 from left_trainer.methods.hooks import LossTerm
 from left_trainer.models import ModelFamily, unwrapped, without_adapter
@@ -30,6 +30,41 @@ from left_trainer.token_mean import IGNORE_INDEX, accumulated_token_loss, share_
 from left_trainer.training_args import LeftTrainingArguments
 
 Tokens: TypeAlias = torch.Tensor | int | None
+
+
+class AddedTerms:
+    """What the terms added to the loss of micro-batches, apart from it."""
+
+    def __init__(self) -> None:
+        self._of_batch: dict[str, torch.Tensor] = {}
+        self._since_log: dict[str, torch.Tensor] = {}
+        self._first_step = 0
+
+    def add(self, name: str, value: torch.Tensor) -> None:
+        """Note what a term has added to the loss of the current micro-batch."""
+        self._of_batch[name] = value.detach()
+
+    def take_from(self, loss: torch.Tensor, step: int) -> torch.Tensor:
+        """The loss of a micro-batch without what was added to it.
+
+        Args:
+            loss: With what was added.
+            step: Number of optimizer steps that were made.
+        """
+        if not self._since_log:
+            self._first_step = step
+        for name, value in self._of_batch.items():
+            self._since_log[name] = self._since_log.get(name, 0) + value
+            loss = loss - value
+        self._of_batch.clear()
+        return loss
+
+    def mean_since_log(self, step: int, accelerator: Accelerator) -> dict[str, float]:
+        """What each term has added to the loss of a step, of all processes, since this was last asked for."""
+        n_steps = max(1, step - self._first_step)
+        means = {name: accelerator.reduce(value, "mean").item() / n_steps for name, value in self._since_log.items()}
+        self._since_log.clear()
+        return means
 
 
 class LossHost(Protocol):
@@ -42,7 +77,8 @@ class LossHost(Protocol):
     accelerator: Accelerator
     compute_loss_func: Callable[..., torch.Tensor] | None
     label_smoother: LabelSmoother | None
-    loss_terms: Sequence[LossTerm]
+    loss_terms: Mapping[str, LossTerm]
+    added_terms: AddedTerms
     fast_paths: dict[str, FastPath]
     only_loss_wanted: bool
     is_deepspeed_enabled: bool
@@ -90,9 +126,25 @@ def compute_loss(
         loss, outputs = _token_mean(self, model, inputs, return_outputs, num_items_in_batch)
     if model.training and labels is not None:
         share = share_of_tokens(labels, num_items_in_batch, loss_ranks(self))
-        for term in self.loss_terms:
-            loss = loss + term(unwrapped(model), inputs, share)
+        for name, term in self.loss_terms.items():
+            added = term(unwrapped(model), inputs, share)
+            self.added_terms.add(name, added)
+            loss = loss + added
     return (loss, outputs) if return_outputs else loss
+
+
+def target_tokens(host: LossHost, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Number of tokens of a batch that its loss is the mean of, a scalar.
+
+    A decoder-only model predicts the first token of a row only where virtual tokens stand before it.
+    """
+    if "shift_labels" in inputs:
+        return inputs["shift_labels"].ne(IGNORE_INDEX).sum()  # type: ignore[no-any-return]
+    labels = inputs["labels"]
+    virtual = host.method.virtual_tokens if host.method else None
+    if host.family == "decoder_only" and not (virtual and virtual.place == "input"):
+        labels = labels[:, 1:]
+    return labels.ne(IGNORE_INDEX).sum()  # type: ignore[no-any-return]
 
 
 def loss_ranks(host: LossHost) -> int:
@@ -148,9 +200,11 @@ def _users_loss(host: LossHost, model: nn.Module, inputs: dict[str, Any], num_it
     assert host.compute_loss_func is not None
     labels = inputs.get("labels")
     outputs = _outputs_with_logits(host, model, inputs)
-    loss = host.compute_loss_func(outputs, labels, num_items_in_batch=num_items)
     if num_items is not None:
-        loss = loss * loss_ranks(host)
+        loss = host.compute_loss_func(outputs, labels, num_items_in_batch=num_items) * loss_ranks(host)
+    else:  # the mean over this batch
+        own = None if labels is None else target_tokens(host, inputs)
+        loss = host.compute_loss_func(outputs, labels, num_items_in_batch=own)
     if labels is not None and host.family == "decoder_only":
         _log_metrics_of_logits(host, outputs.logits, inputs)
     return loss, outputs
@@ -165,6 +219,11 @@ def _outputs_with_logits(host: LossHost, model: nn.Module, inputs: dict[str, Any
     if host.family == "encoder_decoder":
         return model(**with_decoder_inputs(without_adapter(unwrapped(model)), inputs))
     outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+    return _without_virtual_tokens(outputs, inputs)
+
+
+def _without_virtual_tokens(outputs: Any, inputs: Mapping[str, Any]) -> Any:
+    """Outputs of a decoder-only model whose logits have the length of its input."""
     n_virtual = outputs.logits.shape[1] - inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
     if n_virtual > 0:
         outputs["logits"] = outputs.logits[:, n_virtual:]
@@ -188,14 +247,18 @@ def _token_mean(
         outputs = _outputs_with_logits(host, model, inputs)
         mean = outputs["loss"] if smoother is None else smoother(outputs, labels)
         return accumulated_token_loss(mean, labels, num_items, loss_ranks(host)), outputs
-    if smoother is not None:
+    if smoother is not None or has_adapter(without_adapter(unwrapped(model)).get_output_embeddings()):
+        # TRL's loss multiplies by the weight of the output head, and would not train the adapter on it.
         outputs = _outputs_with_logits(host, model, inputs)
         _log_metrics_of_logits(host, outputs.logits, inputs)
+        smoother = smoother or LabelSmoother(epsilon=0.0)
         loss = smoother(outputs, labels, shift_labels=True, num_items_in_batch=num_items)
         return loss if num_items is None else loss * loss_ranks(host), outputs
+    if not {"attention_mask", "position_ids"} & set(inputs):  # TRL needs one of them to count tokens
+        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
     # Outputs that nobody asked for would cost TRL a second forward pass.
     result = host.parent_loss(model, inputs, return_outputs, num_items)
-    return result if return_outputs else (result, None)
+    return (result[0], _without_virtual_tokens(result[1], inputs)) if return_outputs else (result, None)
 
 
 def _at_output_head(

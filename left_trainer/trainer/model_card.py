@@ -48,6 +48,7 @@ def build_model_card(
     log_history: Sequence[Mapping[str, Any]],
     tags: str | list[str] | None = None,
     datasets: str | list[str] | None = None,
+    data: str = "",
     language: str | None = None,
     license: str | None = None,
 ) -> ModelCard:
@@ -62,12 +63,13 @@ def build_model_card(
         log_history: Of the trainer; the last evaluation is shown.
         tags: Further tags.
         datasets: Names of data sets on the hub.
+        data: The data, in words.
         language: For the metadata.
         license: For the metadata.
     """
     is_adapter = method is None or method.config_class is not None
     name = method.name if method else "PEFT"
-    data = ModelCardData(
+    metadata = ModelCardData(
         base_model=None if Path(base_model).exists() else base_model,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=PIPELINE_TAGS[family],
@@ -78,7 +80,7 @@ def build_model_card(
     )
     described = f"{method.summary} ({method.paper})" if method else "an explicit PEFT config"
     sections = [
-        f"---\n{data.to_yaml()}\n---",
+        f"---\n{metadata.to_yaml()}\n---",
         f"# {model_name}",
         f"`{base_model}`, fine-tuned with **{name}**: {described}.",
         "## Load it",
@@ -86,6 +88,8 @@ def build_model_card(
         "## Training",
         _table(("argument", "value"), [(key, f"`{value}`") for key, value in _hyperparameters(args).items()]),
     ]
+    if data:
+        sections.append(f"Data: {data}.")
     evaluation = next((entry for entry in reversed(log_history) if "eval_loss" in entry), None)
     if evaluation:
         metrics = without_prefix(evaluation, "eval_")
@@ -110,27 +114,33 @@ class CardHost(Protocol):
     def is_world_process_zero(self) -> bool: ...
 
 
-def create_model_card(
+def create_model_card_as_transformers(
     self: CardHost,
-    model_name: str | None = None,
-    dataset_name: str | list[str] | None = None,
-    tags: str | list[str] | None = None,
     language: str | None = None,
     license: str | None = None,
+    tags: str | list[str] | None = None,
+    model_name: str | None = None,
     finetuned_from: str | None = None,
+    tasks: str | list[str] | None = None,
+    dataset_tags: str | list[str] | None = None,
     dataset: str | list[str] | None = None,
-    **_: Any,
+    dataset_args: str | list[str] | None = None,
+    *,
+    dataset_name: str | list[str] | None = None,
 ) -> None:
     """Write `README.md`, the model card, into `output_dir`; `push_to_hub` calls this.
 
     Args:
-        model_name: Title; by default the last part of `hub_model_id` or `output_dir`.
-        dataset_name: Data sets on the hub, by the name that TRL gives the argument.
-        tags: Further tags.
         language: For the metadata.
         license: For the metadata.
+        tags: Further tags.
+        model_name: Title; by default the last part of `hub_model_id` or `output_dir`.
         finetuned_from: Name of the base model; by default the one it was loaded from.
-        dataset: Data sets on the hub, by the name that transformers gives the argument.
+        tasks: Tasks, which become tags.
+        dataset_tags: Names of data sets on the hub, for the metadata.
+        dataset: Names of data sets in the text; in the metadata too where `dataset_tags` names none.
+        dataset_args: Configurations of these, for the text.
+        dataset_name: As `dataset_tags`, by the name that TRL gives the argument.
     """
     if not self.is_world_process_zero():
         return
@@ -142,12 +152,24 @@ def create_model_card(
         method=self.method,
         args=self.args,
         log_history=self.state.log_history,
-        tags=tags,
-        datasets=dataset_name or dataset,
+        tags=[*_as_list(tags), *_as_list(tasks)],
+        datasets=dataset_tags or dataset_name or dataset,
+        data=" ".join([*_as_list(dataset), *_as_list(dataset_args)]),
         language=language,
         license=license,
     )
     card.save(folder / "README.md")
+
+
+def create_model_card_as_trl(
+    self: CardHost,
+    model_name: str | None = None,
+    dataset_name: str | list[str] | None = None,
+    tags: str | list[str] | None = None,
+    **others: Any,
+) -> None:
+    """As `create_model_card_as_transformers`, with the arguments in the order of TRL."""
+    create_model_card_as_transformers(self, model_name=model_name, dataset_name=dataset_name, tags=tags, **others)
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:

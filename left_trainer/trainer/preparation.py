@@ -8,19 +8,27 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from left_trainer.data.features import first_row_ids
+from left_trainer.data.features import first_row_ids, named_datasets
+from left_trainer.kernels.output_head import has_adapter
 from left_trainer.methods import PeftMethod, get_method
-from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns, is_made_by, method_name
+from left_trainer.methods.apply import apply_built, apply_config, build_config, is_made_by, method_name
+from left_trainer.methods.patterns import check_patterns
 from left_trainer.methods.registry import METHODS
-from left_trainer.methods.saving import load_trained
-from left_trainer.models import ModelSource, build_skeleton, load_model, load_tokenizer
-from left_trainer.trainer.checks import Request, check_tokenizer
-from left_trainer.trainer.evaluation import default_generation_length
+from left_trainer.methods.saving import adapter_method, load_trained
+from left_trainer.methods.virtual_tokens import Positions
+from left_trainer.models import ModelFamily, ModelSource, build_skeleton, load_model, load_tokenizer, without_adapter
+from left_trainer.models.languages import generate_in_target_language
+from left_trainer.models.positions import Limits, position_limits
+from left_trainer.trainer.checks import Request, check_fits, check_text_tokenizer, check_tokenizer, check_vocabulary
+from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.training_args import LeftTrainingArguments
 
-DEFAULT_MAX_NEW_TOKENS = 128
+MIN_TOKENS = 2  # one to read or write, and the end of the sequence
 LearningRateSource = Literal["given", "default"]
 
 
@@ -30,15 +38,17 @@ class Preparation:
 
     Args:
         model: Loaded and wrapped.
-        tokenizer: Given, or the one saved with the model.
+        tokenizer: Given, or the one saved with the model; `None` where there is none and none is needed.
         args: With what the user left open.
         learning_rate_source: Where the learning rate comes from.
+        free_positions: Of the model, less those that the method takes.
     """
 
     model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     args: LeftTrainingArguments
     learning_rate_source: LearningRateSource
+    free_positions: Limits
 
 
 def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Preparation:
@@ -52,25 +62,87 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
         ValueError: A tokenizer that cannot be used, or as `prepare_model`.
     """
     source, args, method = request.source, request.args, request.method
-    tokenizer = tokenizer or load_tokenizer(source)
-    check_tokenizer(tokenizer, args, source.config)
+    tokenizer = tokenizer or _own_tokenizer(request)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, request)
+        if source.adapter is None:
+            check_vocabulary(tokenizer, source.config.get_text_config().vocab_size)
+        check_text_tokenizer(request, tokenizer)
     options = options_from_data(request, tokenizer)
+    free = free_positions(request, options)
+    if source.family == "encoder_decoder":
+        for argument, dataset in named_datasets(request.train_dataset, request.eval_dataset).items():
+            check_fits(dataset, free, argument)
     model = prepare_model(request, options)
+    if tokenizer is not None and source.adapter is not None:  # which may bring embeddings of further tokens
+        check_vocabulary(tokenizer, without_adapter(model).get_input_embeddings().weight.shape[0])
+    if isinstance(model, PeftModel) and source.base_options.get("revision"):
+        model.active_peft_config.revision = source.base_options["revision"]
+    if source.family == "encoder_decoder" and tokenizer is not None:
+        generate_in_target_language(without_adapter(model), tokenizer)
     rate, rate_source = choose_learning_rate(args, method, source)
-    resolved: dict[str, Any] = {"peft_kwargs": options, "learning_rate": rate}
-    if args.predict_with_generate:
-        resolved["generation_max_length"] = default_generation_length(model, args, DEFAULT_MAX_NEW_TOKENS)
-        if args.packing and args.eval_packing is None:
-            resolved["eval_packing"] = False  # prompts are generated from one by one
-    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source)
+    generation_config = completed_generation_config(model, args.generation_config)
+    resolved = {"peft_kwargs": options, "learning_rate": rate, "generation_config": generation_config}
+    if counts_prefixes_as_routed(request):
+        resolved["router_aux_loss_coef"] = 0.0
+    if args.predict_with_generate and args.packing and args.eval_packing is None:
+        resolved["eval_packing"] = False  # prompts are generated from one by one
+    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free)
+
+
+def free_positions(request: Request, options: Mapping[str, Any]) -> Limits:
+    """The model's positions, less those that the method takes.
+
+    Args:
+        request: What the user asks for.
+        options: Of the method; those of an explicit config, or of the model's adapter, beat them.
+
+    Raises:
+        ValueError: None are left.
+    """
+    source, method, config = request.source, request.method, request.peft_config or request.source.adapter
+    taken = method.positions(config.to_dict() if config else options, source.family) if method else Positions()
+    used = (taken.source, taken.source if source.family == "decoder_only" else taken.target)
+    positions = position_limits(source.config)
+    free = Limits(*(limit and limit - number for limit, number in zip(positions, used, strict=True)))
+    if any(limit is not None and limit < MIN_TOKENS for limit in free):
+        raise ValueError(
+            f"peft_method={request.args.peft_method!r} takes {max(used)} positions, and model={source.title!r} has "
+            f"{min(filter(None, positions))}, which leaves none for a text. Lower num_virtual_tokens."
+        )
+    return free
+
+
+def counts_prefixes_as_routed(request: Request) -> bool:
+    """Whether the loss for the balance of experts would count virtual tokens that no router has seen.
+
+    Keys and values in the cache of the decoder make the attention mask longer than what the routers see, and
+    transformers' `load_balancing_loss_func` takes both to be equal (transformers 5.23).
+
+    Raises `ValueError` where the user asks for that loss.
+    """
+    args, method = request.args, request.method
+    is_mixture = hasattr(request.source.config.get_text_config(decoder=True), "output_router_logits")
+    virtual = method.virtual_tokens if method else None
+    if not is_mixture or request.source.family != "decoder_only" or not virtual or virtual.place != "decoder_cache":
+        return False
+    if args.router_aux_loss_coef:
+        raise ValueError(
+            f"router_aux_loss_coef={args.router_aux_loss_coef:g} does not work with peft_method={args.peft_method!r}: "
+            "the loss that balances experts would count virtual tokens, which no router sees. Remove it or set it to 0."
+        )
+    return True
 
 
 def method_of(source: ModelSource, args: LeftTrainingArguments, peft_config: PeftConfig | None) -> PeftMethod | None:
     """The record of what will be trained; `None` for an explicit config whose type has none.
 
     An explicit config beats an adapter that the model carries, which beats `args.peft_method`, unless that names a
-    preset of the same config: LoRA+ trains a LoRA.
+    preset of the same config: LoRA+ trains a LoRA. An adapter that was trained on a quantized base stays on one.
     """
+    noted = adapter_method(source) if peft_config is None else None
+    if noted is not None and noted.quantization is not None:
+        return noted
     config, asked = peft_config or source.adapter, get_method(args.peft_method)
     if config is None or is_made_by(config, asked):
         return asked
@@ -86,7 +158,22 @@ def choose_learning_rate(
     return (method or get_method("lora")).default_learning_rate(source.width), "default"
 
 
-def options_from_data(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _own_tokenizer(request: Request) -> PreTrainedTokenizerBase | None:
+    """The tokenizer saved with the model; `None` where there is none and the user's collator takes rows of tokens."""
+    try:
+        return load_tokenizer(request.source)
+    except ValueError:
+        if request.data_collator is None or not request.rows_are_tokens or request.args.predict_with_generate:
+            raise
+        return None
+
+
+def tokenizer_without_tokens(family: ModelFamily) -> PreTrainedTokenizerBase | None:
+    """What Hugging Face's constructor takes where there is no tokenizer: TRL asks for one, and tokenizes nothing."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel())) if family == "decoder_only" else None
+
+
+def options_from_data(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     """The user's options, with those that the method takes from the first training row."""
     args, method, dataset = request.args, request.method, request.train_dataset
     options = args.peft_options
@@ -157,6 +244,33 @@ def _check_quantization(request: Request, method: PeftMethod) -> None:
             f"peft_method={method.name!r} needs a quantized base, and the {request.source.title} given is not. "
             "Pass its name or path, which is then loaded in 4 bits, or load it with a quantization_config."
         )
+
+
+@contextlib.contextmanager
+def without_adapter_on_head(model: PreTrainedModel | PeftModel, loss_type: str) -> Iterator[None]:
+    """Inside, TRL's constructor may see `model`: it refuses an adapter on the output head, which its loss would ignore.
+
+    Tied embeddings with trainable tokens have one. Ours calls the head where there is an adapter.
+
+    Raises:
+        ValueError: A loss that TRL computes.
+    """
+    base = without_adapter(model)
+    head = base.get_output_embeddings()
+    if base.config.is_encoder_decoder or not has_adapter(head):
+        yield
+        return
+    if loss_type != "nll":
+        raise ValueError(
+            f"loss_type={loss_type!r} reads the weight of the output head and would not train the adapter on it. Use "
+            "loss_type='nll', or leave the output head out of the adapter."
+        )
+    plain = nn.Linear(1, 1, bias=False, device="meta")
+    base.get_output_embeddings = lambda: plain
+    try:
+        yield
+    finally:
+        del base.get_output_embeddings
 
 
 @contextlib.contextmanager

@@ -42,6 +42,11 @@ def register_tuner(name: str, config_class: type[PeftConfig], model_class: type[
         register_peft_method(name=name, config_cls=config_class, model_cls=model_class, prefix=model_class.prefix)
 
 
+def replace_config(config_class: type[PeftConfig]) -> None:
+    """Let PEFT read saved adapters into `config_class` in place of its base class, `config_class.replaces`."""
+    PEFT_TYPE_TO_CONFIG_MAPPING[config_class().peft_type] = config_class
+
+
 def register_tuners() -> None:
     """Import every folder of this package; each registers its own tuner."""
     for module in pkgutil.iter_modules(tuners.__path__):

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from left_trainer import LeftTrainer, get_method, list_methods
 from left_trainer.cli.main import main
+from left_trainer.comparison import cell as cell_module
 from left_trainer.comparison.cell import Cell
 from left_trainer.comparison.flags import flags_of, parse_flags
 from left_trainer.comparison.general_text import MAX_WORDS, N_PASSAGES, general_loss, general_rows
-from left_trainer.comparison.grid import DEFAULT_METHODS, DEFAULT_TASKS, GridOptions, make_grid
+from left_trainer.comparison.grid import DEFAULT_METHODS, DEFAULT_TASKS, GridOptions, Plan, make_grid
 from left_trainer.comparison.results import read_cells, read_results
+from left_trainer.comparison.runner import edge_of, widen
 from processes import ENVIRONMENT, kill
-from tiny import tiny_model, tiny_rows
+from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 # Figures that depend on how busy the machine is.
 MEASURED = ("peak_memory_train_bytes", "peak_memory_generation_bytes", "train_steps_per_second")
-MEASURED += ("target_tokens_per_second", "generation_samples_per_second")
+MEASURED += ("run_seconds", "target_tokens_per_second", "generation_samples_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +81,48 @@ def test_seeds_and_trials(tmp_path):
     rate = get_method("lora").narrow_learning_rate
     assert [cell.arguments["learning_rate"] for cell in plan.trials] == pytest.approx([rate / 2, rate * 2])
     assert {cell.kind for cell in plan.trials} == {"trial"}
+
+
+def tuned_plan(tmp_path: Path, scores: dict[float, float | None], **options: Any) -> Plan:
+    """A plan after its trials: each new rate scores what `scores` gives for its multiple of the default."""
+    options = {"tune": "learning_rate", "tune_factors": (0.5, 1, 2), **options}
+    (plan,) = make_grid(GridOptions(methods=["lora"], tasks=["summarization"], **options), tmp_path).plans
+    default = plan.trials[0].arguments["learning_rate"] / options["tune_factors"][0]
+    reports: dict[float, Any] = {}
+    for _ in range(5):
+        for cell in plan.trials:
+            rate = cell.arguments["learning_rate"]
+            after = {"rougeL": scores[round(rate / default, 3)], "loss": 1.0}
+            reports[rate] = SimpleNamespace(metrics=SimpleNamespace(after=after))
+        plan = widen(plan, reports)
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("scores", "n_trials", "edge"),
+    [
+        ({0.5: 1, 1: 2, 2: 1}, 3, None),
+        ({0.5: 1, 1: 2, 2: 3, 4: 2}, 4, None),
+        ({0.5: 1, 1: 2, 2: 3, 4: 4, 8: 3}, 5, None),
+        ({0.5: 1, 1: 2, 2: 3, 4: 4, 8: 5}, 5, "highest"),
+        ({0.5: 3, 1: 2, 2: 1, 0.25: 4, 0.125: 5}, 5, "lowest"),
+        ({0.5: 1, 1: 2, 2: 3, 4: None}, 4, None),
+        ({0.5: None, 1: None, 2: None}, 3, None),
+    ],
+)
+def test_rates_are_added_beyond_the_edge_where_the_best_is(scores, n_trials, edge, tmp_path):
+    plan = tuned_plan(tmp_path, scores)
+    assert len(plan.trials) == n_trials
+    assert plan.n_widenings == n_trials - 3
+    assert len({cell.name for cell in plan.trials}) == n_trials
+    known = {factor: score for factor, score in scores.items() if score is not None}
+    if known:
+        default = plan.trials[1].arguments["learning_rate"]
+        assert edge_of(float(f"{max(known, key=known.get) * default:.3g}"), plan) == edge
+
+
+def test_one_rate_has_no_edge(tmp_path):
+    assert len(tuned_plan(tmp_path, {1: 1}, tune_factors=(1,)).trials) == 1
 
 
 def test_options_of_one_method_and_one_task(tmp_path, data):
@@ -189,6 +239,81 @@ def test_general_text(tmp_path):
         general_rows(str(file))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "n_rows", "start"),
+    [
+        ("lines.txt", "\n".join(f"line {number} of a file" for number in range(60)), 3, "line 0 of"),
+        ("blank.txt", "\n\n".join(f"short line {number}" for number in range(9)) + "\n\n\n", 3, "short line 0 short"),
+        ("unspaced.txt", "我们在城里走了一整天" * 30 + "\n\n" + "没有空格" * 4, 4, "我们在城里"),
+        ("rows.jsonl", "".join(json.dumps({"text": f"{n} " + "word " * 9}) + "\n\n" for n in range(4)), 4, "0 word"),
+        ("long_first.txt", "word " * 130 + "\n\n" + "a b c d\n\ne f g h", 3, "word word"),
+    ],
+)
+def test_general_text_may_have_any_lines(name, content, n_rows, start, tmp_path):
+    file = tmp_path / name
+    file.write_text(content)
+    rows = general_rows(str(file))
+    assert len(rows) == n_rows
+    assert rows[0]["prompt"].startswith(start)
+    for row in rows:
+        assert row["prompt"].strip()
+        assert row["completion"].strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", b'{"body": "x"}', "Line 1 of general_text_file=.* is no JSON object with the field 'text'"),
+        ("rows.jsonl", b"plain words", "is no JSON object"),
+        ("image.png", b"\x89PNG\xff\xfe", "is not UTF-8 text"),
+        ("empty.txt", b"\n\n", "has no paragraph of at least 8 words, nor several"),
+    ],
+)
+def test_general_text_that_cannot_be_read(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        general_rows(str(tmp_path / name))
+
+
+def arabic_tokenizer(unknown: str | None) -> PreTrainedTokenizerFast:
+    """Of Arabic letters alone; others become `unknown`, or nothing."""
+    vocabulary = {
+        token: number for number, token in enumerate(["<pad>", "</s>", "<unk>", *"ابتثجحخدذرزسشصضطظعغفقكلمنهوي"])
+    }
+    model = models.WordLevel(vocabulary, unk_token="<unk>") if unknown else models.BPE(vocabulary, [])
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", **({"unk_token": unknown} if unknown else {})
+    )
+
+
+@pytest.mark.parametrize("unknown", ["<unk>", None])
+def test_a_tokenizer_without_english_letters_is_found_out_before_anything_runs(unknown, saved_models, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(saved_models["encoder_decoder"], model)
+    arabic_tokenizer(unknown).save_pretrained(model)
+    options = GridOptions(methods=["lora"], tasks=["summarization"], arguments={"model_name_or_path": str(model)})
+    assert "the tokenizer lacks the letters of generated English text" in make_grid(options, tmp_path).no_general_loss
+    text = tmp_path / "text.txt"
+    text.write_text("English words that nobody can read here at all")
+    with pytest.raises(ValueError, match=f"general_text_file='{text}' cannot be used"):
+        make_grid(replace(options, general_text_file=str(text)), tmp_path)
+    text.write_text("ولد ناقل الايدز الليبي في بنغازي في عام")
+    assert make_grid(replace(options, general_text_file=str(text)), tmp_path).no_general_loss is None
+
+
+def test_a_run_without_general_loss_says_why(monkeypatch):
+    """A cell is not lost for what it measures on the side."""
+    monkeypatch.setattr(cell_module, "general_loss", lambda trainer, rows: 1 / 0)
+    trainer = SimpleNamespace(processing_class=tiny_tokenizer("encoder_decoder"))
+    monkeypatch.setattr(cell_module, "readable_rows", lambda rows, tokenizer: rows)
+    assert cell_module.forgetting(trainer, None) == {"general_loss_reason": "ZeroDivisionError: division by zero"}
+    monkeypatch.setattr(cell_module, "readable_rows", lambda rows, tokenizer: rows.select([]))
+    monkeypatch.setattr(cell_module, "why_unreadable", lambda file, tokenizer: "no letters")
+    assert cell_module.forgetting(trainer, None) == {"general_loss_reason": "no letters"}
+
+
 @pytest.mark.parametrize("model_type", ["bart", "gpt2"])
 def test_general_text_fits_models_with_few_positions(model_type, rows, make_args, tokenizers):
     """A prefix takes positions too, and a passage of the generated text has more tokens than these models positions."""
@@ -235,7 +360,10 @@ def test_a_comparison_from_end_to_end(undisturbed):
     folder, _, process = undisturbed
     assert process.returncode == 1, process.stderr[-2000:]
     assert "prefix_tuning on summarization, seed 42: ValueError: Prompt and target take" in process.stdout
-    assert "runs: 100%" in process.stderr
+    assert "summarization, lora, seed 42: started, log " in process.stderr
+    assert "\r" not in process.stderr
+    for word in ("Test loss after", "Memory, training", "Steps/s"):
+        assert word in process.stdout
     results = read_results(folder)
     assert len(results) == 5
     by_kind = {(result.cell.method, result.cell.kind): result for result in results}
@@ -246,6 +374,16 @@ def test_a_comparison_from_end_to_end(undisturbed):
     assert len(lora.loss_history) == 3
     for peak in (lora.peak_memory_bytes.train, lora.peak_memory_bytes.eval, base.peak_memory_bytes.eval):
         assert peak > lora.memory_before_model_bytes * 0.5
+    (predictions,) = folder.glob("cells/*-lora-seed42-*/predictions.jsonl")
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    references = [row["completion"].strip() for row in tiny_rows(6, 6)]
+    assert [(row["row"], row["reference"]) for row in rows] == list(enumerate(references))
+    assert [row["prediction"] for row in rows[:6]] == [sample.prediction for sample in lora.samples]
+    assert f"cells/{predictions.parent.name}/predictions.jsonl" in (folder / "index.html").read_text()
+    assert (lora.test_rows, base.test_rows) == (6, 6)
+    assert lora.score_interval.low <= lora.metrics.after["rougeL"] <= lora.score_interval.high
+    assert lora.run_seconds > 0
+    assert not list(folder.glob("cells/*/progress.txt"))
     lines = quality(folder)
     assert [line["method"] for line in lines] == ["base", "lora", "prefix_tuning", "prefix_tuning"]
     assert lines[1]["seeds"] == "42 43"
@@ -311,7 +449,9 @@ def test_trials_choose_the_rate_and_earlier_runs_are_kept(saved_models, data, py
     assert run.report.learning_rate_source == "tuned"
     tuning = run.report.tuning
     assert run.cell.tuning == tuning
-    assert (tuning.metric, tuning.n_trials, tuning.train_steps) == ("rougeL", 2, 6)
+    # The loss of a model that has learned next to nothing falls with every higher rate.
+    assert (tuning.metric, tuning.n_trials, tuning.train_steps) == ("rougeL", 4, 12)
+    assert (tuning.n_widenings, tuning.edge) == (2, "highest")
     assert {trial.learning_rate: trial.score for trial in tuning.trials} == {
         rate: scores["rougeL"] for rate, scores in trials.items()
     }
@@ -319,8 +459,9 @@ def test_trials_choose_the_rate_and_earlier_runs_are_kept(saved_models, data, py
     (adapter,) = (tmp_path / "out" / "cells").glob("*/adapter_model.safetensors")
     assert "trial" not in adapter.parent.name
     table = (tmp_path / "out" / "table.md").read_text()
-    assert table.count("tuned: best of 2 by rougeL on the validation split") == 1
-    assert "6 steps" in table
+    assert table.count("tuned: best of 4 by rougeL on the validation split") == 1
+    assert "12 steps" in table
+    assert "the best is the highest of them" in table
 
     before = (tmp_path / "out" / "results.jsonl").read_text()
     capsys.readouterr()

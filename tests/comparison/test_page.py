@@ -307,6 +307,53 @@ def test_sorting_by_mouse_and_by_keyboard(show):
 
 
 @needs_browser
+def test_the_matrix_is_sorted_by_what_a_title_is_chosen_for(show):
+    page = show()
+    title = "#matrix thead button[data-key='by:translation']"
+    page.one(title).click()
+    best_first = sorted(rows_of("translation"), key=lambda row: -row["metrics"]["chrf"]["mean"])
+    assert page.texts("#matrix tbody th") == ["base", *(row["method"] for row in best_first)]
+    page.one("#matrix thead button[data-key='by:dialogue']").click()
+    assert page.texts("#matrix tbody th")[-1] == FAILED[1]
+    page.one("#matrix thead button[data-key='by:method']").click()
+    assert page.texts("#matrix tbody th") == ["base", *sorted(METHODS)]
+    page.one("#matrix thead button[data-key='by:method']").click()
+    assert page.texts("#matrix tbody th") == ["base", *METHODS]
+
+
+@needs_browser
+def test_a_baseline_stands_beside_the_untrained_model(show):
+    summary = make_summary()
+    (base,) = [row for row in summary["rows"] if row["id"] == "classification/base"]
+    score = {"before": None, "mean": 61.5, "low": None, "high": None, "interval": None}
+    name = "majority label"
+    changes = {"method": name, "id": f"classification/{name}", "metrics": {"accuracy": score}, "samples": []}
+    summary["rows"].insert(summary["rows"].index(base) + 1, {**base, **changes})
+    summary["methods"].insert(1, name)
+    page = show(summary, view="#task=classification&sort=main&order=ascending")
+    assert page.texts("#matrix tbody th")[:2] == ["base", name]
+    assert page.rows("classification")[:2] == ["base", name]
+    assert f"{name} 61.5" in page.texts("#scatter .tick")
+    assert not any(name in key for key in page.keys(".point"))
+    page.one(f"#matrix [data-key='classification/{name}']").click()
+    assert "61.5" in page.one("#run").text
+
+
+@needs_browser
+def test_what_runs_depend_on_and_their_predictions(show):
+    page = show()
+    facts = page.one("#facts").text
+    for fact in ("test rows: 100", "prompt: summarization: {source}", "12 min 34 s"):
+        assert fact in facts
+    page.one("#matrix [data-key='translation/lora']").click()
+    links = page.all("#run .downloads a")
+    assert [link.text for link in links] == ["seed 42", "seed 43", "seed 44"]
+    assert links[1].get_dom_attribute("href") == "cells/translation-lora-seed43/predictions.jsonl"
+    interval = page.one("#matrix [data-key='translation/lora'] .figure small")
+    assert "95 % interval over seeds" in interval.get_attribute("title")
+
+
+@needs_browser
 def test_filters_hold_everywhere_and_in_the_address(show):
     page = show()
     page.one("[data-key='family:soft_prompt']").click()

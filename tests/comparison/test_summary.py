@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.image import imread
+from matplotlib.text import Text
 
+from left_trainer import Task, list_methods, register_task
 from left_trainer.cli.main import main
+from left_trainer.comparison import plots
 from left_trainer.comparison.cell import Cell
 from left_trainer.comparison.output import write_outputs
-from left_trainer.comparison.plots import pareto_front
+from left_trainer.comparison.plots import draw_plots, pareto_front
 from left_trainer.comparison.results import Result, check_comparable, merge, read_results, write_results
 from left_trainer.comparison.rows import COLUMNS, Summary
-from left_trainer.comparison.summary import interval, summarize
-from left_trainer.comparison.tables import format_value, latex, markdown, to_csv
+from left_trainer.comparison.runner import best_learning_rate
+from left_trainer.comparison.summary import summarize
+from left_trainer.comparison.tables import format_value, latex, markdown, terminal, to_csv
+from left_trainer.evaluation.intervals import Interval
+from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.runs.json_records import to_json
 from left_trainer.runs.report import Metrics, PeakMemory, Sample, TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
+from left_trainer.tasks.registry import TASKS
 from page_summary import make_summary
 
 MIB = 1024**2
@@ -72,19 +81,6 @@ def make_result(method: str = "lora", seed: int = 42, rouge: float = 50.0, **cha
     return Result(cell, replace(report, **changes))
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 21])
-def test_intervals_are_those_of_students_t(size):
-    stats = pytest.importorskip("scipy.stats", reason="comes with scikit-learn")
-    values = [random.Random(seed).uniform(0, 100) for seed in range(size)]
-    mean, low, high = interval(values)
-    expected = stats.t.interval(0.95, size - 1, loc=mean, scale=stats.sem(values))
-    assert (high - mean, mean - low) == pytest.approx((expected[1] - mean, mean - expected[0]), rel=1e-3)
-
-
-def test_one_seed_has_no_interval():
-    assert interval([3.0]) == (3.0, None, None)
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_the_pareto_front_is_what_nothing_beats(seed):
     rng = random.Random(seed)
@@ -115,6 +111,130 @@ def test_runs_that_differ_in_the_seed_are_one_row():
     assert set(row.values) == {column.key for column in COLUMNS}
     assert base.values["train_steps_per_second"] is None
     assert base.metrics["rougeL"].mean == base.metrics["rougeL"].before == 20
+
+
+def test_with_one_seed_the_main_metric_has_the_interval_over_rows():
+    intervals = {"base": (15.0, 24.0), "lora": (45.0, 58.0)}
+    summary = summarize([make_result(name, score_interval=Interval(*ends)) for name, ends in intervals.items()])
+    for row, interval in zip(summary.rows, intervals.values(), strict=True):
+        score = row.metrics["rougeL"]
+        assert (score.low, score.high, score.interval) == (*interval, "rows")
+    assert "over the rows of the test split (bootstrap)" in markdown(summary)
+    several = [make_result(seed=seed, rouge=rouge, score_interval=Interval(0.0, 1.0)) for seed, rouge in SEEDS.items()]
+    (row,) = summarize(several).rows
+    assert row.metrics["rougeL"].interval == "seeds"
+    assert row.metrics["rougeL"].high > 80
+
+
+def on_task(task: str, method: str, metric: str, score: float, **changes: Any) -> Result:
+    """A finished run on another task than `make_result`'s."""
+    scores = {metric: score, "loss": 1.0}
+    metrics = Metrics(scores, None) if method == "base" else Metrics(None, scores)
+    result = make_result(method, task=task, metrics=metrics, **changes)
+    return replace(result, cell=replace(result.cell, task=task))
+
+
+def test_the_best_methods_come_first():
+    scores = {"summarization": {"lora": 10.0, "ia3": 30.0, "prefix_tuning": 20.0}}
+    scores["dialogue"] = {"lora": 10.0, "ia3": 20.0, "prefix_tuning": 30.0}
+    scores["translation"] = {"lora": 1.0, "prefix_tuning": 2.0}
+    results = [
+        on_task(task, method, "chrf" if task == "translation" else "rougeL", score)
+        for task, found in scores.items()
+        for method, score in found.items()
+    ]
+    summary = summarize([*results, make_result("base", rouge=99.0), failed()])
+    orders = {task.name: [row.method for row in summary.rows_of(task)] for task in summary.tasks}
+    assert orders["summarization"] == ["base", "ia3", "prefix_tuning", "lora"]
+    assert orders["dialogue"] == ["prefix_tuning", "ia3", "lora"]
+    assert summary.methods == ("base", "prefix_tuning", "ia3", "lora")
+
+
+@pytest.fixture
+def dictation() -> Iterator[Task]:
+    """A task of a user, judged by a metric of the hub of which less is better."""
+    with TASKS.temporarily():
+        metrics, lower = ("wer", "mine"), ("mine",)
+        record = Task("dictation", "sound to text", "a", "b", "{source}", metrics, "wer", 8, lower_is_better=lower)
+        yield register_task(record)
+
+
+def test_a_metric_of_which_less_is_better(dictation, tmp_path):
+    rates = {"base": 0.9, "lora": 0.2, "ia3": 0.5}
+    results = [on_task("dictation", method, "wer", rate) for method, rate in rates.items()]
+    summary = summarize(results)
+    (task,) = summary.tasks
+    assert [row.method for row in summary.rows] == ["base", "lora", "ia3"]
+    assert task.lower_is_better == ("wer",)
+    assert is_lower_better("mine", dictation.lower_is_better)
+    assert "Lower wer is better" in markdown(summary)
+    reports = {rate: on_task("dictation", "lora", "wer", rate).report for rate in (0.3, 0.1)}
+    assert best_learning_rate(reports, dictation) == 0.1
+    draw_plots(summary, tmp_path)
+
+
+def test_the_majority_label_stands_beside_the_untrained_model(tmp_path):
+    scores = {"base": 9.0, "lora": 63.0}
+    results = [
+        on_task("classification", name, "accuracy", score, majority_share=61.5) for name, score in scores.items()
+    ]
+    summary = write_outputs(results, tmp_path)
+    base, majority, _ = summary.rows
+    assert (base.method, majority.method, majority.metrics["accuracy"].mean) == ("base", "majority label", 61.5)
+    assert majority.is_reference
+    text = (tmp_path / "table.md").read_text()
+    assert "| majority label | 61.5 |" in text
+    assert "majority label" in terminal(summary, tmp_path)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert [row["accuracy_mean"] for row in rows] == ["9.0", "61.5", "63.0"]
+    assert not [row for row in summarize([make_result()]).rows if row.is_reference]
+
+
+def test_what_scores_depend_on_is_said():
+    (task,) = summarize([make_result("base", test_rows=65), make_result(test_rows=65, run_seconds=90.0)]).tasks
+    assert task.settings["test rows"] == "65"
+    assert [task.settings[key] for key in ("prompt", "beams", "new tokens at most")] == ['"{source}"', "1", "8"]
+    summary = summarize([make_result(run_seconds=90.0), make_result("ia3", run_seconds=45.0)])
+    assert summary.run_seconds == 135
+    assert "All runs took 2 min 15 s." in markdown(summary)
+    assert summary.rows[0].values["run_seconds"] == 90
+
+
+def test_no_curve_lies_under_a_name(tmp_path, monkeypatch):
+    """Names of curves stand beside the axes, as those of points do."""
+    boxes = {}
+
+    def look(figure: Any, path: Path) -> None:
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            assert axes.get_legend() is None
+            frame = axes.get_window_extent()
+            names = [text for text in axes.texts if text.get_text() not in ("untrained", "majority label")]
+            boxes[path.name] = sorted((Text.get_window_extent(text) for text in names), key=lambda box: box.y0)
+            assert all(box.x0 > frame.x1 for box in boxes[path.name])
+            assert all(below.y1 <= above.y0 + 1 for below, above in itertools.pairwise(boxes[path.name]))
+
+    monkeypatch.setattr(plots, "_save", look)
+    names = [method.name for method in list_methods()]
+    results = [make_result(name, rouge=50 + index % 9) for index, name in enumerate(names)]
+    draw_plots(summarize([make_result("base"), *results]), tmp_path)
+    assert len(boxes["training_curves.png"]) == len(names)
+
+
+def test_predictions_travel_with_merged_results(tmp_path):
+    folders, lora = [], make_result()
+    for name, result in (("a", lora), ("b", make_result("ia3"))):
+        folder = tmp_path / name
+        (folder / "cells" / result.cell.name).mkdir(parents=True)
+        (folder / "cells" / result.cell.name / "predictions.jsonl").write_text(f"{name}\n")
+        write_outputs([result], folder)
+        folders.append(str(folder))
+    assert main(["report", *folders, "--output_dir", str(tmp_path / "both")]) == 0
+    place = f"cells/{lora.cell.name}/predictions.jsonl"
+    assert (tmp_path / "both" / place).read_text() == "a\n"
+    assert place in (tmp_path / "both" / "index.html").read_text()
+    (row,) = write_outputs([lora], tmp_path / "elsewhere").rows
+    assert row.predictions == ()
 
 
 SEEDS = {42: 50.0, 43: 60.0, 44: 70.0}

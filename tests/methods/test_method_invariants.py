@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,10 @@ from transformers import TrainerCallback
 
 from left_trainer import LeftTrainer, LeftTrainingArguments, get_method, list_methods
 from left_trainer.adapters.task_ids import task_inputs
+from left_trainer.evaluation.text_metrics import decode
 from left_trainer.models import FAMILIES, auto_class
+from left_trainer.runs.inference import Generator
+from left_trainer.runs.merging import merge_adapter
 from log_history import gradient_norms, losses
 from method_settings import CASES, SETTINGS, BaseModels, is_adapter, model_argument, settings
 from processes import ENVIRONMENT
@@ -131,7 +132,9 @@ class Runs:
     def __getitem__(self, case: tuple[str, str]) -> tuple[LeftTrainer, dict[str, torch.Tensor], torch.Tensor]:
         if case not in self.runs:
             method, family = case
-            trainer = make_trainer(method, family, self.folder / f"{method}-{family}", self.bases[method, family])
+            scored = {"predict_with_generate": True, "generation_max_length": 6, "generation_num_beams": 2}
+            folder = self.folder / f"{method}-{family}"
+            trainer = make_trainer(method, family, folder, self.bases[method, family], **scored)
             snapshot = SnapshotCallback()
             trainer.add_callback(snapshot)
             trainer.train()
@@ -250,28 +253,31 @@ def test_generation_during_evaluation(method, family, tmp_path, bases):
 
 
 @pytest.mark.parametrize(("method", "family"), CASES)
-def test_merge_changes_no_logit(method, family, trained):
+def test_a_generator_writes_what_was_scored(method, family, trained):
+    """With the beams and the limit that the run has stored, in a batch of prompts of uneven lengths."""
+    trainer, _, _ = trained[method, family]
+    rows = tiny_rows(5)
+    scored = decode(trainer.processing_class, trainer.predict(Dataset.from_list(rows)).predictions)
+    generator = Generator(trainer.args.output_dir)
+    assert (generator.generation_config.num_beams, generator.generation_config.max_new_tokens) == (2, 6)
+    assert generator([row["prompt"] for row in rows]) == scored
+
+
+@pytest.mark.parametrize(("method", "family"), CASES)
+def test_a_merged_model_computes_the_same_or_is_refused(method, family, trained, tmp_path):
     trainer, _, expected = trained[method, family]
-    if not get_method(method).mergeable:
-        pytest.skip("not offered")
-    with restored(trainer.model):
-        if method in MERGED_INTO_BIASES:
-            with pytest.raises(ValueError, match="bias"):
-                trainer.model.merge_adapter()
-            return
-        trainer.model.merge_adapter()
-        torch.testing.assert_close(logits_of(trainer), expected, rtol=0, atol=1e-4)
-        trainer.model.unmerge_adapter()
-        torch.testing.assert_close(logits_of(trainer), expected, rtol=0, atol=1e-4)
-
-
-@contextlib.contextmanager
-def restored(model: torch.nn.Module) -> Iterator[None]:
-    """Undo the rounding that merging leaves in the weights, for the other tests of the trained model."""
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    yield
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(before[name])
+    path, merged = trainer.args.output_dir, tmp_path / "merged"
+    if not get_method(method).mergeable or method in MERGED_INTO_BIASES:
+        reason = "bias" if method in MERGED_INTO_BIASES else "no adapter" if method == "full" else "cannot be merged"
+        with pytest.raises(ValueError, match=reason):
+            merge_adapter(path, merged)
+        assert not list(tmp_path.iterdir())
+        return
+    merge_adapter(path, merged)
+    model = auto_class(family).from_pretrained(merged)
+    inputs = {name: torch.tensor(value) for name, value in example(method, family).items()}
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(**inputs).logits, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("method", "family"), CASES)

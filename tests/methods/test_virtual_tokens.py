@@ -75,11 +75,14 @@ def test_positions_of_every_method_equal_what_the_model_really_gets(method, mode
     assert used_positions(model, model_type, monkeypatch) == expected
 
 
-def test_multitask_prompts_before_the_target_too(monkeypatch):
-    options = {"num_virtual_tokens": 5, "num_transformer_submodules": 2}
-    model = apply_method(tiny_model("bart"), "multitask_prompt_tuning", options)
-    assert get_method("multitask_prompt_tuning").positions(options, "encoder_decoder") == Positions(5, 5)
-    assert used_positions(model, "bart", monkeypatch) == [SOURCE_LENGTH + 5, TARGET_LENGTH + 5]
+def test_prompts_that_generate_leaves_out_are_refused():
+    with pytest.raises(ValueError, match="trains prompts before the decoder's input"):
+        apply_method(tiny_model("bart"), "multitask_prompt_tuning", {"num_transformer_submodules": 2})
+
+
+def test_prompts_behind_the_input_of_a_decoder_are_refused():
+    with pytest.raises(ValueError, match="has no encoder"):
+        apply_method(tiny_model("llama"), "prompt_tuning", {"prompt_position": "after"})
 
 
 def test_positions_by_family():

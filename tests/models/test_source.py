@@ -53,7 +53,7 @@ def test_a_trainer_looks_once(form, family, make_args, saved_models, adapters, t
     model = {"name": str(path), "path": path, "adapter": adapters[family], "model": load_model(str(path))}[form]
     rows = Dataset.from_list(tiny_rows())
     with CallCounter() as calls:
-        args = make_args(peft_kwargs="r=4")
+        args = make_args(peft_kwargs="r=2")
         trainer = LeftTrainer(model, args, train_dataset=rows)
     assert calls == {name: 1 for name in ONCE if not (form == "model" and name.startswith("Auto"))}
     assert trainer.source.family == family

@@ -51,6 +51,8 @@ def test_two_processes_agree_with_one(model_type, python, tmp_path):
         assert own_tokens(two["labels"]) == own_tokens(one["labels"])
         assert own_tokens(two["predictions"]) == own_tokens(one["predictions"])
         assert two["chrf"] == pytest.approx(one["chrf"])
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert two["loss_alone"] == pytest.approx(one["loss"], rel=1e-6)
         assert two["by_length"] == one["by_length"] == 1
 
 

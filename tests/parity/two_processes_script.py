@@ -39,9 +39,10 @@ trainer = LeftTrainer(
 )
 trainer.train()
 prediction = trainer.predict(Dataset.from_list(tiny_rows(5)))
+loss = trainer.evaluate_loss(Dataset.from_list(tiny_rows(5)))
 if trainer.is_world_process_zero():
     result = {"losses": losses(trainer), "gradient_norms": gradient_norms(trainer)}
     result |= {"predictions": prediction.predictions.tolist(), "labels": prediction.label_ids.tolist()}
-    result |= {"chrf": prediction.metrics["test_chrf"], "loss": prediction.metrics["test_loss"]}
+    result |= {"chrf": prediction.metrics["test_chrf"], "loss": prediction.metrics["test_loss"], "loss_alone": loss}
     result["by_length"] = trainer.fast_paths["sorted_generation"].ran
     Path(output).write_text(json.dumps(result))

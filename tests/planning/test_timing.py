@@ -71,7 +71,7 @@ def test_phases_add_up_to_the_step():
 @pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)
 def test_every_device_has_what_a_plan_reads(device):
     assert device.source
-    assert 2**32 < device.free_bytes <= device.memory_bytes
+    assert device.memory_bytes > 2**32
     if device.bandwidth is None:
         with pytest.raises(ValueError, match="only the memory is known"):
             step_time([operation(8)], device)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from left_trainer.data.cut_rows import CutRows
 from left_trainer.runs.json_records import from_json, to_json
 from left_trainer.runs.report import REPORT_FILE, FastPathUse, Metrics, PeakMemory, Sample, TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
@@ -45,8 +46,20 @@ REPORT = TrainingReport(
     device="cpu",
     machine="a machine",
     tuning=TuningResult("rougeL", 2, (Trial(6e-4, 50.0, 4, 2.0), Trial(2e-3, None, 4, None)), 8, 2.0),
+    cut_rows={"test": CutRows(65, sources=12)},
 )
-OPTIONAL = ("learning_rate_factor", "tuning", "memory_before_model_bytes", "general_loss")
+OPTIONAL = (
+    "cut_rows",
+    "diverged_at_step",
+    "general_loss",
+    "general_loss_reason",
+    "majority_share",
+    "memory_before_model_bytes",
+    "run_seconds",
+    "score_interval",
+    "test_rows",
+    "tuning",
+)
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -56,10 +69,10 @@ def test_what_is_written_is_read_back(tmp_path):
         assert [file.name for file in tmp_path.iterdir()] == [REPORT_FILE]
 
 
-def test_the_file_has_one_key_for_each_field_and_none_for_what_only_a_comparison_measures():
+def test_the_file_has_one_key_for_each_field_and_none_for_what_was_not_asked_for():
     content = REPORT.to_json()
     fields = [field.name for field in dataclasses.fields(TrainingReport)]
-    assert list(content) == [name for name in fields if name not in ("memory_before_model_bytes", "general_loss")]
+    assert list(content) == [name for name in fields if name not in OPTIONAL or name == "tuning"]
     assert content["samples"] == [{"source": "s", "reference": "r", "before": "b", "after": "a"}]
     assert content["peak_memory_bytes"] == {"train": 100, "eval": None}
     assert content["loss_history"] == [[1, 2.5], [2, 2.0]]

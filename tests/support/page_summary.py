@@ -58,13 +58,22 @@ def make_summary() -> dict[str, Any]:
         "model": "embedded/t5",
         "machines": ["AMD EPYC 7B13, 2 cores, no GPU; Python 3.11.2, torch 2.13.0, transformers 5.23.0, peft 0.21.2"],
         "command": "left-trainer compare --methods " + ",".join(METHODS) + " --seeds 3 --output_dir results/six",
+        "run_seconds": 754.2,
         "seeds": SEEDS,
         "families": FAMILIES,
         "tasks": [
-            {"name": name, "summary": text, "main_metric": metrics[0], "metrics": metrics}
+            {
+                "name": name,
+                "summary": text,
+                "main_metric": metrics[0],
+                "metrics": metrics,
+                "lower_is_better": [],
+                "settings": {"test rows": "100", "prompt": f"{name}: {{source}}", "beams": "1"},
+            }
             for name, text, metrics in TASKS
         ],
         "columns": [dict(zip(("key", "title", "format", "better", "help"), column, strict=True)) for column in COLUMNS],
+        "methods": ["base", *METHODS],
         "rows": rows,
         "failures": [
             {"task": FAILED[0], "method": FAILED[1], "seed": seed, "reason": f"{LONG_REASON} {SCRIPT}"}
@@ -83,10 +92,12 @@ def _base_row(task: str, before: dict[str, float]) -> dict[str, Any]:
         "seeds": [],
         "values": values | {"batch_size": 8, "total_parameters": 1_443_840, "generate_samples_per_second": BASE_SPEED},
         "metrics": {
-            name: {"before": value, "mean": value, "low": None, "high": None} for name, value in before.items()
+            name: {"before": value, "mean": value, "low": None, "high": None, "interval": None}
+            for name, value in before.items()
         },
         "curves": [],
         "samples": _samples(task, Random(1)),
+        "predictions": [],
         "notes": "",
     }
 
@@ -96,7 +107,8 @@ def _row(rng: Random, task: str, method: str, before: dict[str, float]) -> dict[
     metrics = {}
     for name, value in before.items():
         mean, half = min(99.0, 100 * quality * rng.uniform(0.9, 1.05)), rng.uniform(0.4, 3.5)
-        metrics[name] = {"before": value, "mean": mean, "low": mean - half, "high": min(100.0, mean + half)}
+        high = min(100.0, mean + half)
+        metrics[name] = {"before": value, "mean": mean, "low": mean - half, "high": high, "interval": "seeds"}
     total = 1_443_840 + trainable
     memory_bytes = int(memory_mib * rng.uniform(0.97, 1.1) * 2**20)
     return {
@@ -131,6 +143,7 @@ def _row(rng: Random, task: str, method: str, before: dict[str, float]) -> dict[
             for _ in SEEDS
         ],
         "samples": _samples(task, rng),
+        "predictions": [f"cells/{task}-{method}-seed{seed}/predictions.jsonl" for seed in SEEDS],
         "notes": "tuned: best of 3 learning rates on the validation split, 750 steps" if method == "lora" else "",
     }
 

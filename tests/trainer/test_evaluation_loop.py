@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset
 from torch.utils.data import RandomSampler
-from transformers import GenerationConfig
+from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor
 
 from left_trainer import LeftSeq2SeqTrainer, LeftTrainer, get_task, list_methods
 from left_trainer.data.loading import embedded_data
@@ -142,8 +142,11 @@ CASES = {
     "sort_eval_by_length=False": ("t5", {"sort_eval_by_length": False}, {}),
     "do_sample=True": ("t5", {}, {"do_sample": True}),
     "num_return_sequences": ("t5", {}, {"num_return_sequences": 2, "num_beams": 2}),
-    "a generation_config is given": ("t5", {}, {"generation_config": GenerationConfig(pad_token_id=0)}),
-    "max_length counts the padding of the prompts": ("llama", {}, {"max_length": 90}),
+    "a logits_processor is given": (
+        "t5",
+        {},
+        {"logits_processor": LogitsProcessorList([NoRepeatNGramLogitsProcessor(2)])},
+    ),
 }
 
 
@@ -232,7 +235,7 @@ def test_results_equal_those_of_trainers_own_loop(make_args, tokenizers, monkeyp
 
     evaluate()
     plain = "left_trainer.trainer.evaluation.results_on_host"
-    monkeypatch.setattr(plain, lambda trainer: contextlib.nullcontext(lambda output: output))
+    monkeypatch.setattr(plain, lambda trainer, references: contextlib.nullcontext(lambda output: output))
     evaluate()
     ours, our_output, theirs, their_output = seen
     for name in ("predictions", "label_ids", "inputs", "losses"):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
-from transformers import FSMTConfig, FSMTForConditionalGeneration, set_seed
 
 from left_trainer import LeftTrainer, get_method
 from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY
@@ -19,7 +18,7 @@ from left_trainer.models.decoder_inputs import with_decoder_inputs
 from left_trainer.token_mean import accumulated_token_loss
 from log_history import gradient_norms, losses
 from method_settings import CASES, BaseModels, model_argument, settings
-from tiny import VOCABULARY_SIZE, tiny_model, tiny_rows
+from tiny import fsmt_model, tiny_model, tiny_rows
 
 MODEL_TYPES = {"encoder_decoder": "t5", "decoder_only": "llama"}
 PENALTY = 0.25
@@ -94,10 +93,10 @@ def test_every_pair_gives_the_documented_loss_or_is_refused(pair, family, make_a
     if "label_smoothing" in pair:
         expected = losses(run(family, make_args, tokenizers, ["label_smoothing"]))[0]
         assert expected != pytest.approx(losses(plain)[0], rel=1e-4)
-    if "penalty" in pair:
-        expected += PENALTY
     trainer = run(family, make_args, tokenizers, pair, factor=3.0)
     assert losses(trainer)[0] == pytest.approx(expected, rel=1e-5)
+    logged = [entry["penalty"] for entry in trainer.state.log_history if "penalty" in entry]
+    assert logged == ([PENALTY] * 2 if "penalty" in pair else [])
     path = trainer.fast_paths[LINEAR_CROSS_ENTROPY]
     if {"compute_loss_func", "method_loss"} & set(pair):
         assert path.ran == 0
@@ -133,6 +132,36 @@ def test_accumulation_changes_neither_loss_nor_gradient(part, family, make_args,
     ]
     assert losses(runs[1])[0] == pytest.approx(losses(runs[0])[0], rel=1e-5)
     assert gradient_norms(runs[1])[0] == pytest.approx(gradient_norms(runs[0])[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_penalty_is_trained_on_and_logged_apart(family, make_args, tokenizers):
+    """AdaLoRA, with its penalty once a part of the loss that the model computes, and with accumulated batches."""
+    logs = {}
+    for weight, steps in ((0.0, 1), (5.0, 1), (5.0, 2)):
+        trainer = LeftTrainer(
+            tiny_model(MODEL_TYPES[family]),
+            make_args(
+                peft_method="adalora",
+                peft_kwargs={"orth_reg_weight": weight or 1e-9},
+                max_steps=4,
+                logging_steps=2,
+                gradient_accumulation_steps=steps,
+                per_device_train_batch_size=8 // steps,
+                train_sampling_strategy="sequential",
+                learning_rate=1e-9,
+            ),
+            train_dataset=Dataset.from_list(tiny_rows(32)),
+            processing_class=tokenizers[family],
+        )
+        trainer.train()
+        logs[weight, steps] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    without, with_penalty, accumulated = logs.values()
+    assert [entry["loss"] for entry in with_penalty] == pytest.approx([entry["loss"] for entry in without], rel=1e-5)
+    assert [entry["loss"] for entry in accumulated] == pytest.approx([entry["loss"] for entry in without], rel=1e-5)
+    assert [entry["penalty"] for entry in accumulated] == pytest.approx([entry["penalty"] for entry in with_penalty])
+    assert with_penalty[0]["penalty"] > 1
+    assert with_penalty[0]["grad_norm"] > 2 * without[0]["grad_norm"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -221,17 +250,6 @@ def test_decoder_inputs_are_added_where_labels_alone_are_given(tokenizers):
     assert with_decoder_inputs(tiny_model("t5"), given) == given
     assert with_decoder_inputs(tiny_model("t5"), {"input_ids": 1}) == {"input_ids": 1}
     assert without_adapter(unwrapped(model)) is model
-
-
-def fsmt_model():
-    """FSMT makes its decoder's input of the source, writes into labels, and takes no `num_items_in_batch`."""
-    width = {"d_model": 16, "max_position_embeddings": 128, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-    parts = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in parts.items()}
-    vocabulary = {"langs": ["en", "de"], "src_vocab_size": VOCABULARY_SIZE, "tgt_vocab_size": VOCABULARY_SIZE}
-    dropout = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
-    set_seed(0)
-    return FSMTForConditionalGeneration(FSMTConfig(**width, **sides, **vocabulary, **dropout, decoder_start_token_id=1))
 
 
 @pytest.mark.parametrize("users_loss", [None, token_loss], ids=["token_mean", "compute_loss_func"])

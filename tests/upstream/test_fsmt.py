@@ -36,3 +36,17 @@ def test_fsmt_writes_into_the_labels_that_it_shifts(model):
     labels = torch.tensor([[9, 10, 2, -100]])
     model.prepare_decoder_input_ids_from_labels(labels)
     assert labels.eq(-100).sum() == 0, f"FSMT leaves labels alone now: remove the clone in {home('decoder_input_ids')}."
+
+
+def test_the_decoder_of_fsmt_sees_what_follows_where_there_are_no_ids(model):
+    embeddings, targets = model.get_encoder().embed_tokens(torch.tensor([[5, 6, 2]])), torch.tensor([[2, 9, 10]])
+
+    def first_logits(last: int) -> torch.Tensor:
+        targets[0, -1] = last
+        inputs = {"inputs_embeds": embeddings, "decoder_input_ids": targets, "labels": targets, "use_cache": False}
+        return model(**inputs).logits[0, 0]
+
+    with torch.no_grad():
+        assert not torch.equal(first_logits(11), first_logits(12)), (
+            f"FSMT now masks what follows: remove input_ids from {home('KEPT_INPUTS')}."
+        )

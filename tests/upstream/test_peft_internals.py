@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PolyConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PolyConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from torch import nn
 
 from package_walk import home
@@ -142,6 +143,7 @@ IMPORTS: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("peft.tuners.lora.loraga", "preprocess_loraga", "initialize_lora_ga", ("model", "lora_config", "train_step")),
     ("peft.utils.loftq_utils", "_SafetensorLoader", "initialize_loftq", ("peft_model", "model_path")),
     ("peft.utils.other", "AuxiliaryTrainingWrapper", "parameter_owners", ()),
+    ("peft.utils.other", "TrainableTokensWrapper", "has_adapter", ()),
     ("peft.utils.other", "transpose", "_add_initial_adapter", ("weight", "fan_in_fan_out")),
 ]
 
@@ -178,3 +180,11 @@ def test_a_router_of_poly_is_called_with_tasks_and_rows():
     assert {"task_ids", "input_ids"} <= set(passed[0]), (
         f"PEFT's PolyRouter is no longer called with task_ids and input_ids, which {home('repeat_task_ids')} changes."
     )
+
+
+def test_names_of_an_adapter_are_converted_for_transformers():
+    """What PEFT does to a file before it loads it; our comparison of names has to do the same."""
+    model = get_peft_model(tiny_model("llama"), config())
+    state = get_peft_model_state_dict(model)
+    converted = convert_peft_adapter_state_dict_for_transformers(model, model.active_peft_config, state, "default")
+    assert set(converted) == set(state), f"PEFT converts names in another way: see {home('_differences')}."

@@ -120,3 +120,13 @@ def test_poly_keeps_one_task_for_each_row_of_the_input():
         model.generate(**inputs, max_new_tokens=2, num_beams=2)
         works = True
     assert not works, f"peft's Poly now searches with beams: remove {home('repeat_task_ids')}."
+
+
+def test_the_default_targets_of_mixtral_are_not_found():
+    model, config = tiny_model("mixtral"), LoraConfig(task_type="CAUSAL_LM")
+    found = True
+    try:
+        get_peft_model(model, config)
+    except ValueError as error:
+        found = "No `target_modules` passed" not in str(error)
+    assert not found, f"PEFT finds the targets of Mixtral now: remove {home('with_named_targets')}."

@@ -57,7 +57,7 @@ def test_virtual_tokens_stand_before_the_padding():
     with pytest.warns(UserWarning, match="Position ids are not supported"):
         assert not is_continued_alike(model), (
             "peft now continues a padded prompt as the prompt alone: let it generate from embedding prompts in "
-            f"{home('generate_completions')}."
+            f"{home('_generate_padded')}."
         )
     assert is_continued_alike(model.get_base_model())
 
@@ -75,8 +75,34 @@ def test_generate_leaves_out_the_prompts_of_the_decoder():
         after = model.generate(**inputs, max_new_tokens=6), model(**inputs, labels=SOURCE).loss
     assert before[1] != after[1]
     assert torch.equal(before[0], after[0]), (
-        "peft's generate now reads the prompts of the decoder: remove num_transformer_submodules=1 of "
-        f"multitask_prompt_tuning in {home('soft_prompts')}."
+        "peft's generate now reads the prompts of the decoder: allow num_transformer_submodules=2 in "
+        f"{home('derive_input_prompt')}."
+    )
+
+
+def test_prompts_stand_beside_embeddings_of_another_table():
+    model = tiny_model("own_table")
+    inputs = {"input_ids": SOURCE, "labels": SOURCE}
+    with torch.no_grad():
+        expected = model(**inputs).loss
+        prompted = get_peft_model(model, PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=0))
+        assert (prompted(**inputs).loss - expected).abs() > 1e-4, (
+            f"peft now embeds ids as the encoder does: let get_peft_model alone wrap models in {home('wrap')}."
+        )
+
+
+def test_multitask_prompts_drop_the_inputs_of_the_decoder():
+    config = MultitaskPromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, num_tasks=1, num_transformer_submodules=1
+    )
+    model, seen = get_peft_model(tiny_model("t5"), config), []
+    model.get_base_model().register_forward_pre_hook(
+        lambda base, args, kwargs: seen.append(kwargs.get("decoder_input_ids")), with_kwargs=True
+    )
+    with contextlib.suppress(ValueError):  # of the model, which misses them
+        model(input_ids=SOURCE, decoder_input_ids=SOURCE, task_ids=torch.zeros(1, dtype=torch.long))
+    assert seen == [None], (
+        f"peft now hands on what the decoder reads: remove the decoder's inputs from {home('KEPT_INPUTS')}."
     )
 
 
@@ -138,3 +164,17 @@ def test_adaption_prompts_keep_the_forward_of_the_model_that_was_wrapped():
     model.forward = lambda **inputs: calls.append(inputs) or forward(**inputs)
     wrapped(input_ids=SOURCE)
     assert not calls, f"peft's adaption prompts now call the model as it is: remove prepare={home('call_inner_model')}."
+
+
+def test_a_prefix_is_counted_among_the_tokens_of_routers():
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = get_peft_model(tiny_model("mixtral", output_router_logits=True), config)
+    inputs = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE), "labels": SOURCE}
+    try:
+        model(**inputs)
+    except RuntimeError:
+        return
+    pytest.fail(
+        "transformers now balances experts behind a prefix: let prefixes train with it, and remove "
+        f"{home('counts_prefixes_as_routed')}."
+    )

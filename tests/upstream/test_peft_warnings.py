@@ -64,6 +64,9 @@ SOURCES: dict[str, Callable[[str], Any]] = {
     "lora with eva initialization used with low_cpu_mem_usage=False": lambda _: wrap(
         LoraConfig, init_lora_weights="eva", eva_config=EvaConfig()
     ),
+    r"The following (rank|alpha)_pattern keys did not match .*_proj": lambda _: get_peft_model(
+        tiny_model("mixtral"), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    ),
     r"The following rank_pattern keys did not match .*\.lora_E": load_adalora,
 }
 

@@ -182,3 +182,31 @@ def test_trackers_are_called_before_the_callbacks_of_the_user(tmp_path, monkeypa
     assert kinds.index(Tracker) < kinds.index(OfUser), (
         f"Trainer now calls its trackers after the user's callbacks: see what is left for {home('LoggingCallback')}."
     )
+
+
+def test_a_loss_that_is_not_a_number_is_logged_as_0(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1, logging_steps=1)
+    trainer.compute_loss = lambda model, inputs, **_: model(**inputs).loss * float("nan")
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged == [0.0], f"Trainer no longer hides a loss that is not a number: look at {home('DivergenceCheck')}."
+
+
+def test_labels_are_padded_on_the_side_of_the_sources():
+    tokenizer = tiny_tokenizer("encoder_decoder")
+    tokenizer.padding_side = "left"
+    labels = DataCollatorForSeq2Seq(tokenizer)([ROWS[0], ROWS[1]])["labels"]
+    assert labels[1].tolist() == [-100, 7, 1], (
+        f"Labels are now padded on the right in any case: simplify {home('corrected_collator')}."
+    )
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_noise_is_put_where_t5_and_bart_do_not_compute(model_type):
+    model, called = tiny_model(model_type), []
+    model.get_input_embeddings().register_forward_hook(lambda *_: called.append(True))
+    ids = torch.tensor([[5, 6, 7, 1]])
+    model(input_ids=ids, labels=ids)
+    assert not called, (
+        f"{model_type} now calls its input embeddings, so that Trainer's NEFTune works: see {home('NeftuneCallback')}."
+    )

@@ -22,6 +22,7 @@ OVERRIDDEN = {
     "_get_eval_sampler": ("eval_dataset",),
     "_set_signature_columns_if_needed": (),
     "_prepare_inputs": ("inputs",),
+    "_remove_unused_columns": ("dataset", "description"),
     "_save": ("output_dir", "state_dict"),
     "_load_best_model": (),
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),

@@ -114,3 +114,21 @@ def test_a_field_may_be_a_dict_in_json(tmp_path):
         "Fields in _VALID_DICT_FIELDS are no longer read as JSON, to which "
         f"{home('LeftTrainingArguments')} adds peft_kwargs."
     )
+
+
+def test_the_end_of_a_completion_goes_onto_another_column(make_trainer):
+    trainer = make_trainer()
+    rows = ROWS.add_column("text", ["beside"] * len(ROWS))
+    features = trainer._prepare_dataset(rows, trainer.processing_class, trainer.args, False, None, "train")
+    assert features[0]["input_ids"][-1] != trainer.processing_class.eos_token_id, (
+        f"trl now ends the completion whatever stands beside it: remove {home('columns_of_other_forms')}."
+    )
+
+
+def test_the_output_head_of_a_model_is_replaced_for_a_loss():
+    from trl.trainer.utils import add_fused_lm_head
+
+    model, ids = tiny_model("llama"), torch.tensor([[5, 6, 7, 1]])
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    outputs = model(input_ids=ids, labels=ids, fused_lm_head=True)
+    assert outputs.log_probs is not None, f"TRL's loss has another form: mend {home('prepare_fresh_model')}."

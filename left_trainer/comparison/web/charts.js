@@ -67,33 +67,47 @@ const chartBox = (width, height, right) => ({ left: 52, top: 26, right: width - 
 const chart = (width, height, attributes, ...children) =>
   svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, ...attributes }, ...children);
 
-/** Draw one point per run; `base` is the untrained model's value on the vertical axis, or null. */
-function drawScatter(container, points, xField, yField, base, open) {
+/** Draw one point per run; `references` have a name and a value on the vertical axis, that of the untrained model first. */
+function drawScatter(container, points, xField, yField, references, open) {
   if (!points.length) return redraw(container, h("p", { class: "note" }, "No run has a value on both axes."));
   const width = container.clientWidth;
   const height = 400;
   const box = chartBox(width, height, 14);
   const spread = (axis) => points.flatMap((point) => [point[axis], ...(point[`${axis}Interval`] ?? [])]);
   const x = makeScale(spread("x"), xField.format, box.left, box.right);
-  const y = makeScale([...spread("y"), ...(base === null ? [] : [base])], yField.format, box.bottom, box.top);
+  const y = makeScale([...spread("y"), ...references.map(({ value }) => value)], yField.format, box.bottom, box.top);
   const front = paretoFront(points, xField.better, yField.better);
   const placed = points.map((point) =>
     ({ ...point, px: x.at(point.x), py: y.at(point.y), front: front.includes(point) }));
   const steps = frontSteps(placed.filter((point) => point.front), xField.better);
   const obstacles = [...steps.flatMap(stepBoxes), ...placed.flatMap((point) => pointBoxes(point, y))];
-  if (base !== null) obstacles.push(boxAround(box.right - 100, y.at(base) - 17, box.right, y.at(base), 0));
+  const lines = placeReferences(references, y, yField, box);
+  obstacles.push(...lines.map(({ at, left, right }) => boxAround(left, at - 17, right, at, 0)));
   const tip = h("div", { class: "tip", hidden: true });
   redraw(container,
     chart(width, height, { role: "group", "aria-label": `${yField.title} against ${xField.title}` },
       drawAxes(x, y, box, xField.title, yField.title),
-      base === null ? null : [
-        line(box.left, y.at(base), box.right, y.at(base), "base-line"),
-        label(box.right, y.at(base) - 5, `untrained ${show(base, yField.format)}`, "tick", "end"),
-      ],
+      lines.flatMap(({ at, right, text }) => [
+        line(box.left, at, box.right, at, "base-line"),
+        label(right, at - 5, text, "tick", "end"),
+      ]),
       steps.map((corners) => svg("polyline", { points: corners.join(" "), class: "front" })),
       placed.map((point) => drawPoint(point, x, y, xField, yField, tip, open)),
       placeLabels(placed, box, obstacles)),
     tip);
+}
+
+/** Where the lines of references are and where their names stand: side by side where lines are close. */
+function placeReferences(references, y, yField, box) {
+  const placed = [];
+  for (const { name, value } of references) {
+    const text = `${name} ${show(value, yField.format)}`;
+    const at = y.at(value);
+    const near = placed.filter((other) => Math.abs(other.at - at) < 17);
+    const right = near.length ? Math.min(...near.map(({ left }) => left)) - 8 : box.right;
+    placed.push({ at, right, left: right - textWidth(text), text });
+  }
+  return placed;
 }
 
 /** The border of what is reached, as steps from point to point: each is only as good as the worse of its two ends. */

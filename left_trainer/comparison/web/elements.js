@@ -42,11 +42,18 @@ function bytes(value, format = significant) {
   return `${(unit ? format : compact)(value / 1024 ** unit)} ${BYTE_UNITS[unit]}`;
 }
 
+function seconds(value) {
+  const [hours, minutes] = [Math.floor(value / 3600), Math.floor((value % 3600) / 60)];
+  if (hours) return `${hours} h ${minutes} min`;
+  return minutes ? `${minutes} min ${Math.floor(value % 60)} s` : `${oneDecimal(value)} s`;
+}
+
 const FORMATS = {
   integer,
   bytes,
   percent: (value) => `${significant(value)} %`,
   rate: significant,
+  seconds,
   score: oneDecimal,
   change: number({ minimumFractionDigits: 1, maximumFractionDigits: 1, signDisplay: "exceptZero" }),
   loss: number({ minimumFractionDigits: 3, maximumFractionDigits: 3 }),

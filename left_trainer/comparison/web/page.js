@@ -4,13 +4,11 @@ const summary = JSON.parse(byId("data").textContent);
 const families = Object.keys(summary.families).filter((family) => family !== "base");
 const familyIndex = (family) => families.indexOf(family);
 const familyTitle = (family) => (family === "base" ? "reference" : summary.families[family]);
-const isBase = (row) => row.method === "base";
+const isBase = (row) => row.family === "base"; // the untrained model, and baselines beside it
 const rowsOf = (task) => summary.rows.filter((row) => row.task === task);
 const rowOf = (task, method) => rowsOf(task).find((row) => row.method === method);
 const contestants = (task) => rowsOf(task).filter((row) => !isBase(row));
 const failuresOf = (task, method) => summary.failures.filter((fail) => fail.task === task && fail.method === method);
-const methods = [...new Set([...summary.rows, ...summary.failures].map((entry) => entry.method))]
-  .sort((a, b) => (b === "base") - (a === "base"));
 const familyOf = (method) => summary.rows.find((row) => row.method === method)?.family;
 const methodLabel = (method) => h("span", { class: "method" }, swatch(familyIndex(familyOf(method))), method);
 
@@ -22,8 +20,9 @@ function metricField(key, name, task) {
     const { low, high } = row.metrics[name] ?? {};
     return isNumber(low) && isNumber(high) ? [low, high] : null;
   };
-  const better = task.lower_is_better?.includes(name) ? "lower" : "higher";
-  return { key, title: name, format: "score", better, value, interval };
+  const better = task.lower_is_better.includes(name) ? "lower" : "higher";
+  const over = (row) => row.metrics[name]?.interval;
+  return { key, title: name, format: "score", better, value, interval, over };
 }
 
 function changeField(main) {
@@ -50,6 +49,16 @@ function halfWidth(field, row) {
   return interval ? ` \u00b1 ${oneDecimal((interval[1] - interval[0]) / 2)}` : "";
 }
 
+const INTERVALS = {
+  seeds: "95 % interval over seeds, Student\u2019s t",
+  rows: "95 % interval over the rows of the test split: percentile bootstrap, 1,000 resamples; one seed, so it says "
+    + "nothing about how much trainings differ",
+};
+function intervalText(field, row) {
+  const interval = field.interval(row);
+  return interval && `${oneDecimal(interval[0])} to ${oneDecimal(interval[1])}. ${INTERVALS[field.over(row)] ?? ""}`;
+}
+
 const fieldText = (field, row) => show(field.value(row), field.format) + halfWidth(field, row);
 
 function isBest(field, row) {
@@ -61,7 +70,7 @@ function isBest(field, row) {
 
 // State.
 
-const TEXTS = ["task", "x", "y", "sort", "order", "method"];
+const TEXTS = ["task", "x", "y", "sort", "order", "method", "by"];
 const state = {};
 
 function readState() {
@@ -80,24 +89,31 @@ function update(changes) {
 
 const shownTasks = () => summary.tasks.filter((task) => !state.hidden.has(`task:${task.name}`));
 const isShown = (method) =>
-  method === "base" || (!state.hidden.has(`family:${familyOf(method)}`) && method.includes(state.method.trim()));
+  familyOf(method) === "base" || (!state.hidden.has(`family:${familyOf(method)}`) && method.includes(state.method.trim()));
 
 // Head, filters, failures: drawn once.
 
 function drawHead() {
-  const { title, model, machines, seeds, command } = summary;
+  const { title, model, machines, seeds, command, run_seconds: runSeconds } = summary;
   byId("title").textContent = title;
   byId("facts").append(...descriptions([
     ["Model", model], [plural("Machine", machines), machines.join("\n")], [plural("Seed", seeds), seeds.join(", ")],
+    ...summary.tasks.map(({ name, settings }) => [name, describeSettings(settings)]),
+    ...(isNumber(runSeconds) ? [["Run time", `${show(runSeconds, "seconds")} for all runs together`]] : []),
     ...(command ? [["Command", h("code", { title: "One click selects all of it" }, command)]] : []),
   ]));
-  byId("over-seeds").hidden = !summary.rows.some((row) => row.seeds.length > 1);
+  for (const over of ["seeds", "rows"]) {
+    byId(`over-${over}`).hidden = !summary.rows.some((row) =>
+      Object.values(row.metrics).some(({ interval }) => interval === over));
+  }
   byId("meanings").append(...descriptions(summary.columns.map((column) =>
     [column.title, [column.help, column.better && `${column.better} is better`].filter(Boolean).join(" ")])));
   byId("failures").hidden = !summary.failures.length;
   byId("failed").append(...descriptions(summary.failures.map(({ method, task, seed, reason }) =>
     [[methodLabel(method), ` on ${task}, seed ${seed}`], reason])));
 }
+
+const describeSettings = (settings) => Object.entries(settings).map(([key, value]) => `${key}: ${value}`).join("; ");
 
 function drawFilters() {
   const toggle = ({ target }) => {
@@ -124,13 +140,34 @@ function syncFilters() {
 
 function drawMatrix() {
   const tasks = shownTasks();
-  const titles = tasks.map(({ name, summary: title, main_metric: metric }) => h("th", { scope: "col", title },
-    name, h("small", {}, `${metric}, ${fields.get(name).get("main").better} is better`)));
-  const rows = methods.filter(isShown).map((method) => h("tr", { class: method === "base" && "base" },
+  const head = (key, title, ...content) => {
+    const sorted = state.by === key;
+    return h("th", { scope: "col", "aria-sort": sorted ? "other" : "none", title },
+      h("button", { "data-key": `by:${key}`, onclick: () => update({ by: sorted ? "" : key }) }, content,
+        h("span", { class: "arrow", "aria-hidden": "true" }, sorted ? " \u25bc" : "")));
+  };
+  const titles = tasks.map(({ name, summary: title, main_metric: metric }) =>
+    head(name, title, name, h("small", {}, `${metric}, ${fields.get(name).get("main").better} is better`)));
+  const rows = matrixMethods().filter(isShown).map((method) => h("tr", { class: familyOf(method) === "base" && "base" },
     h("th", { scope: "row" }, methodLabel(method)),
     tasks.map((task) => h("td", {}, matrixCell(task.name, method)))));
   redraw(byId("matrix"),
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Method"), titles)), h("tbody", {}, rows));
+    h("thead", {}, h("tr", {}, head("method", "By name", "Method"), titles)), h("tbody", {}, rows));
+}
+
+/** Methods in the order of the matrix: by mean place over the tasks, or by what a title was chosen for. */
+function matrixMethods() {
+  const [references, others] = [true, false].map((wanted) =>
+    summary.methods.filter((method) => (familyOf(method) === "base") === wanted));
+  const main = fields.get(state.by)?.get("main");
+  if (state.by === "method") others.sort((a, b) => a.localeCompare(b, "en"));
+  if (main) {
+    const value = (method) => (rowOf(state.by, method) ? main.value(rowOf(state.by, method)) : null);
+    const quality = (method) => (value(method) === null ? -Infinity : value(method) * (main.better === "lower" ? -1 : 1));
+    const qualities = new Map(others.map((method) => [method, quality(method)]));
+    others.sort((a, b) => (qualities.get(a) === qualities.get(b) ? 0 : qualities.get(b) - qualities.get(a)));
+  }
+  return [...references, ...others];
 }
 
 function matrixCell(task, method) {
@@ -138,22 +175,25 @@ function matrixCell(task, method) {
   const failed = failuresOf(task, method).length > 0;
   const toFailures = () => byId("failures-title").focus();
   if (!row && failed) return h("button", { class: "cell failed", onclick: toFailures }, "failed");
-  if (!row) return h("span", { class: "cell missing" }, "not run");
+  if (!row) return h("span", { class: "cell missing" }, familyOf(method) === "base" ? show(null) : "not run");
   const main = fields.get(task).get("main");
   const change = fields.get(task).get("change").value(row);
   const worse = change * (main.better === "lower" ? -1 : 1) <= -0.05;
   return h("button", { class: "cell", "data-key": row.id, onclick: () => openRun(row) },
     figure(main, row),
-    h("small", { class: worse && "worse" }, isBase(row) ? "untrained" : show(change, "change")),
+    h("small", { class: worse && "worse" }, isBase(row) ? referenceText(row) : show(change, "change")),
     failed ? h("small", { class: "worse" }, "some seeds failed") : null,
     bar(main, row));
 }
+
+const referenceText = (row) => (row.method === "base" ? "untrained" : "one answer to all");
 
 /** A figure, starred where it is the best, its interval in small type. */
 function figure(field, row) {
   const best = isBest(field, row);
   return h("span", { class: best ? "figure best" : "figure" }, best ? star() : null,
-    show(field.value(row), field.format), h("small", {}, halfWidth(field, row)));
+    show(field.value(row), field.format),
+    h("small", { title: intervalText(field, row) }, halfWidth(field, row)));
 }
 
 /** How far a run came from the base model towards the best run of its task. */
@@ -208,9 +248,12 @@ function drawFigures() {
     h("thead", {}, h("tr", {}, [{ key: "method", title: "Method" }, ...columns].map(headerCell))),
     tasks.map((task) => h("tbody", { "data-task": task.name },
       h("tr", { class: "group" }, h("th", { scope: "rowgroup", colspan: columns.length + 1 },
-        h("span", {}, task.name, h("small", {}, `${task.summary}; main metric ${task.main_metric}`)))),
+        h("span", {}, task.name, h("small", {}, groupText(task))))),
       sortedRows(task).map((row) => figuresRow(row, columns)))));
 }
+
+const groupText = ({ summary: text, main_metric: metric, settings }) =>
+  [text, `main metric ${metric}`, ...(settings["test rows"] ? [`${settings["test rows"]} test rows`] : [])].join("; ");
 
 function figuresRow(row, columns) {
   const open = h("button", { class: "link", "data-key": row.id, onclick: () => openRun(row) }, methodLabel(row.method));
@@ -231,10 +274,12 @@ function drawCharts() {
   const points = rows.filter(hasBoth).map((row) => ({
     row, x: xField.value(row), y: yField.value(row), xInterval: xField.interval(row), yInterval: yField.interval(row),
   }));
-  const base = rowsOf(task.name).find(isBase);
+  const references = rowsOf(task.name).filter(isBase).map((row) => ({
+    name: row.method === "base" ? "untrained" : row.method, value: yField.value(row),
+  })).filter(({ value }) => isNumber(value));
   byId("scatter-title").textContent = `${task.name}: ${yField.title} against ${xField.title}`;
   byId("scatter-note").textContent = scatterNote(xField, yField, rows.filter((row) => !hasBoth(row)));
-  drawScatter(byId("scatter"), points, xField, yField, base ? yField.value(base) : null, openRun);
+  drawScatter(byId("scatter"), points, xField, yField, references, openRun);
   byId("curves-title").textContent = `${task.name}: training loss`;
   byId("curves-note").hidden = !rows.some((row) => row.curves.length > 1);
   drawCurves(byId("curves"), rows.map((row) => ({
@@ -271,7 +316,7 @@ function scatterNote(x, y, missing) {
 
 const DASHES = [null, "7 4", "2 3", "9 3 2 3", "4 2"];
 const dashOf = (method) =>
-  DASHES[methods.filter((other) => familyOf(other) === familyOf(method)).indexOf(method) % DASHES.length];
+  DASHES[summary.methods.filter((other) => familyOf(other) === familyOf(method)).indexOf(method) % DASHES.length];
 
 function meanCurve(curves) {
   const bySteps = new Map();

@@ -12,6 +12,7 @@ function openRun(row) {
     failures.map(({ seed, reason }) => h("p", { class: "worse" }, `Seed ${seed} failed: ${reason}`)),
     h("div", { class: "scroll" }, runMetrics(row)),
     h("dl", { class: "values" }, descriptions(values.map((field) => [field.title, fieldText(field, row), field.help]))),
+    row.predictions.length ? drawPredictions(row) : [],
     row.curves.length ? [h("h3", {}, "Training loss"), curve] : [],
     row.samples.length ? h("h3", {}, "Samples") : [],
     row.samples.map((sample) => drawSample(row, sample)));
@@ -19,6 +20,15 @@ function openRun(row) {
   byId("run").scrollTop = 0;
   // Only what is on the page has a width to draw to.
   if (row.curves.length) drawCurves(curve, row.curves.map((points, i) => seedCurve(row, points, i)), 260);
+}
+
+/** Links to the files beside the page with what the model wrote for each row of the test split. */
+function drawPredictions({ predictions, seeds, task }) {
+  const rows = summary.tasks.find(({ name }) => name === task).settings["test rows"];
+  const links = predictions.map((path, i) =>
+    h("a", { href: path.split("/").map(encodeURIComponent).join("/"), download: "" }, `seed ${seeds[i]}`));
+  return h("p", { class: "downloads" }, `Predictions of all ${rows ?? ""} test rows (JSONL): `,
+    links.flatMap((link, i) => (i ? [", ", link] : [link])));
 }
 
 function seedCurve(row, points, i) {
@@ -32,10 +42,12 @@ function seedCurve(row, points, i) {
 
 function runMetrics(row) {
   const { metrics } = summary.tasks.find(({ name }) => name === row.task);
-  const titles = isBase(row) ? ["Metric", "Untrained"] : ["Metric", "Before", "After", "95 % interval"];
-  const cells = ({ before, mean, low, high }) => {
-    const interval = isNumber(low) && isNumber(high) ? `${oneDecimal(low)} to ${oneDecimal(high)}` : null;
-    return [show(before, "score"), show(mean, "score"), show(interval)].slice(0, titles.length - 1);
+  const scored = isBase(row) ? ["Score"] : ["Before", "After"];
+  const titles = ["Metric", ...scored, "95 % interval"];
+  const cells = ({ before, mean, low, high, interval: over }) => {
+    const interval = isNumber(low) && isNumber(high) ? `${oneDecimal(low)} to ${oneDecimal(high)}, over ${over}` : null;
+    const scores = isBase(row) ? [mean] : [before, mean];
+    return [...scores.map((score) => show(score, "score")), show(interval)];
   };
   const rows = metrics.filter((name) => row.metrics[name]).map((name) => h("tr", {}, h("th", { scope: "row" }, name),
     cells(row.metrics[name]).map((text) => h("td", {}, text))));

@@ -34,9 +34,11 @@ class RoutedConfig:
 
     def __init__(self, original: PreTrainedConfig) -> None:
         self.original = original
+        # Where set, what the module attends to without its prefix is put there: keys and values.
+        self.attended: list[torch.Tensor] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name == "original":  # copy and pickle ask before there is one
+        if name in ("original", "attended"):  # copy and pickle ask before there is one
             raise AttributeError(name)
         return getattr(self.original, name)
 
@@ -126,6 +128,8 @@ def prefix_attention(
         kwargs["position_bias"] = position_bias
     if is_causal is not None:
         kwargs["is_causal"] = is_causal
+    if module.config.attended is not None:
+        module.config.attended[:] = [key, value]
     if key_value_prefix is None:
         return attend(module, query, key, value, attention_mask, **kwargs)
 

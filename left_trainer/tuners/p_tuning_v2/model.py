@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
@@ -83,6 +85,25 @@ class PTuningV2Model(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own looks for a weight, which attention modules lack.
         setattr(parent, child_name, new_module)
+
+    @torch.no_grad()
+    def start_from_text(self, adapter_name: str, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Set the prefixes of an adapter to the keys and values that the base model computes from a text.
+
+        Args:
+            adapter_name: Of the adapter.
+            inputs: One row, with at least as many tokens as the prefixes have, for encoder and decoder alike.
+        """
+        layers = [module for module in self.model.modules() if isinstance(module, PTuningV2Layer)]
+        for layer in layers:
+            layer.base_layer.config.attended = []
+        self.disable_adapter_layers()
+        self.model(**inputs, use_cache=False)
+        self.enable_adapter_layers()
+        for layer in layers:
+            attended, layer.base_layer.config.attended = layer.base_layer.config.attended, None
+            prefix = layer.p_tuning_v2_prefix[adapter_name]
+            prefix.copy_(torch.cat(attended)[:, :, : prefix.shape[2]])
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(

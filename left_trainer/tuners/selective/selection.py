@@ -8,7 +8,10 @@ import re
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from left_trainer.models.tables import unread_tables
 
 # For each module, by name, the names of its own parameters.
 Selection = dict[str, list[str]]
@@ -28,6 +31,7 @@ def parameter_owners(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of the base model that directly own trainable parameters, by name; tuner layers are seen through."""
     owners: dict[str, nn.Module] = {}
     wrappers: tuple[str, ...] = ()
+    unread = unread_tables(model) if isinstance(model, PreTrainedModel) else {}
     for name, module in model.named_modules():
         if not name or name.startswith(wrappers):
             continue
@@ -37,7 +41,7 @@ def parameter_owners(model: nn.Module) -> dict[str, nn.Module]:
             continue
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         # The tables of sines of Marian and Pegasus are parameters that are never trained.
-        if own_parameters(base) and "Sinusoidal" not in type(base).__name__:
+        if own_parameters(base) and "Sinusoidal" not in type(base).__name__ and name not in unread:
             owners[name] = base
     return owners
 

@@ -1,0 +1,100 @@
+"""`left-trainer evaluate`: score a fine-tuned model on a test file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from left_trainer.cli.errors import user_errors
+from left_trainer.cli.options import add_loading_options, positive
+
+DESCRIPTION = """Score a fine-tuned model on the rows of a test file: the loss and the metrics of its task, as
+`left-trainer train` reports them at the end of a run. On the test file of the run, the scores are those of its report.
+
+Task, prompt, length limits and beams are read from the folder of the run; an option beats what stands there. A folder
+that no run has written needs --task.
+"""
+EXAMPLES = """examples:
+  left-trainer evaluate --adapter outputs/lora --test_file test.jsonl
+  left-trainer evaluate --adapter outputs/lora --test_file test.jsonl --generation_num_beams 4 --output_dir outputs/test
+  left-trainer evaluate --model_name_or_path outputs/merged --test_file test.csv --task summarization \\
+      --source_column article --target_column highlights
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Load, predict, print and write the scores."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    with user_errors():
+        output = Path(options.output_dir) if options.output_dir else None
+        if options.adapter is not None and not Path(options.adapter).is_dir():
+            raise FileNotFoundError(
+                f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training run."
+            )
+        from transformers.utils.logging import disable_progress_bar
+
+        from left_trainer.data.arguments import DataArguments
+        from left_trainer.runs.evaluation import EVALUATION_FILE, Evaluation, evaluate_saved
+        from left_trainer.runs.report_text import format_evaluation
+
+        disable_progress_bar()
+        if output is not None and (output / EVALUATION_FILE).exists():
+            raise FileExistsError(
+                f"--output_dir {options.output_dir!r} already holds {EVALUATION_FILE}. Choose another folder."
+            )
+        data = DataArguments(
+            test_file=options.test_file,
+            source_column=options.source_column,
+            target_column=options.target_column,
+            prompt=options.prompt,
+            max_eval_samples=options.max_eval_samples,
+        )
+        report = evaluate_saved(
+            Evaluation(
+                path=options.adapter or options.model_name_or_path,
+                data=data,
+                task=options.task,
+                generation_num_beams=options.generation_num_beams,
+                generation_max_length=options.generation_max_length,
+                max_length=options.max_length,
+                per_device_eval_batch_size=options.per_device_eval_batch_size,
+                trust_remote_code=options.trust_remote_code,
+                dtype=options.dtype,
+            )
+        )
+        path = report.write(output) if output else None
+    print(format_evaluation(report, path))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="left-trainer evaluate",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--adapter", metavar="DIR", help="output folder of a training run")
+    model.add_argument("--model_name_or_path", metavar="MODEL", help="a whole model: a folder, or its name on the Hub")
+    parser.add_argument("--test_file", required=True, metavar="FILE", help="test rows: JSONL, CSV or Parquet")
+    parser.add_argument("--output_dir", metavar="DIR", help="folder for evaluation_report.json (default: only printed)")
+    parser.add_argument("--task", help="task whose metrics are computed (default: that of the run)")
+    parser.add_argument("--prompt", help="prompt template with {source} (default: that of the run, else of the task)")
+    parser.add_argument("--source_column", metavar="NAME", help="column to read (default: that of the task)")
+    parser.add_argument("--target_column", metavar="NAME", help="column of the references (default: that of the task)")
+    parser.add_argument("--max_eval_samples", type=positive, metavar="N", help="score only the first N rows")
+    parser.add_argument(
+        "--generation_num_beams", type=positive, metavar="N", help="beams; 1 is greedy (default: as the run was scored)"
+    )
+    parser.add_argument(
+        "--generation_max_length", type=positive, metavar="N", help="most tokens of an answer (default: the same)"
+    )
+    parser.add_argument("--max_length", type=positive, metavar="N", help="as in training (default: that of the run)")
+    parser.add_argument(
+        "--per_device_eval_batch_size", type=positive, metavar="N", help="rows of a batch (default: that of the run)"
+    )
+    add_loading_options(parser)
+    return parser

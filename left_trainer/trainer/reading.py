@@ -1,0 +1,78 @@
+"""What a trainer reads: the columns of its rows, their order, and how they make a batch."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from typing import Any
+
+from torch.utils.data import DataLoader, Sampler
+
+from left_trainer.data.dataset_types import is_lazy, only_columns
+from left_trainer.kernels.fast_paths import FastPath
+from left_trainer.models import unwrapped
+from left_trainer.trainer import batching
+from left_trainer.trainer.columns import with_columns_for, with_task_column, with_task_ids
+from left_trainer.trainer.evaluation import GeneratingTrainer
+from left_trainer.training_args import LeftTrainingArguments
+
+
+class ReadingTrainer(GeneratingTrainer):
+    """A trainer that generates in evaluations, and reads rows of any kind in an order of its own."""
+
+    rows_were_text: bool
+    _signature_columns: list[str] | None
+
+    @functools.cached_property
+    def fast_paths(self) -> dict[str, FastPath]:
+        """What ran and what fell back, by name; `training_report.json` shows it."""
+        return defaultdict(FastPath)
+
+    @property
+    def has_own_sampler(self) -> bool:
+        """Whether a subclass chooses the order of the training rows."""
+        return type(self)._get_train_sampler is not ReadingTrainer._get_train_sampler
+
+    def _collator(self, given: Any, tokenizer: Any, args: LeftTrainingArguments) -> Any:
+        return given
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        if not is_lazy(dataset):
+            return super()._remove_unused_columns(dataset, description)
+        self._set_signature_columns_if_needed()
+        columns = self._signature_columns if self.args.remove_unused_columns else None
+        return only_columns(dataset, columns) if columns else dataset
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return super()._prepare_inputs(with_task_ids(unwrapped(self.model), inputs))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = with_task_column(unwrapped(self.model), self._signature_columns)
+        self._signature_columns = with_columns_for(self.request.data_collator, unwrapped(self.model), columns)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As in `Trainer`; notes for the report whether the batches are grouped."""
+        self.fast_paths[batching.GROUP_BY_LENGTH].record(batching.why_not_grouped(self, self.train_dataset))
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """As in `Trainer`; where text is generated, with a row for each prompt."""
+        with batching.one_row_for_each_prompt(self):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """As in `Trainer`; where text is generated, with a row for each prompt."""
+        with batching.one_row_for_each_prompt(self):
+            return super().get_test_dataloader(test_dataset)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if batching.why_not_grouped(self, dataset) is None:
+            return batching.length_grouped_sampler(self, dataset)
+        return super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        if self.args.train_sampling_strategy == batching.GROUP_BY_LENGTH:
+            return batching.sequential_sampler(self.args, eval_dataset)
+        return super()._get_eval_sampler(eval_dataset)

@@ -1,0 +1,58 @@
+"""What a saved model is saved with: how it was loaded, how prompts were cut, and how its text was generated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from peft import PeftModel
+
+from left_trainer.adapters.run_settings import RunSettings, storable
+from left_trainer.evaluation.generation import scored_generation_config, write_generation_config
+from left_trainer.methods import PeftMethod
+from left_trainer.models import ModelSource, unwrapped, without_adapter
+from left_trainer.trainer.generation import EvaluationHost, GenerationInEvaluation
+from left_trainer.training_args import LeftTrainingArguments
+
+
+class SavingHost(EvaluationHost, Protocol):
+    """What the settings of a run are taken from."""
+
+    args: LeftTrainingArguments
+    source: ModelSource
+    method: PeftMethod | None
+    _generation: GenerationInEvaluation | None
+
+
+def write_settings(trainer: SavingHost, directory: str | Path) -> None:
+    """Write `run_settings.json` and, where evaluations generate, `generation_config.json` beside a saved model.
+
+    The latter holds what the last evaluation generated with, or what one would have.
+    """
+    settings_of(trainer).write(directory)
+    if trainer.args.predict_with_generate:
+        generation = trainer._generation or GenerationInEvaluation(trainer, {})
+        base = without_adapter(unwrapped(trainer.model))
+        write_generation_config(scored_generation_config(base.generation_config, generation.arguments), directory)
+
+
+def settings_of(trainer: SavingHost) -> RunSettings:
+    """How the run loaded its model and cuts its prompts."""
+    args, model = trainer.args, unwrapped(trainer.model)
+    base = without_adapter(model)
+    return RunSettings(
+        method=trainer.method.name if trainer.method else None,
+        dtype=str(base.dtype).removeprefix("torch."),
+        model_init_kwargs=_base_options(trainer.source, base) if isinstance(model, PeftModel) else {},
+        max_length=args.max_length,
+        truncation_mode=args.truncation_mode,
+        per_device_eval_batch_size=args.per_device_eval_batch_size,
+    )
+
+
+def _base_options(source: ModelSource, base: Any) -> dict[str, Any]:
+    quantization = getattr(base.config, "quantization_config", None)
+    if quantization is None:
+        return dict(source.base_options)
+    as_dict = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    return {**source.base_options, **storable({"quantization_config": as_dict})}
