@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from left_trainer.planning.devices import Device
     from left_trainer.planning.plan import TrainingPlan
 
-DESCRIPTION = """Say what memory a run needs and how long a step takes, before it starts: without its weights, and without a GPU. All options of
-`left-trainer train` are accepted. The training step is run on shapes, from the model's config alone.
+DESCRIPTION = """Say what memory a run needs and how long a step takes, before it starts: without its weights, and without
+a GPU. All options of `left-trainer train` are accepted. The training step is run on shapes, from the model's config
+alone.
 
 With --memory_gib it says whether the run fits, the largest batch and the longest source that do, and what to change.
 """
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device",
         metavar="NAME",
-        help="a GPU such as rtx-4090, which also gives the time; else cuda or cpu (default: cuda)",
+        help="a GPU such as rtx-4090, which also gives the time; cuda or cpu (default: cuda)",
     )
     parser.add_argument("--source_tokens", type=int, metavar="N", help="tokens of the longest source or prompt")
     parser.add_argument("--target_tokens", type=int, metavar="N", help="tokens of the longest target or completion")
