@@ -26,10 +26,10 @@ from left_trainer.planning import known_values
 from left_trainer.planning.disguise import disguised
 from left_trainer.planning.known_values import on_meta
 from left_trainer.planning.modules import ModuleTracker
-from left_trainer.planning.recorder import StepRecorder
+from left_trainer.planning.recorder import Recording, StepRecorder
 from left_trainer.planning.rehearsal import BatchShape, tensors_of_state
 from left_trainer.planning.storage_bytes import CUDA
-from left_trainer.planning.timeline import Moment, peak
+from left_trainer.planning.timeline import peak
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published" / "peft_metamathqa.jsonl"
 GIB, MIB = 2**30, 2**20
@@ -61,8 +61,8 @@ MT0_LARGE = MT5Config(
 FOUNDING_MIB = {"lora": 9392, "prompt_tuning": 9768, "p_tuning": 9800, "prefix_tuning": 6144, "ia3": 9658}
 
 
-def plan_plain_loop(row: dict[str, Any], length: int) -> Moment:
-    """The peak of a step of PEFT's own training loop."""
+def plan_plain_loop(row: dict[str, Any], length: int) -> Recording:
+    """A step of PEFT's own training loop, on shapes."""
     features = BatchShape(row["batch_size"], 0, length).features(False, LLAMA_3B.vocab_size)
     tracker = ModuleTracker()
     recorder = StepRecorder("meta", CUDA.rounding, known_values.compute, tracker)
@@ -78,6 +78,7 @@ def plan_plain_loop(row: dict[str, Any], length: int) -> Moment:
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         model.train()
         recorder.label_model(model)
+        recorder.recording.operations.clear()  # those that build the model are not of the step
         recorder.begin("forward")
         outputs = model(**{name: on_meta(tensor) for name, tensor in features.items()})
         recorder.begin("backward")
@@ -88,7 +89,13 @@ def plan_plain_loop(row: dict[str, Any], length: int) -> Moment:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         recorder.label(tensors_of_state(optimizer), "optimizer state")
-    return peak(recorder.recording)
+    return recorder.recording
+
+
+def published_rows(only: str = "") -> list[dict[str, Any]]:
+    """PEFT's runs, those with `only` in their name."""
+    rows = [json.loads(line) for line in PUBLISHED.read_text().splitlines()]
+    return [row for row in rows if only in row["experiment"]]
 
 
 def peft_config(row: dict[str, Any]) -> Any:
@@ -102,13 +109,11 @@ def peft_config(row: dict[str, Any]) -> Any:
 
 
 def compare_with_peft(length: int, only: str) -> None:
-    rows = [json.loads(line) for line in PUBLISHED.read_text().splitlines()]
     pairs = []
     print(f"{'run':48} {'measured':>9} {'planned':>9} {'error':>7}   GiB, rows of {length} tokens")
-    for row in rows:
-        if only not in row["experiment"]:
-            continue
-        planned, measured = plan_plain_loop(row, length).n_bytes + CUDA.workspace_bytes, row["memory_max_bytes"]
+    for row in published_rows(only):
+        planned = peak(plan_plain_loop(row, length)).n_bytes + CUDA.workspace_bytes
+        measured = row["memory_max_bytes"]
         pairs.append((measured, planned))
         error = planned / measured - 1
         print(f"{row['experiment'][:48]:48} {measured / GIB:9.2f} {planned / GIB:9.2f} {error:+7.1%}", flush=True)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from left_trainer.planning.devices import Device
     from left_trainer.planning.plan import TrainingPlan
 
-DESCRIPTION = """Say what memory a run needs and how long a step takes, before it starts: without its weights, and without
-a GPU. All options of `left-trainer train` are accepted. The training step is run on shapes, from the model's config
-alone.
+DESCRIPTION = """Say what memory a run needs and how long a step takes, before it starts: without its weights and
+without a GPU. All options of `left-trainer train` are accepted. The training step is run on shapes, from the
+model's config alone.
 
 With --memory_gib it says whether the run fits, the largest batch and the longest source that do, and what to change.
 """

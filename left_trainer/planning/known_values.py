@@ -302,6 +302,7 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.sparse_mask: _sparse_mask,
     aten.is_nonzero: _yes,
     aten.equal: _yes,
+    aten.allclose: _yes,
     aten._to_copy: _copy_out,
     aten.copy_: _copy_in_place,
 }

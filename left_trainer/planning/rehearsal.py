@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer.adapters.residual_base import RESIDUAL_BASE, remember_initial_adapter
-from left_trainer.methods.apply import apply_built, apply_config, build_config, check_patterns
+from left_trainer.methods.apply import apply_built, apply_config, build_config
+from left_trainer.methods.patterns import check_patterns
 from left_trainer.models import ModelSource, unwrapped, without_adapter
 from left_trainer.models.family import auto_class
 from left_trainer.models.positions import Limits
@@ -84,8 +85,8 @@ def has_own_output_head(source: ModelSource) -> bool:
     """Whether the checkpoint has an output head apart from the embeddings though the config ties them.
 
     transformers (5.23) ties the two for every T5 and unties them when it finds both in the checkpoint, as for mT5 and
-    T5 v1.1. A checkpoint on this disk, and a config
-    without a name, are taken to be of a model made here, where they are tied.
+    T5 v1.1. A checkpoint on this disk, and a config without a name, are taken to be of a model made here, where they
+    are tied.
     """
     config = source.config
     is_untied = config.model_type in ("mt5", "umt5") or getattr(config, "scale_decoder_outputs", True) is False
