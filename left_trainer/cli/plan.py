@@ -7,9 +7,19 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from left_trainer.cli.errors import user_errors
+from left_trainer.cli.plan_text import (
+    GIB,
+    as_record,
+    changes_text,
+    draw,
+    limits_text,
+    plan_text,
+    ranking_text,
+    time_text,
+    together_text,
+)
 
 if TYPE_CHECKING:
-    from left_trainer.planning.advice import Change
     from left_trainer.planning.devices import Device
     from left_trainer.planning.plan import TrainingPlan
 
@@ -17,15 +27,15 @@ DESCRIPTION = """Say what memory a run needs and how long a step takes, before i
 without a GPU. All options of `left-trainer train` are accepted. The training step is run on shapes, from the
 model's config alone.
 
-With --memory_gib it says whether the run fits, the largest batch and the longest source that do, and what to change.
+With --memory_gib or --device it says whether the run fits, the largest batch and the longest source that do, and
+what to change.
 """
 EXAMPLES = """examples:
   left-trainer plan --model_name_or_path meta-llama/Llama-3.1-8B --peft_method qlora --memory_gib 24
   left-trainer plan --model_name_or_path google/mt5-large --source_tokens 512 --target_tokens 64 --methods all
   left-trainer plan --model_name_or_path ./folder-with-config-json --peft_method lora --bf16 --json
 """
-GIB = 2**30
-BAR_WIDTH, BAR_HEIGHT = 72, 8
+DEFAULT_TOKENS = 1024  # of a row, where max_length gives none
 PLOT_FILE = "memory_plan.png"
 
 
@@ -42,25 +52,26 @@ def main(argv: list[str]) -> int:
         if options.memory_gib is not None and options.memory_gib <= 0:
             raise ValueError(f"memory_gib={options.memory_gib:g} must be positive.")
         device = None if options.device in (None, "cuda", "cpu") else find_device(options.device)
-        if device is not None and options.memory_gib is None:
-            options.memory_gib = device.memory_bytes / GIB
+        memory_bytes = device.memory_bytes if device else None
+        if options.memory_gib is not None:
+            memory_bytes = int(options.memory_gib * GIB)
         task = get_task(options.task)
         full = training_parser(output_dir="outputs/plan")
         model_args, _, args, *_ = full.parse_args_and_config([*rest])
         args = with_task_settings(task, args)
         planner = _Planner(model_args, args, options, task.max_new_tokens, device)
         if options.methods:
-            return _rank(planner, options)
+            _rank(planner, options, memory_bytes)
+            return 0
         plan = planner.plan()
-        if options.json:
-            print(json.dumps(as_record(plan), indent=2))
-        else:
-            print(_text(plan))
-            print(_time_text(plan, device))
-            if options.memory_gib is not None:
-                print(_advice_text(planner, plan, int(options.memory_gib * GIB)))
         if options.plot:
-            _plot(plan, options.plot)
+            draw(plan, options.plot, memory_bytes)
+        if options.json:
+            print(json.dumps(as_record(plan, device), indent=2))
+            return 0
+        print(plan_text(plan), time_text(plan, device, args.gradient_accumulation_steps), sep="\n", flush=True)
+        if memory_bytes is not None:
+            _advise(planner, plan, memory_bytes)
     return 0
 
 
@@ -73,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--task", default="summarization", help="task, for generation settings (default: %(default)s)")
-    parser.add_argument("--memory_gib", type=float, metavar="X", help="memory of the device")
+    parser.add_argument(
+        "--memory_gib", type=float, metavar="X", help="memory of the device; by default that of --device"
+    )
     parser.add_argument(
         "--device",
         metavar="NAME",
@@ -95,9 +108,10 @@ class _Planner:
     ) -> None:
         self.model_args, self.args, self.options, self.device = model_args, args, options, device
         is_pair = model_args.source(args).family == "encoder_decoder"
-        self.target = options.target_tokens or new_tokens
-        longest = args.max_length or 1024
-        self.source = options.source_tokens or (longest if is_pair else max(longest - self.target, 1))
+        self.target = new_tokens if options.target_tokens is None else options.target_tokens
+        longest = args.max_length or DEFAULT_TOKENS
+        rest = longest if is_pair else max(longest - self.target, 1)
+        self.source = rest if options.source_tokens is None else options.source_tokens
 
     def plan(
         self, source_tokens: int | None = None, dtype: str | None = None, peft_method: str | None = None, **values: Any
@@ -111,153 +125,45 @@ class _Planner:
         return plan_training(
             self.model_args.source(args),
             args,
-            source_tokens=source_tokens or self.source,
+            source_tokens=self.source if source_tokens is None else source_tokens,
             target_tokens=self.target,
             dtype=dtype or self.model_args.dtype,
             device=self.device.kernels if self.device else self.options.device,
         )
 
 
-def as_record(plan: TrainingPlan) -> dict[str, Any]:
-    """A plan as plain data."""
-    return {
-        "model": plan.model,
-        "method": plan.method,
-        "rows": plan.batch.rows,
-        "source_tokens": plan.batch.source,
-        "target_tokens": plan.batch.target,
-        "trained_parameters": plan.trained_parameters,
-        "all_parameters": plan.all_parameters,
-        "peak_bytes": plan.peak_bytes,
-        "peak_phase": plan.peak_phase,
-        "peak_module": plan.step.module,
-        "parts": plan.step.parts,
-        "activations": plan.step.activations,
-        "loading_bytes": plan.loading_bytes,
-        "evaluation_bytes": plan.evaluation_bytes,
-        "saving_bytes": plan.saving_bytes,
-        "device_overhead_bytes": plan.device.overhead_bytes,
-        "run_bytes": plan.run_bytes,
-        "fallbacks": dict(plan.fallbacks),
-        "timeline": plan.timeline,
-    }
+def _advise(planner: _Planner, plan: TrainingPlan, memory_bytes: int) -> None:
+    """Print whether the run fits, and what to change."""
+    from left_trainer.planning.advice import advice, changes, largest_batch, longest_source, together
 
-
-def _text(plan: TrainingPlan) -> str:
-    share = plan.trained_parameters / plan.all_parameters
-    lines = [
-        f"{plan.method} on {plan.model}: {plan.batch.rows} rows of {plan.batch.source} + {plan.batch.target} tokens, "
-        f"{plan.trained_parameters:,} of {plan.all_parameters:,} parameters trained ({share:.3%})",
-        "",
-        f"at the peak of a step, in the {plan.peak_phase} pass",
-    ]
-    lines += [
-        f"  {part:18} {_gib(size)}" for part, size in sorted(plan.step.parts.items(), key=lambda pair: -pair[1]) if size
-    ]
-    for title, size in {
-        "a step": plan.peak_bytes,
-        "loading": plan.loading_bytes,
-        "evaluation": plan.evaluation_bytes,
-        "saving": plan.saving_bytes,
-        "device overhead": plan.device.overhead_bytes,
-        "needed": plan.run_bytes,
-    }.items():
-        lines.append(f"{title:20} {_gib(size)}")
-    lines += ["", *_bar(plan)]
-    lines += [f"{name} will not be used: {'; '.join(reasons)}" for name, reasons in plan.fallbacks.items()]
-    return "\n".join(lines)
-
-
-def _time_text(plan: TrainingPlan, device: Device | None) -> str:
-    """How long a step takes, where the device's arithmetic and bandwidth are known."""
-    if device is None or device.bandwidth is None:
-        return "For the time of a step, name a GPU: --device rtx-4090."
-    time = plan.time_on(device)
-    tokens = plan.batch.rows * (plan.batch.source + plan.batch.target)
-    return (
-        f"A step of {tokens:,} tokens takes about {time.seconds:.3g} s on {device.name}: {tokens / time.seconds:,.0f} "
-        f"tokens a second, bound by {time.bound}."
-    )
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / GIB:8.2f} GiB"
-
-
-def _bar(plan: TrainingPlan) -> list[str]:
-    """Memory over the operations of a step, as a picture of characters."""
-    samples = plan.timeline
-    if not samples:
-        return []
-    columns = [samples[index * len(samples) // BAR_WIDTH] for index in range(BAR_WIDTH)]
-    most = max(size for _, size in samples)
-    rows = [
-        "".join("█" if size * BAR_HEIGHT > most * level else " " for _, size in columns)
-        for level in reversed(range(BAR_HEIGHT))
-    ]
-    phases = "".join({"forward": "f", "backward": "b", "optimizer": "o"}.get(phase, " ") for phase, _ in columns)
-    return [f"{_gib(most)} |{rows[0]}", *(f"{'':12} |{row}" for row in rows[1:]), f"{'':12}  {phases}"]
-
-
-def _advice_text(planner: _Planner, plan: TrainingPlan, memory_bytes: int) -> str:
-    from left_trainer.planning.advice import advice, largest_batch, longest_source
-
-    fits = plan.fits(memory_bytes)
-    gap = abs(memory_bytes - plan.run_bytes)
-    lines = ["", f"It {'fits' if fits else 'does not fit'} into {memory_bytes / GIB:g} GiB: "]
-    lines[-1] += f"{gap / GIB:.2f} GiB {'are left' if fits else 'are missing'}."
     rows, tokens = largest_batch(plan, planner.plan, memory_bytes), longest_source(plan, planner.plan, memory_bytes)
-    lines.append(f"Largest batch that fits: {rows or 'none'} (of {plan.batch.source} + {plan.batch.target} tokens).")
-    lines.append(f"Longest source that fits: {tokens or 'none'} tokens (with {plan.batch.rows} rows).")
-    found: list[tuple[Change, TrainingPlan]] = advice(plan, planner.plan, planner.args, planner.model_args.dtype)
-    if found:
-        lines += ["", "What to change:"]
-    for change, other in found:
-        verdict = "fits" if other.fits(memory_bytes) else "not enough alone"
-        saved = plan.run_bytes - other.run_bytes
-        lines.append(f"  {change.flags}\n      saves {saved / GIB:.2f} GiB ({verdict}); {change.cost}")
-    return "\n".join(lines)
+    print(limits_text(plan, memory_bytes, rows, tokens), flush=True)
+    found = advice(plan, planner.plan, planner.args, planner.model_args.dtype)
+    print(changes_text(plan, found, memory_bytes, planner.device), flush=True)
+    if not any(other.fits(memory_bytes) for other in (plan, *(other for _, other in found))):
+        tried = [change for change, _ in found]
+        in_order = [*tried, *(each for each in changes(planner.args, planner.model_args.dtype) if each not in tried)]
+        kept, best = together(plan, planner.plan, in_order, planner.args, memory_bytes)
+        if kept:
+            print(together_text(kept, best, memory_bytes, planner.device))
 
 
-def _rank(planner: _Planner, options: argparse.Namespace) -> int:
-    """A row for each method, the least memory first."""
-    from left_trainer.methods import list_methods
+def _rank(planner: _Planner, options: argparse.Namespace, memory_bytes: int | None) -> None:
+    """Print a row for each method, the least memory first."""
+    from left_trainer.methods import get_method, list_methods
 
-    asked = ",".join(options.methods).split(",")
-    names = [method.name for method in list_methods()] if asked == ["all"] else asked
+    asked = [name for given in options.methods for name in given.split(",") if name]
+    names = (
+        [method.name for method in list_methods()] if asked == ["all"] else [get_method(name).name for name in asked]
+    )
     plans, left_out = [], {}
     for name in names:
         try:
             plans.append(planner.plan(peft_method=name))
         except (ValueError, ImportError) as error:
-            left_out[name] = str(error).split(". ")[0]
+            left_out[name] = str(error)
     plans.sort(key=lambda plan: plan.run_bytes)
     if options.json:
-        print(json.dumps([as_record(plan) for plan in plans], indent=2))
-        return 0
-    device = planner.device if planner.device and planner.device.bandwidth else None
-    print(f"{'method':26} {'needed':>12} {'trained parameters':>20}" + (f" {'ms a step':>10}" if device else ""))
-    for plan in plans:
-        time = f" {1000 * plan.time_on(device).seconds:10.0f}" if device else ""
-        print(f"{plan.method:26} {_gib(plan.run_bytes)} {plan.trained_parameters:20,}{time}")
-    for name, reason in left_out.items():
-        print(f"{name:26} left out: {reason}.")
-    return 0
-
-
-def _plot(plan: TrainingPlan, path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4))
-    for phase, colour in {"forward": "tab:blue", "backward": "tab:orange", "optimizer": "tab:green"}.items():
-        sizes = [size / GIB if each == phase else 0 for each, size in plan.timeline]
-        axes.bar(range(len(sizes)), sizes, width=1, color=colour, label=phase)
-    axes.set(title=f"{plan.method} on {plan.model}", xlabel="operations of a step, %", ylabel="GiB")
-    axes.set_xticks([len(plan.timeline) * share / 100 for share in (0, 50, 100)], ["0", "50", "100"])
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+        print(json.dumps([as_record(plan, planner.device) for plan in plans], indent=2))
+    else:
+        print(ranking_text(plans, left_out, memory_bytes, planner.device))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from transformers import LlamaConfig, T5Config
 
 from left_trainer import LeftTrainingArguments, plan_training
-from left_trainer.cli.main import main
 from left_trainer.planning.advice import largest
 from left_trainer.planning.storage_bytes import in_cuda_blocks
 from tiny import CONFIGS, VOCABULARY_SIZE
@@ -88,20 +85,14 @@ def test_blocks_of_512_bytes():
     assert [in_cuda_blocks(size) for size in (0, 1, 512, 513)] == [0, 512, 512, 1024]
 
 
-@pytest.mark.parametrize(("start", "limit"), [(4, 0), (4, 1), (4, 4), (4, 9), (1, 31)])
-def test_the_largest_that_fits_is_found(start, limit):
-    assert largest(lambda number: number <= limit, start, 4096) == limit
+@pytest.mark.parametrize("need", [lambda number: number, lambda number: 7 + number**2 / 9], ids=["line", "curve"])
+@pytest.mark.parametrize(("start", "answer"), [(4, 0), (4, 1), (4, 4), (4, 9), (1, 31), (64, 3), (1, 4096)])
+def test_the_largest_that_fits_is_found_in_few_steps(need, start, answer):
+    tried = []
+    found = largest(lambda number: tried.append(number) or need(number), need(answer + 0.5), (start, need(start)), 4096)
+    assert answer * 31 / 32 <= found <= answer
+    assert len(tried) <= 12
 
 
-def test_the_command_plans_from_a_config_alone(tmp_path, capsys):
-    LLAMA.save_pretrained(tmp_path)
-    flags = ["plan", "--model_name_or_path", str(tmp_path), "--source_tokens", "16", "--target_tokens", "8"]
-    assert main([*flags, "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["run_bytes"] >= record["peak_bytes"] == sum(record["parts"].values())
-    assert main([*flags, "--memory_gib", "0.45"]) == 0
-    text = capsys.readouterr().out
-    assert "Largest batch that fits" in text
-    assert "activations" in text
-    assert main([*flags, "--methods", "lora", "ia3"]) == 0
-    assert capsys.readouterr().out.count("GiB") == 2
+def test_the_largest_stays_below_what_is_not_allowed():
+    assert 968 <= largest(lambda number: number if number <= 1000 else float("inf"), 1e9, (8, 8), 2**20) <= 1000
