@@ -84,7 +84,7 @@ def find_device(name: str) -> Device:
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     if key not in DEVICES:
         raise ValueError(
-            f"device={name!r} is not known.{did_you_mean(key, DEVICES)} Expected one of {', '.join(DEVICES)}; for any "
-            "other, give its memory (--memory_gib)."
+            f"device={name!r} is not known.{did_you_mean(key, DEVICES)} Expected cuda, cpu, or one of "
+            f"{', '.join(DEVICES)}; for any other, give its memory (--memory_gib)."
         )
     return DEVICES[key]

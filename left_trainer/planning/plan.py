@@ -286,12 +286,12 @@ def _check_positions(request: Request, source: int, target: int) -> None:
     if limit is None or getattr(config, "relative_attention_num_buckets", None):
         return
     virtual = request.method.positions(request.args.peft_options, family) if request.method else (0, 0)
-    pairs = {"source": source + target + virtual[0]}
+    pairs = {"a row": source + target + virtual[0]}
     if family == "encoder_decoder":
-        pairs = {"source": source + virtual[0], "target": target + virtual[1]}
+        pairs = {"a source": source + virtual[0], "a target": target + virtual[1]}
     for name, length in pairs.items():
         if length > limit:
             raise ValueError(
-                f"{length} tokens of {name} (virtual ones included) are more than the {limit} positions of "
-                f"{request.source.title}. Plan for shorter rows, and set max_length so that longer ones are cut."
+                f"{name.capitalize()} of {length} tokens, virtual ones included, is longer than the {limit} positions "
+                f"of {request.source.title}. Plan for shorter rows, and set max_length so that longer ones are cut."
             )

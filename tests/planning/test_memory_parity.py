@@ -23,8 +23,8 @@ from tiny import VOCABULARY_SIZE, tiny_tokenizer
 
 SHAPE = BatchShape(rows=4, source=24, target=8)
 WORST, MEDIAN = 0.05, 0.02
-# EVA spreads the ranks over the layers by the data; SHiRA and WaveFT compute on sparse and padded weights, which takes
-# less room in torch's own kernels for a CPU than the operators that a plan sees.
+# Further off, and the causes are not established. EVA spreads its ranks over the layers by the data, which a plan has
+# not; SHiRA and WaveFT compute on sparse and padded weights, whose kernels may take less than a plan counts.
 LARGER = {"eva": 0.10, "shira": 0.07, "waveft": 0.13}
 PRECISIONS: dict[str, dict[str, Any]] = {
     "bf16": {"bf16": True},
@@ -127,8 +127,15 @@ def test_a_plan_has_the_bytes_of_the_training(method, family, bases, tmp_path):
 
 
 @pytest.mark.parametrize("options", PRECISIONS.values(), ids=list(PRECISIONS))
-@pytest.mark.parametrize("family", ["encoder_decoder", "decoder_only"])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [
+        ("lora", "encoder_decoder"),
+        ("full", "decoder_only"),
+        pytest.param("lora", "decoder_only", marks=pytest.mark.long),
+        pytest.param("full", "encoder_decoder", marks=pytest.mark.long),
+    ],
+)
 def test_arguments_change_a_plan_as_they_change_the_training(method, family, options, bases, tmp_path):
     args = arguments(method, family, tmp_path, **options)
     plan = planned(args, bases[method, family])

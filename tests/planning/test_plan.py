@@ -22,7 +22,7 @@ def arguments(tmp_path, **options) -> LeftTrainingArguments:
     ("given", "message"),
     [
         ({"tokens": 0}, "target_tokens=0 must be at least 1"),
-        ({"tokens": 1000}, "1000 tokens of source .* more than the 128 positions"),
+        ({"tokens": 1000}, "A row of 1000 tokens.* longer than the 128 positions"),
         ({"tokens": 8, "source_tokens": 8}, "tokens=8 is the length of plain text"),
         ({"tokens": 8, "device": "tpu"}, "device='tpu' is not known"),
         ({"tokens": 8, "dtype": "int8"}, "dtype='int8' is not known"),
@@ -46,6 +46,16 @@ def test_parts_sum_to_the_peak_and_phases_follow_each_other(tmp_path):
     assert plan.step.parts["optimizer state"] >= 2 * 4 * plan.trained_parameters
     assert plan.fits(plan.run_bytes)
     assert not plan.fits(plan.run_bytes - 1)
+
+
+def test_an_optimizer_in_8_bits_needs_less(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    config = LlamaConfig(**{**CONFIGS["llama"], "hidden_size": 128, "num_hidden_layers": 1}, vocab_size=VOCABULARY_SIZE)
+    sizes = [
+        plan_training(config, arguments(tmp_path, peft_method="full", optim=optim), tokens=8).step.parts
+        for optim in ("adamw_torch_fused", "adamw_bnb_8bit")
+    ]
+    assert sizes[1]["optimizer state"] < 0.6 * sizes[0]["optimizer state"]
 
 
 def test_operations_have_what_a_roofline_needs(tmp_path):

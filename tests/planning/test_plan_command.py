@@ -62,7 +62,7 @@ def test_methods_are_ranked_by_memory(folder, capsys):
         (["--memory_gib", "0"], "memory_gib=0 must be positive"),
         (["--target_tokens", "0"], "target_tokens=0 must be at least 1"),
         (["--source_tokens", "-1"], "source_tokens=-1 must be at least 0"),
-        (["--source_tokens", "1000"], "more than the 128 positions"),
+        (["--source_tokens", "1000"], "longer than the 128 positions"),
         (["--source_tokens", "8", "--methods", "lorra"], "Did you mean 'lora'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
