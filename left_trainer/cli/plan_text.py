@@ -45,11 +45,11 @@ def as_record(plan: TrainingPlan, device: Device | None = None) -> dict[str, Any
 
 def plan_text(plan: TrainingPlan) -> str:
     """What a run needs, what that consists of, and when in a step."""
-    share = plan.trained_parameters / plan.all_parameters
+    shape, share = plan.batch, plan.trained_parameters / plan.all_parameters
     lines = [
         f"{plan.method} on {plan.model}",
-        f"{plan.batch.rows} rows of {plan.batch.source} + {plan.batch.target} tokens; {plan.trained_parameters:,} of "
-        f"{plan.all_parameters:,} parameters trained ({share:.3%})",
+        f"{shape.rows} row{'s' if shape.rows > 1 else ''} of {shape.source} + {shape.target} tokens; "
+        f"{plan.trained_parameters:,} of {plan.all_parameters:,} parameters trained ({share:.3%})",
         "",
         f"Memory at the peak of a step, in its {plan.peak_phase} phase:",
         *_sizes(plan.step.parts),
@@ -65,9 +65,10 @@ def plan_text(plan: TrainingPlan) -> str:
 
 
 def _sizes(parts: Mapping[Any, int]) -> list[str]:
-    """A line for each, the largest first."""
+    """A line for each that shows, the largest first."""
     ordered = sorted(parts.items(), key=lambda pair: -pair[1])
-    return [f"  {part:16} {_size(size)}" for part, size in ordered if size]
+    least = sum(parts.values()) / 100_000
+    return [f"  {part:16} {_size(size)}" for part, size in ordered if size > least]
 
 
 def _size(n_bytes: int) -> str:
