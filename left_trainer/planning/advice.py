@@ -52,7 +52,7 @@ def changes(args: LeftTrainingArguments, dtype: str) -> Iterator[Change]:
     yield from itertools.islice(smaller_batches(args), 1)
     if not args.gradient_checkpointing and method.supports("gradient_checkpointing"):
         yield Change(
-            "--gradient_checkpointing",
+            "--gradient_checkpointing true",
             "the same training; a second forward pass, a third more computation",
             {"gradient_checkpointing": True},
         )

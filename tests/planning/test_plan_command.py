@@ -7,7 +7,10 @@ import json
 import pytest
 from transformers import LlamaConfig
 
+from left_trainer import LeftTrainingArguments
 from left_trainer.cli.main import main
+from left_trainer.planning.advice import changes
+from left_trainer.runs.fine_tuning import training_parser
 from tiny import CONFIGS, VOCABULARY_SIZE
 
 SHAPE = ["--source_tokens", "16", "--target_tokens", "8"]
@@ -81,3 +84,16 @@ def test_a_folder_without_a_config_is_refused(tmp_path, capsys):
         main(["plan", "--model_name_or_path", str(tmp_path), *SHAPE])
     assert caught.value.code == 2
     assert "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_flags_of_changes_can_be_pasted(method, tmp_path):
+    parser = training_parser(output_dir=str(tmp_path))
+    args = LeftTrainingArguments(str(tmp_path), peft_method=method, predict_with_generate=True, report_to="none")
+    found = list(changes(args, "float32"))
+    assert len(found) >= 5
+    for change in found:
+        flags = ["--report_to", "none", "--peft_method", method, *change.flags.split()]
+        model_args, _, parsed, *_ = parser.parse_args_and_config(flags)
+        for name, value in change.values.items():
+            assert getattr(model_args if name == "dtype" else parsed, name) == value
