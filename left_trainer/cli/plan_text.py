@@ -150,7 +150,7 @@ def changes_text(
         lines.append(f"  {change.flags}")
         lines.append(f"      saves {(plan.run_bytes - other.run_bytes) / GIB:.2f} GiB ({verdict}): {change.cost}")
         before, after = _time_on(plan, device), _time_on(other, device)
-        if before and after:
+        if before and after and abs(after.seconds / before.seconds - 1) > 0.005:
             lines.append(f"      {after.seconds:.3g} s a step in place of {before.seconds:.3g} s")
     return "\n".join(lines)
 
