@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from left_trainer.evaluation.text_metrics import decode, text_metrics
     from left_trainer.methods import PeftMethod, apply_method, get_method, list_methods, register_method
     from left_trainer.models import ModelSource, load_tokenizer
+    from left_trainer.planning.plan import TrainingPlan, plan_training
     from left_trainer.runs.build_report import build_report, collect_samples, write_report
     from left_trainer.runs.fine_tuning import fine_tune, score, set_up, training_parser, with_task_settings
     from left_trainer.runs.report import TrainingReport
@@ -52,6 +53,7 @@ _HOMES = {
     "StepTimerCallback": "left_trainer.callbacks.step_timer",
     "Task": "left_trainer.tasks",
     "TrainableParametersCallback": "left_trainer.callbacks",
+    "TrainingPlan": "left_trainer.planning.plan",
     "TrainingDivergedError": "left_trainer.trainer.divergence",
     "TrainingReport": "left_trainer.runs.report",
     "apply_method": "left_trainer.methods",
@@ -66,6 +68,7 @@ _HOMES = {
     "list_tasks": "left_trainer.tasks",
     "load_task_data": "left_trainer.data.loading",
     "load_tokenizer": "left_trainer.models",
+    "plan_training": "left_trainer.planning.plan",
     "prepare_task_data": "left_trainer.data.loading",
     "register_method": "left_trainer.methods",
     "register_task": "left_trainer.tasks",
@@ -94,6 +97,7 @@ __all__ = [
     "Task",
     "TrainableParametersCallback",
     "TrainingDivergedError",
+    "TrainingPlan",
     "TrainingReport",
     "__version__",
     "apply_method",
@@ -108,6 +112,7 @@ __all__ = [
     "list_tasks",
     "load_task_data",
     "load_tokenizer",
+    "plan_training",
     "prepare_task_data",
     "register_method",
     "register_task",

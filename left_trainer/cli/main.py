@@ -8,6 +8,7 @@ import sys
 
 COMMANDS = {
     "train": "fine-tune a model on a task and evaluate it before and after",
+    "plan": "say what memory a run needs before it starts",
     "compare": "compare methods on tasks: parameters, memory, speed, quality",
     "report": "merge comparisons into one table and page",
     "methods": "list the fine-tuning methods",

@@ -50,6 +50,11 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("with_decoder_inputs", "transformers"): ("test_the_decoder_of_fsmt_reads_the_source",),
     ("without_filling", "transformers"): ("test_beam_search_fills_rows_with_the_end_where_the_padding_is_0",),
     ("columns_of_other_forms", "trl"): ("test_the_end_of_a_completion_goes_onto_another_column",),
+    ("has_own_output_head", "transformers"): ("test_the_head_of_mt5_is_tied_until_weights_are_loaded",),
+    ("_as_sft_trainer", "trl"): (
+        "test_the_loss_of_trl_reads_what_we_set",
+        "test_the_output_head_of_a_model_is_replaced_for_a_loss",
+    ),
     ("fresh_models", "trl"): ("test_the_output_head_of_a_model_is_replaced_for_a_loss",),
     ("unrounded_adapter", "trl"): ("test_the_adapter_of_a_quantized_model_is_rounded",),
 }
@@ -76,6 +81,7 @@ UNSTAMPED: dict[str, tuple[str, ...]] = {
     "check_patterns": ("test_a_target_that_matches_nothing_is_passed_over",),
     "context_loss": ("test_the_loss_of_cpt_is_the_mean_of_a_micro_batch",),
     "decoder_key_value_shape": ("test_prefixes_are_shaped_by_the_encoder",),
+    "disguised": ("test_a_backward_pass_leaves_function_modes", "test_autocast_for_a_gpu_is_turned_off_without_one"),
     "from_arguments": ("test_the_name_of_a_deprecated_field_is_warned_of",),
     "initialize_lora_ga": ("test_lora_ga_lets_its_hooks_warn",),
     "last_complete_checkpoint": ("test_a_checkpoint_that_was_cut_off_is_taken_for_the_last",),
@@ -99,6 +105,14 @@ PARSER = "test_a_parser_keeps_its_defaults_where_we_clear_them"
 ENUM = "test_an_enum_finds_a_member_that_is_added_as_its_own_are"
 SHARDING = "test_sharding_can_be_asked_for"
 FOUR_BIT = "test_a_4_bit_layer_has_what_we_read"
+OPERATOR = "test_an_operator_that_a_plan_answers_for_is_there"
+KERNEL = "test_a_kernel_of_attention_takes_what_we_pass"
+DISPATCH = "test_operators_on_meta_are_dispatched_with_their_schema"
+SPARSE = "test_sparse_tensors_have_positions_and_values_on_meta"
+STORAGE = "test_a_storage_has_one_address_and_a_view_its_base"
+TREES = "test_trees_of_arguments_are_walked"
+BACKWARD = "test_a_backward_pass_leaves_function_modes"
+UNQUANTIZED = "test_a_model_names_what_is_not_quantized"
 ATTENTION = "test_attention_goes_through_an_interface_that_is_found_by_name"
 
 # Private names of other packages in use, or overridden, and imports that are no public API.
@@ -113,6 +127,8 @@ INTERNALS: dict[str, str] = {
     "_get_num_items_in_batch": "test_trainer_counts_the_targets_of_batches",
     "_get_grad_norm": TRAINER,
     "_get_train_sampler": TRAINER,
+    "_keep_in_fp32_modules": UNQUANTIZED,
+    "get_keys_to_not_convert": UNQUANTIZED,
     "_load_best_model": TRAINER,
     "_load_from_checkpoint": TRAINER,
     "_name_or_path": "test_a_config_knows_where_it_is_from",
@@ -130,6 +146,7 @@ INTERNALS: dict[str, str] = {
     "_metrics": "test_the_metrics_of_tokens_are_kept_where_we_write_them",
     "_prepare_dataset": "test_rows_are_prepared_as_we_ask",
     "add_fused_lm_head": "test_the_output_head_of_a_model_is_replaced_for_a_loss",
+    "_tp_size": "test_the_loss_of_trl_reads_what_we_set",
     "_total_train_tokens": "test_the_metrics_of_tokens_are_kept_where_we_write_them",
     # peft
     "convert_peft_adapter_state_dict_for_transformers": "test_names_of_an_adapter_are_converted_for_transformers",
@@ -162,7 +179,31 @@ INTERNALS: dict[str, str] = {
     # sacrebleu
     "_compute_score_from_stats": "test_a_corpus_score_is_that_of_counts_summed_over_rows",
     "_extract_corpus_statistics": "test_a_corpus_score_is_that_of_counts_summed_over_rows",
+    # bitsandbytes
+    "Params4bit": "test_a_4_bit_weight_is_made_of_packed_elements",
     # torch
+    "TorchDispatchMode": DISPATCH,
+    "_C": BACKWARD,
+    "_base": STORAGE,
+    "_cdata": STORAGE,
+    "_coalesced_": SPARSE,
+    "_index_put_impl_": OPERATOR,
+    "_len_torch_function_stack": BACKWARD,
+    "_local_scalar_dense": OPERATOR,
+    "_overloadpacket": DISPATCH,
+    "_scaled_dot_product_attention_math": KERNEL,
+    "_scaled_dot_product_efficient_attention": KERNEL,
+    "_scaled_dot_product_flash_attention": KERNEL,
+    "_scaled_dot_product_flash_attention_for_cpu": KERNEL,
+    "_schema": DISPATCH,
+    "_sparse_addmm": OPERATOR,
+    "_sparse_mm": OPERATOR,
+    "_to_copy": OPERATOR,
+    "_unique2": OPERATOR,
+    "_unsafe_view": OPERATOR,
+    "_values": SPARSE,
+    "tree_leaves": TREES,
+    "tree_map_only": TREES,
     "_backward_hooks": HOOKS,
     "_backward_pre_hooks": HOOKS,
     "_compiled_call_impl": "test_a_compiled_module_is_known_by_its_call",
@@ -183,6 +224,8 @@ INTERNALS: dict[str, str] = {
 # Undocumented names without an underscore or in a text, which no walk tells from the package's own.
 UNMARKED: dict[str, str] = {
     "ALL_ATTENTION_FUNCTIONS": ATTENTION,
+    "BackwardCFunction": "test_the_engine_calls_the_apply_that_is_replaced",
+    "modeling_utils": "test_models_recompute_by_the_checkpoint_that_is_replaced",
     "compute_type_is_set": FOUR_BIT,
     "eager_attention_forward": ATTENTION,
     "packing_format_for_cpu": FOUR_BIT,

@@ -1,0 +1,169 @@
+"""`left-trainer plan`: the memory and the time of a run before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from left_trainer.cli.errors import user_errors
+from left_trainer.cli.plan_text import (
+    GIB,
+    as_record,
+    changes_text,
+    draw,
+    limits_text,
+    plan_text,
+    ranking_text,
+    time_text,
+    together_text,
+)
+
+if TYPE_CHECKING:
+    from left_trainer.planning.devices import Device
+    from left_trainer.planning.plan import TrainingPlan
+
+DESCRIPTION = """Say what memory a run needs and how long a step takes, before it starts: without its weights and
+without a GPU. All options of `left-trainer train` are accepted. The training step is run on shapes, from the
+model's config alone.
+
+With --memory_gib or --device it says whether the run fits, the largest batch and the longest source that do, and
+what to change.
+"""
+EXAMPLES = """examples:
+  left-trainer plan --model_name_or_path meta-llama/Llama-3.1-8B --peft_method qlora --memory_gib 24
+  left-trainer plan --model_name_or_path google/mt5-large --source_tokens 512 --target_tokens 64 --methods all
+  left-trainer plan --model_name_or_path ./folder-with-config-json --peft_method lora --bf16 --json
+"""
+DEFAULT_TOKENS = 1024  # of a row, where max_length gives none
+PLOT_FILE = "memory_plan.png"
+
+
+def main(argv: list[str]) -> int:
+    """Plan, print, and search for what fits."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+
+    from left_trainer.planning.devices import find_device
+    from left_trainer.runs.fine_tuning import training_parser, with_task_settings
+    from left_trainer.tasks import get_task
+
+    with user_errors():
+        if options.memory_gib is not None and options.memory_gib <= 0:
+            raise ValueError(f"memory_gib={options.memory_gib:g} must be positive.")
+        device = None if options.device in (None, "cuda", "cpu") else find_device(options.device)
+        memory_bytes = device.memory_bytes if device else None
+        if options.memory_gib is not None:
+            memory_bytes = int(options.memory_gib * GIB)
+        task = get_task(options.task)
+        full = training_parser(output_dir="outputs/plan")
+        model_args, _, args, *_ = full.parse_args_and_config([*rest])
+        args = with_task_settings(task, args)
+        planner = _Planner(model_args, args, options, task.max_new_tokens, device)
+        if options.methods:
+            _rank(planner, options, memory_bytes)
+            return 0
+        plan = planner.plan()
+        if options.plot:
+            draw(plan, options.plot, memory_bytes)
+        if options.json:
+            print(json.dumps(as_record(plan, device), indent=2))
+            return 0
+        print(plan_text(plan), time_text(plan, device, args.gradient_accumulation_steps), sep="\n", flush=True)
+        if memory_bytes is not None:
+            _advise(planner, plan, memory_bytes)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="left-trainer plan",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--task", default="summarization", help="task, for generation settings (default: %(default)s)")
+    parser.add_argument(
+        "--memory_gib", type=float, metavar="X", help="memory of the device; by default that of --device"
+    )
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="a GPU such as rtx-4090, which also gives the time; cuda or cpu (default: cuda)",
+    )
+    parser.add_argument("--source_tokens", type=int, metavar="N", help="tokens of the longest source or prompt")
+    parser.add_argument("--target_tokens", type=int, metavar="N", help="tokens of the longest target or completion")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="rank these methods, or all")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--plot", nargs="?", const=PLOT_FILE, metavar="FILE", help=f"write a plot ({PLOT_FILE})")
+    return parser
+
+
+class _Planner:
+    """Plans the run of the command line, with changes."""
+
+    def __init__(
+        self, model_args: Any, args: Any, options: argparse.Namespace, new_tokens: int, device: Device | None
+    ) -> None:
+        self.model_args, self.args, self.options, self.device = model_args, args, options, device
+        is_pair = model_args.source(args).family == "encoder_decoder"
+        self.target = new_tokens if options.target_tokens is None else options.target_tokens
+        longest = args.max_length or DEFAULT_TOKENS
+        rest = longest if is_pair else max(longest - self.target, 1)
+        self.source = rest if options.source_tokens is None else options.source_tokens
+
+    def plan(
+        self, source_tokens: int | None = None, dtype: str | None = None, peft_method: str | None = None, **values: Any
+    ) -> TrainingPlan:
+        """The plan of the run with other values."""
+        from left_trainer.planning.plan import plan_training
+
+        if peft_method is not None:
+            values |= {"peft_method": peft_method, "peft_kwargs": None}
+        args = self.args.replaced(**values)
+        return plan_training(
+            self.model_args.source(args),
+            args,
+            source_tokens=self.source if source_tokens is None else source_tokens,
+            target_tokens=self.target,
+            dtype=dtype or self.model_args.dtype,
+            device=self.device.kernels if self.device else self.options.device,
+        )
+
+
+def _advise(planner: _Planner, plan: TrainingPlan, memory_bytes: int) -> None:
+    """Print whether the run fits, and what to change."""
+    from left_trainer.planning.advice import advice, changes, largest_batch, longest_source, together
+
+    rows, tokens = largest_batch(plan, planner.plan, memory_bytes), longest_source(plan, planner.plan, memory_bytes)
+    print(limits_text(plan, memory_bytes, rows, tokens), flush=True)
+    found = advice(plan, planner.plan, planner.args, planner.model_args.dtype)
+    print(changes_text(plan, found, memory_bytes, planner.device), flush=True)
+    if not any(other.fits(memory_bytes) for other in (plan, *(other for _, other in found))):
+        tried = [change for change, _ in found]
+        in_order = [*tried, *(each for each in changes(planner.args, planner.model_args.dtype) if each not in tried)]
+        kept, best = together(plan, planner.plan, in_order, planner.args, memory_bytes)
+        if kept:
+            print(together_text(kept, best, memory_bytes, planner.device))
+
+
+def _rank(planner: _Planner, options: argparse.Namespace, memory_bytes: int | None) -> None:
+    """Print a row for each method, the least memory first."""
+    from left_trainer.methods import get_method, list_methods
+
+    asked = [name for given in options.methods for name in given.split(",") if name]
+    names = (
+        [method.name for method in list_methods()] if asked == ["all"] else [get_method(name).name for name in asked]
+    )
+    plans, left_out = [], {}
+    for name in names:
+        try:
+            plans.append(planner.plan(peft_method=name))
+        except (ValueError, ImportError) as error:
+            left_out[name] = str(error)
+    plans.sort(key=lambda plan: plan.run_bytes)
+    if options.json:
+        print(json.dumps([as_record(plan, planner.device) for plan in plans], indent=2))
+    else:
+        print(ranking_text(plans, left_out, memory_bytes, planner.device))
