@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from left_trainer.adapters.text_files import write_whole
+
 SETTINGS_FILE = "run_settings.json"
 
 
@@ -42,10 +44,7 @@ class RunSettings:
 
     def write(self, directory: str | Path) -> None:
         """Write the file into `directory`, whole."""
-        path = Path(directory) / SETTINGS_FILE
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_whole(Path(directory) / SETTINGS_FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, directory: str | Path) -> RunSettings | None:

@@ -24,6 +24,7 @@ from datasets import Dataset, disable_progress_bars
 from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
+from left_trainer.adapters.text_files import write_whole
 from left_trainer.callbacks.memory_counters import memory_counter
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.comparison.general_text import general_loss, general_rows, readable_rows, why_unreadable
@@ -34,7 +35,7 @@ from left_trainer.evaluation.text_metrics import decode
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share
 from left_trainer.runs.files_of_0_1 import upgrade_tuning
 from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, set_up
-from left_trainer.runs.json_records import from_json, read_json, write_json, write_whole
+from left_trainer.runs.json_records import from_json, read_json, write_json
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import TuningResult
 from left_trainer.tasks import Task, get_task

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from left_trainer.runs.json_records import write_whole
+from left_trainer.adapters.text_files import write_whole
 
 PROGRESS_FILE = "progress.txt"
 LEAST_SECONDS = 0.5  # between two writings

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from left_trainer.adapters.text_files import write_whole
 from left_trainer.comparison.cell import BASE, CELL_FILE, FAILURE_FILE, Cell
-from left_trainer.runs.json_records import from_json, read_json, to_json, write_whole
+from left_trainer.runs.json_records import from_json, read_json, to_json
 from left_trainer.runs.report import REPORT_FILE, TrainingReport
 
 RESULTS_FILE = "results.jsonl"

@@ -113,12 +113,14 @@ def _columns(rows: AnyDataset) -> set[str]:
 
 def are_prompts(rows: AnyDataset) -> bool:
     """Whether the rows that a user gave are text prompts alone, with nothing to compare an answer with."""
-    return "prompt" in _columns(rows) and not {"completion", "input_ids"} & _columns(rows)
+    columns = _columns(rows)
+    return "prompt" in columns and not {"completion", "input_ids"} & columns
 
 
 def have_no_labels(rows: AnyDataset) -> bool:
     """Whether the rows that a user gave are token ids alone. A model that generates continues them."""
-    return "input_ids" in _columns(rows) and not {"labels", *MASKS} & _columns(rows)
+    columns = _columns(rows)
+    return "input_ids" in columns and not {"labels", *MASKS} & columns
 
 
 def completion_texts(rows: AnyDataset) -> list[str] | None:
@@ -126,7 +128,8 @@ def completion_texts(rows: AnyDataset) -> list[str] | None:
 
     Of a completion of chat messages it is what they say.
     """
-    if "completion" not in _columns(rows) or "input_ids" in _columns(rows):
+    columns = _columns(rows)
+    if "completion" not in columns or "input_ids" in columns:
         return None
     plain = rows.with_format(None) if isinstance(rows, Dataset) else None
     completions = plain["completion"] if plain else (row["completion"] for row in rows)

@@ -22,6 +22,7 @@ from left_trainer.adapters.task_ids import TASK_IDS, task_inputs
 from left_trainer.callbacks.step_timer import synchronize
 from left_trainer.methods.apply import find_method
 from left_trainer.models import without_adapter
+from left_trainer.models.positions import position_limits
 from left_trainer.token_mean import IGNORE_INDEX
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -105,10 +106,8 @@ def _end_of_prompt(prompt: torch.Tensor, room: int, bos_token_id: int | None) ->
 
 def positions_for_text(model: PreTrainedModel | PeftModel) -> int | None:
     """Positions that a decoder-only model has beside virtual tokens; `None` where it sets no limit."""
-    positions = getattr(without_adapter(model).config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if positions is None or positions < 1:  # XLNet says -1
-        return None
-    return int(positions) - _positions_of_adapter(model)
+    positions = position_limits(without_adapter(model).config, with_rotary=True).source
+    return None if positions is None else positions - _positions_of_adapter(model)
 
 
 def room_for_prompt(model: PreTrainedModel | PeftModel, max_new_tokens: int | None) -> int | None:

@@ -18,17 +18,21 @@ from transformers import PreTrainedModel
 MAX_NAMES_SHOWN = 4
 
 
+def saved_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of the adapter in `path`, by their names there."""
+    return load_peft_weights(str(path), device="cpu")  # type: ignore[no-any-return]
+
+
 @torch.no_grad()
-def take_saved_embeddings(model: PreTrainedModel, path: str | Path) -> None:
-    """Give `model` the embeddings that the adapter in `path` was saved with, and so as many tokens.
+def take_saved_embeddings(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give `model` the embeddings that an adapter was saved with, and so as many tokens.
 
     PEFT saves them where tokens were added to those of the base model.
 
     Args:
         model: The base model, without an adapter.
-        path: Folder of the adapter.
+        weights: Of the adapter, as `saved_weights` reads them.
     """
-    weights = load_peft_weights(str(path), device="cpu")
     for get in (model.get_input_embeddings, model.get_output_embeddings):
         saved = _saved_embeddings(model, get(), weights)
         if saved is None:
@@ -47,19 +51,24 @@ def _saved_embeddings(
     return next((tensor for name, tensor in weights.items() if name.endswith(endings)), None)
 
 
-def check_fit(model: PeftModel, path: str | Path) -> None:
-    """Raise `ValueError` where the adapter in `path` and the active one of `model` do not have the same weights."""
-    missing, unexpected = _differences(model, str(path))
+def check_fit(model: PeftModel, path: str | Path, weights: dict[str, torch.Tensor]) -> None:
+    """Raise `ValueError` where the adapter in `path` and the active one of `model` do not have the same weights.
+
+    Args:
+        model: With its adapter.
+        path: Folder of the other, for the message.
+        weights: Read from there by `saved_weights`.
+    """
+    missing, unexpected = _differences(model, weights)
     for names, what in ((missing, "lacks"), (unexpected, "has weights that the model has no place for:")):
         if names:
             shown = ", ".join(sorted(names)[:MAX_NAMES_SHOWN]) + (", ..." if len(names) > MAX_NAMES_SHOWN else "")
             raise no_fit(path, model.get_base_model(), f"the file {what} {shown}")
 
 
-def _differences(model: PeftModel, path: str) -> tuple[set[str], set[str]]:
+def _differences(model: PeftModel, weights: dict[str, torch.Tensor]) -> tuple[set[str], set[str]]:
     """Names of the weights that the file lacks, and of those that the model has no place for."""
     adapter, config = model.active_adapter, model.active_peft_config
-    weights = load_peft_weights(path, device="cpu")
     found = convert_peft_adapter_state_dict_for_transformers(model, config, weights, adapter)
     expected = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     names = {_short(name) for name in expected}, {_short(name) for name in found}

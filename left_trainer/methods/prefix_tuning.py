@@ -19,8 +19,9 @@ from left_trainer.adapters.prompt_encoder import PROMPT_ENCODER
 from left_trainer.methods.learning_rates import metamathqa
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import Batches, Feature, PeftMethod
-from left_trainer.methods.training_text import evaluating, text_inputs
+from left_trainer.methods.training_text import text_inputs
 from left_trainer.methods.virtual_tokens import IN_DECODER_CACHE, NUM_VIRTUAL_TOKENS
+from left_trainer.models.wrapping import evaluating
 from left_trainer.tuners.p_tuning_v2 import PTuningV2Config
 
 PREFIX_STARTS = ("auto", "text", "random")

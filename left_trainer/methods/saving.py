@@ -22,10 +22,11 @@ from left_trainer.adapters.files import (
     write_training_state,
 )
 from left_trainer.methods.apply import find_method, method_name
-from left_trainer.methods.fit import check_fit, no_fit, take_saved_embeddings
+from left_trainer.methods.fit import check_fit, no_fit, saved_weights, take_saved_embeddings
 from left_trainer.methods.input_prompts import wrap
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import METHODS
+from left_trainer.methods.virtual_tokens import Positions
 from left_trainer.models import ModelSource, load_model, without_upstream_warnings
 from left_trainer.tuners.input_prompts.config import InputPrompt
 
@@ -68,7 +69,7 @@ def check_saved_adapter(model: PreTrainedModel | PeftModel, directory: str | Pat
     """Raise `ValueError` where `directory` holds another adapter than the active one of `model`."""
     if isinstance(model, PeftModel) and (Path(directory) / CONFIG_NAME).is_file():
         with without_saving_warnings(model):
-            check_fit(model, directory)
+            check_fit(model, directory, saved_weights(directory))
 
 
 @contextlib.contextmanager
@@ -177,13 +178,14 @@ def load_trained(
     for setting, value in method.model_config.items() if method else ():
         setattr(base.config, setting, value)
     with without_upstream_warnings():
-        take_saved_embeddings(base, path)
+        weights = saved_weights(path)
+        take_saved_embeddings(base, weights)
         try:
             wrapped = _with_adapter(base, path, source.adapter, is_trainable)
         except (RuntimeError, KeyError) as error:
             raise no_fit(path, base, " ".join(str(error).split())[:MAX_CAUSE_LENGTH]) from error
         with without_saving_warnings(wrapped):
-            check_fit(wrapped, path)
+            check_fit(wrapped, path, weights)
     return wrapped
 
 
@@ -196,6 +198,12 @@ def adapter_method(source: ModelSource) -> PeftMethod | None:
         return None
     noted = source.settings.method if source.settings else None
     return METHODS.find(noted or method_name(source.adapter))
+
+
+def adapter_positions(source: ModelSource) -> Positions:
+    """The positions that the adapter that `source` holds takes from those of its model."""
+    method = adapter_method(source)
+    return method.positions(vars(source.adapter), source.family) if method else Positions()
 
 
 def _with_adapter(model: PreTrainedModel, path: str, config: PeftConfig, is_trainable: bool) -> PeftModel:

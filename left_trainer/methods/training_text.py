@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from transformers import PreTrainedModel
 
@@ -13,15 +10,6 @@ from left_trainer.models.decoder_inputs import decoder_input_ids
 from left_trainer.token_mean import IGNORE_INDEX
 
 ROWS = 64
-
-
-@contextlib.contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, `model` draws no dropout."""
-    was_training = model.training
-    model.eval()
-    yield
-    model.train(was_training)
 
 
 def first_rows(batches: Batches) -> list[dict[str, torch.Tensor]]:

@@ -11,6 +11,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from left_trainer.models.wrapping import evaluating
+
 # Two different tokens, in an order that positions do not have.
 PROBE = (3, 1)
 MULTIPLICATIONS = frozenset(("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"))
@@ -94,10 +96,8 @@ def has_absolute_positions(model: PreTrainedModel) -> bool:
         return False
     encoder: Any = model.get_encoder()
     ids = torch.tensor([PROBE[:1] * 2], device=model.device)
-    was_training = encoder.training
-    with torch.no_grad():
-        first, second = encoder.eval()(input_ids=ids).last_hidden_state[0, :2].float()
-    encoder.train(was_training)
+    with torch.no_grad(), evaluating(encoder):
+        first, second = encoder(input_ids=ids).last_hidden_state[0, :2].float()
     return not torch.allclose(first, second, rtol=1e-2, atol=1e-3 * float(first.abs().max()))
 
 

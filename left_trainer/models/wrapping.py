@@ -51,6 +51,17 @@ def without_adapter(model: PreTrainedModel | PeftModel) -> Any:
 
 
 @contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, `model` draws no dropout."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
 def without_upstream_warnings() -> Iterator[None]:
     """Hide what wrapping or merging a model warns about and a user can do nothing about."""
     with warnings.catch_warnings():

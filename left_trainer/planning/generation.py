@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from left_trainer.evaluation.generation import DEFAULT_MAX_NEW_TOKENS
 from left_trainer.models import without_adapter
 from left_trainer.planning.recorder import StepRecorder
 from left_trainer.planning.rehearsal import BatchShape
 from left_trainer.training_args import LeftTrainingArguments
-
-DEFAULT_NEW_TOKENS = 128
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def record_generation(model: nn.Module, recorder: StepRecorder, batch: BatchShap
     model.eval()
     recorder.begin("evaluation")
     rows, beams = args.per_device_eval_batch_size, args.generation_num_beams or 1
-    new_tokens = args.generation_max_length or DEFAULT_NEW_TOKENS
+    new_tokens = args.generation_max_length or DEFAULT_MAX_NEW_TOKENS
     if base.config.is_encoder_decoder:
         outputs = _encoder_decoder_prompt(base, rows, beams, batch.source)
         length = new_tokens

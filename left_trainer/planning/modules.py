@@ -41,11 +41,6 @@ class ModuleTracker:
         """Name and class of the module that runs."""
         return self._stack[-1] if self._stack else self._in_backward
 
-    @property
-    def is_inside(self) -> bool:
-        """Whether a module's forward pass runs."""
-        return bool(self._stack)
-
     def leave_backward(self) -> None:
         """The backward pass has ended."""
         self._in_backward = OUTSIDE

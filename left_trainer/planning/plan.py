@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.models import ModelSource
 from left_trainer.models.family import model_family
+from left_trainer.models.positions import position_limits
 from left_trainer.planning import known_values
 from left_trainer.planning.devices import Device
 from left_trainer.planning.disguise import disguised
@@ -281,16 +282,13 @@ def _batch_of(request: Request, source: int | None, target: int | None, tokens: 
 
 def _check_positions(request: Request, source: int, target: int) -> None:
     """Raise for more tokens than the model has positions, virtual ones included."""
-    config, family = request.source.config, request.source.family
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit is None or getattr(config, "relative_attention_num_buckets", None):
-        return
+    family, limits = request.source.family, position_limits(request.source.config, with_rotary=True)
     virtual = request.method.positions(request.args.peft_options, family) if request.method else (0, 0)
-    pairs = {"a row": source + target + virtual[0]}
+    lengths = {"a row": (source + target + virtual[0], limits.source)}
     if family == "encoder_decoder":
-        pairs = {"a source": source + virtual[0], "a target": target + virtual[1]}
-    for name, length in pairs.items():
-        if length > limit:
+        lengths = {"a source": (source + virtual[0], limits.source), "a target": (target + virtual[1], limits.target)}
+    for name, (length, limit) in lengths.items():
+        if limit is not None and length > limit:
             raise ValueError(
                 f"{name.capitalize()} of {length} tokens, virtual ones included, is longer than the {limit} positions "
                 f"of {request.source.title}. Plan for shorter rows, and set max_length so that longer ones are cut."

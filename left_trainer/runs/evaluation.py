@@ -16,9 +16,10 @@ from left_trainer.data.loading import load_test_rows, to_prompts
 from left_trainer.evaluation.generation import scored_generation_config
 from left_trainer.evaluation.scores import without_prefix
 from left_trainer.evaluation.text_metrics import text_metrics
-from left_trainer.methods.saving import adapter_method
+from left_trainer.methods.saving import adapter_method, adapter_positions
 from left_trainer.models import load_tokenizer, without_adapter
 from left_trainer.runs.build_report import collect_samples
+from left_trainer.runs.fine_tuning import N_SAMPLES, TASK_DEFAULTS
 from left_trainer.runs.inference import source_for_use, stored_generation_config
 from left_trainer.runs.json_records import write_json
 from left_trainer.runs.measurements import machine_name
@@ -29,8 +30,6 @@ from left_trainer.trainer.model_card import package_versions
 from left_trainer.training_args import LeftTrainingArguments
 
 EVALUATION_FILE = "evaluation_report.json"
-DEFAULT_BATCH_SIZE = 50
-N_SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,9 @@ def _arguments(asked: Evaluation, settings: RunSettings, folder: str, is_adapter
         output_dir=folder,
         predict_with_generate=True,
         per_device_eval_batch_size=(
-            asked.per_device_eval_batch_size or settings.per_device_eval_batch_size or DEFAULT_BATCH_SIZE
+            asked.per_device_eval_batch_size
+            or settings.per_device_eval_batch_size
+            or TASK_DEFAULTS["per_device_eval_batch_size"]
         ),
         truncation_mode=settings.truncation_mode,
         report_to="none",
@@ -184,8 +185,7 @@ def _arguments(asked: Evaluation, settings: RunSettings, folder: str, is_adapter
 
 
 def _prompts(rows: Dataset, task: Task, prompt: str, trainer: LeftTrainer, max_new_tokens: int) -> Dataset:
-    config = trainer.source.adapter
-    reserved = trainer.method.positions(vars(config), trainer.family).source if config and trainer.method else 0
+    reserved = adapter_positions(trainer.source).source
     return to_prompts(
         rows, task, trainer.processing_class, trainer.source, trainer.args.max_length, prompt, reserved, max_new_tokens
     )

@@ -18,6 +18,7 @@ from left_trainer.adapters.task_ids import task_inputs
 from left_trainer.data.features import tokenize_sources, without_appended_end
 from left_trainer.data.loading import PromptFormat, length_limit, model_positions, room_for_answers
 from left_trainer.evaluation.generation import (
+    DEFAULT_MAX_NEW_TOKENS,
     generate_completions,
     read_generation_config,
     scored_generation_config,
@@ -26,12 +27,11 @@ from left_trainer.evaluation.text_metrics import decode
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.apply import find_method
-from left_trainer.methods.saving import adapter_method, load_trained
+from left_trainer.methods.saving import adapter_method, adapter_positions, load_trained
 from left_trainer.models import ModelSource, load_tokenizer, without_adapter
 from left_trainer.models.languages import generate_in_target_language
 from left_trainer.runs.report import REPORT_FILE, TrainingReport
 
-DEFAULT_MAX_NEW_TOKENS = 128
 logger = logging.getLogger(__name__)
 
 
@@ -144,8 +144,7 @@ class _Limits:
         tokenizer: PreTrainedTokenizerBase,
         generation: GenerationConfig,
     ) -> _Limits:
-        method = adapter_method(source)
-        reserved = method.positions(vars(source.adapter), source.family).source if method and source.adapter else 0
+        reserved = adapter_positions(source).source
         rendered = length_limit(source.config, tokenizer, settings.max_length, reserved)
         positions = model_positions(source.config, reserved)
         new = generation.max_new_tokens or 0

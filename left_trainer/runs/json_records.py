@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from left_trainer.adapters.text_files import write_whole
+
 Record = TypeVar("Record")
 SHOWN_LENGTH = 60
 SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {
@@ -70,13 +72,6 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole."""
     write_whole(path, json.dumps(to_json(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file. A kill leaves the old file or the new one, never a part of it."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 @functools.cache

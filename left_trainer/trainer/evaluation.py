@@ -44,6 +44,7 @@ class GeneratingTrainer(Trainer):
     _generation: GenerationInEvaluation | None = None
     _loss: TokenMeanLoss | None = None  # of the evaluation that runs
     _rows: AnyDataset | None = None  # of the evaluation that runs, as the user gave them
+    _are_prompts = _have_no_labels = False  # these rows
     _given_rows: Sequence[tuple[Any, AnyDataset]] = ()  # features of the constructor, and what they were made of
 
     @property
@@ -115,11 +116,14 @@ class GeneratingTrainer(Trainer):
 
     @contextlib.contextmanager
     def _evaluating(self, rows: AnyDataset | None) -> Iterator[None]:
-        before, self._rows = self._rows, rows
+        # Asked once, as it reads the first row of a stream.
+        now = (rows, rows is not None and are_prompts(rows), rows is not None and have_no_labels(rows))
+        before = self._rows, self._are_prompts, self._have_no_labels
+        self._rows, self._are_prompts, self._have_no_labels = now
         try:
             yield
         finally:
-            self._rows = before
+            self._rows, self._are_prompts, self._have_no_labels = before
 
     def evaluate_loss(self, dataset: AnyDataset, metric_key_prefix: str = "eval") -> float:
         """The loss on `dataset` alone: nothing is generated, no metric is computed, nothing else is changed."""
@@ -147,8 +151,8 @@ class GeneratingTrainer(Trainer):
         if not self.args.predict_with_generate or prediction_loss_only:
             loss, outputs, labels = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
             self._note_loss(loss, inputs)
-            return loss, outputs, None if self._rows is not None and are_prompts(self._rows) else labels
-        if self._rows is not None and (are_prompts(self._rows) or have_no_labels(self._rows)):
+            return loss, outputs, None if self._are_prompts else labels
+        if self._are_prompts or self._have_no_labels:
             inputs.pop("labels", None)  # which TRL's collator makes of the prompts
         labels = inputs.get("labels")
         generation = self._generation or GenerationInEvaluation(self, {})
