@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
-.PHONY: help demo test test-all quality style bench sweep docs clean
+.PHONY: help demo test test-all torture quality style bench sweep docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -28,6 +28,9 @@ test: $(INSTALLED) ## Run the tests
 test-all: $(INSTALLED) ## Run all tests, including the long ones
 	TEST_FRESH_PROCESSES=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "long or not long"
 	TEST_MODEL_TYPES="bart opt" $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal tests/methods/test_method_invariants.py
+
+torture: $(INSTALLED) ## Try to lose a run: kills, damage, full disks, bad input (TORTURE="--minutes 10")
+	PYTHONPATH=tests/support $(BIN)/python -m torture $(TORTURE)
 
 quality: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .
