@@ -272,7 +272,7 @@ RACES = {
             for method in ("prefix_tuning", "prompt_tuning", "p_tuning", "ia3", "houlsby_adapter")
         ),
         Race(
-            "h200_mt0_large_lora",
+            "gpu_mt0_large_lora",
             "lora",
             MT0_LARGE,
             dtype="bfloat16",
@@ -281,7 +281,7 @@ RACES = {
             target=Target(1.3, 0.6),
         ),
         Race(
-            "h200_llama_3_8b_lora",
+            "gpu_llama_3_8b_lora",
             "lora",
             LLAMA_3_8B,
             ALL_LINEAR,

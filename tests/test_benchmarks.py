@@ -62,7 +62,7 @@ def test_a_race_runs_and_its_report_is_well_formed(name, python, tmp_path):
 
 
 def test_a_race_that_needs_a_gpu_is_not_run_without_one(python, tmp_path):
-    result, record = run(python, "h200_mt0_large_lora", tmp_path / "races.json")
+    result, record = run(python, "gpu_mt0_large_lora", tmp_path / "races.json")
     if record["status"] == "run":
         pytest.skip("a GPU is here")
     assert result.returncode == 0
