@@ -144,6 +144,7 @@ class Row:
     requested_bytes: int | None
     before_step_bytes: int | None
     step_seconds: float
+    kernel_seconds: float | None
     planned_seconds: float | None
     bound: str | None
 
@@ -154,7 +155,8 @@ class Row:
 
 
 class StepWatch(TrainerCallback):
-    """Memory and time of each step after the first few; the last one is recorded storage by storage.
+    """Memory and time of each step after the first few; the last one is recorded storage by storage,
+    and the one before it with the time of its kernels.
 
     Args:
         device: That the training runs on.
@@ -166,6 +168,7 @@ class StepWatch(TrainerCallback):
         self.recorder = StepRecorder(device.type, in_cuda_blocks if self.is_cuda else lambda size: size)
         self.seconds: list[float] = []
         self.counters: list[dict[str, int]] = []
+        self.profiler: Any = None
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Give back what loading has left in the allocator's cache."""
@@ -188,10 +191,17 @@ class StepWatch(TrainerCallback):
             self.recorder.label(tensors, "optimizer state")
             self.recorder.phase = "forward"
             self.recorder.__enter__()
+        if self.is_cuda and state.global_step == self.n_steps - 2:
+            self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+            self.profiler.__enter__()
         self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read them."""
+        if self.is_cuda and state.global_step == self.n_steps - 1:
+            torch.cuda.synchronize()
+            self.profiler.__exit__(None, None, None)
+            return
         if state.global_step == self.n_steps:
             self.recorder.__exit__(None, None, None)
             return
@@ -210,6 +220,13 @@ class StepWatch(TrainerCallback):
                     "used": total - free,
                 }
             )
+
+    @property
+    def kernel_seconds(self) -> float | None:
+        """Of all kernels of a step; what is missing to the step's time, the device has waited for the host."""
+        if self.profiler is None:
+            return None
+        return sum(each.self_device_time_total for each in self.profiler.key_averages()) / 1e6
 
     def most(self, name: str) -> int | None:
         """Of all steps that were watched."""
@@ -241,7 +258,7 @@ def data_of(shape: Shape, n_batches: int) -> Dataset:
 def arguments(shape: Shape, method: str, folder: str, n_steps: int, device: torch.device) -> LeftTrainingArguments:
     options: dict[str, Any] = dict(shape.options)
     if shape.dtype == torch.bfloat16:
-        options["bf16"] = True
+        options.update(bf16=True, model_init_kwargs={"dtype": "bfloat16"})
     return LeftTrainingArguments(
         output_dir=folder,
         peft_method=method,
@@ -300,6 +317,7 @@ def measure(
             watch.most("requested"),
             watch.most("before"),
             statistics.median(steps),
+            watch.kernel_seconds,
             timed.seconds if timed else None,
             timed.bound if timed else None,
         )
