@@ -40,7 +40,8 @@ from left_trainer import MODEL_PATHS, LeftTrainer, LeftTrainingArguments, Traini
 from left_trainer.methods import get_method
 from left_trainer.models import ModelFamily, auto_class, load_tokenizer, model_family
 from left_trainer.models.source import ModelSource
-from left_trainer.planning.devices import find_device
+from left_trainer.planning.devices import Device, find_device
+from left_trainer.planning.probe import probe
 from left_trainer.planning.recorder import StepRecorder
 from left_trainer.planning.rehearsal import BatchShape
 from left_trainer.planning.storage_bytes import in_cuda_blocks
@@ -147,6 +148,7 @@ class Row:
     kernel_seconds: float | None
     planned_seconds: float | None
     bound: str | None
+    seconds_by_probe: float | None
 
     @property
     def error(self) -> float:
@@ -258,7 +260,9 @@ def data_of(shape: Shape, n_batches: int) -> Dataset:
 def arguments(shape: Shape, method: str, folder: str, n_steps: int, device: torch.device) -> LeftTrainingArguments:
     options: dict[str, Any] = dict(shape.options)
     if shape.dtype == torch.bfloat16:
-        options.update(bf16=True, model_init_kwargs={"dtype": "bfloat16"})
+        options["bf16"] = True
+    if get_method(method).quantization is not None:
+        options["model_init_kwargs"] = {"dtype": str(shape.dtype).removeprefix("torch.")}
     return LeftTrainingArguments(
         output_dir=folder,
         peft_method=method,
@@ -277,7 +281,14 @@ def arguments(shape: Shape, method: str, folder: str, n_steps: int, device: torc
 
 
 def measure(
-    name: str, shape: Shape, method: str, n_steps: int, device: torch.device, record: str | None, saved: Path
+    name: str,
+    shape: Shape,
+    method: str,
+    n_steps: int,
+    device: torch.device,
+    record: str | None,
+    probed: Device,
+    saved: Path,
 ) -> Row:
     """Plan and train one case."""
     is_quantized = get_method(method).quantization is not None
@@ -320,6 +331,7 @@ def measure(
             watch.kernel_seconds,
             timed.seconds if timed else None,
             timed.bound if timed else None,
+            plan.time_on(probed).seconds,
         )
         trainer.model = trainer.model_wrapped = trainer.optimizer = None
     return row
@@ -361,10 +373,11 @@ def empty_device(device: torch.device) -> Iterator[None]:
 def line(row: Row) -> str:
     reserved, used = (f"{size / GIB:9.3f}" if size else f"{'':9}" for size in (row.reserved_bytes, row.used_bytes))
     time_ = f"{1000 * row.planned_seconds:9.1f}" if row.planned_seconds else f"{'':9}"
+    probed = f"{1000 * row.seconds_by_probe:9.1f}" if row.seconds_by_probe else ""
     return (
         f"{row.shape:10} {row.method:14} {row.planned_bytes / GIB:9.3f} {row.allocated_bytes / GIB:9.3f} "
-        f"{row.error:+7.1%} {row.recorded_bytes / GIB:9.3f} {reserved} {used} {1000 * row.step_seconds:9.1f} {time_}"
-        f"  {row.planned_phase}, {row.bound or ''}"
+        f"{row.error:+7.1%} {row.recorded_bytes / GIB:9.3f} {reserved} {used} {1000 * row.step_seconds:9.1f} "
+        f"{time_} {probed}  {row.planned_phase}, {row.bound or ''}"
     )
 
 
@@ -381,9 +394,11 @@ def main() -> None:
     set_verbosity_error()
     disable_progress_bar()
     device = torch.device(options.device)
+    probed = probe(device.type)
+    print(f"Probe: {probed}")
     record = options.record or ("h100" if device.type == "cuda" else None)
     head = [("planned", 9), ("allocated", 9), ("error", 7), ("recorded", 9), ("reserved", 9), ("used", 9)]
-    head += [("ms a step", 9), ("planned", 9)]
+    head += [("ms a step", 9), ("planned", 9), ("by probe", 9)]
     print(f"{'shape':10} {'method':14} " + " ".join(f"{title:>{width}}" for title, width in head) + "   GiB, ms")
     rows: list[Row] = []
     failed: dict[str, str] = {}
@@ -394,23 +409,27 @@ def main() -> None:
                     continue
                 with empty_device(device):
                     try:
-                        rows.append(measure(name, shape, method, options.steps, device, record, Path(saved)))
+                        rows.append(measure(name, shape, method, options.steps, device, record, probed, Path(saved)))
                         print(line(rows[-1]), flush=True)
                     except Exception:  # a case that fails must not cost the others: device time is short
                         failed[f"{name}/{method}"] = traceback.format_exc()
                         print(
                             f"{name:10} {method:14} failed: {failed[f'{name}/{method}'].splitlines()[-1]}", flush=True
                         )
-                record_all(options.output, device, rows, failed)
+                record_all(options.output, probed, rows, failed)
     errors = sorted(abs(row.error) for row in rows)
     if errors:
         print(f"{len(rows)} cases: median error {statistics.median(errors):.1%}, largest {errors[-1]:.1%}")
 
 
-def record_all(path: Path, device: torch.device, rows: list[Row], failed: dict[str, str]) -> None:
+def record_all(path: Path, probed: Device, rows: list[Row], failed: dict[str, str]) -> None:
     """Write what is there so far."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    content = {"device": name, "torch": torch.__version__, "rows": [asdict(row) for row in rows], "failed": failed}
+    content = {
+        "device": repr(probed),
+        "torch": torch.__version__,
+        "rows": [asdict(row) for row in rows],
+        "failed": failed,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
 

@@ -11,6 +11,8 @@ from left_trainer.registry import did_you_mean
 
 MIB, GB, TERA = 2**20, 10**9, 10**12
 Dtype = torch.dtype
+LAUNCH_SECONDS = 9e-6
+"""Of Python, the dispatcher and autograd's engine, on the hosts that GPUs are rented with."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Device:
         flops: Operations a second in products of matrices without sparsity, with sums in float32, by dtype.
         source: Where the figures are from.
         kernels: `cuda` or `cpu`: as which of the two it is planned.
+        is_measured: Whether bandwidth and arithmetic are what a training reaches, and not what the maker states.
+        launch_seconds: What an operation costs the host; on a CPU, which is its own host, beside its arithmetic.
     """
 
     name: str
@@ -32,6 +36,8 @@ class Device:
     flops: Mapping[Dtype, float] = field(default_factory=dict, hash=False)
     source: str = ""
     kernels: str = "cuda"
+    is_measured: bool = False
+    launch_seconds: float = LAUNCH_SECONDS
 
     def peak_flops(self, dtype: Dtype) -> float:
         """Operations a second in `dtype`; in float32 where the device has no faster form of it."""
