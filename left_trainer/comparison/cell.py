@@ -50,6 +50,7 @@ N_SAMPLES = 8
 # Nothing but steps happens between the first step and the last; scores come from the trained model.
 CELL_DEFAULTS: dict[str, Any] = {
     **TASK_DEFAULTS,
+    "report_plan": False,  # cells are planned before the first of them runs
     "eval_strategy": "no",
     "logging_steps": 0.05,
     "disable_tqdm": True,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import psutil
 import torch
 
 from left_trainer.registry import did_you_mean
@@ -78,7 +79,27 @@ _DEVICES = (
         for gib in (8, 16, 24, 32, 64, 128)
     ),
 )  # fmt: skip
+OTHER_MODELS = {"ti", "super", "laptop", "mobile", "d", "mig"}  # of the same number, and slower or faster
 DEVICES = {device.name: device for device in _DEVICES}
+
+
+def device_at_hand(device: torch.device) -> Device:
+    """The record of `device`, without a measurement: its memory, and its speed where the maker's figures are here."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = _record_of(name)
+        total = torch.cuda.get_device_properties(device).total_memory
+        return replace(known, memory_bytes=total) if known else Device(name, total)
+    return Device(f"this {device.type.upper()}", int(psutil.virtual_memory().available), kernels="cpu")
+
+
+def _record_of(name: str) -> Device | None:
+    """The record whose name has its parts in a driver's name of the device, as `NVIDIA A100-SXM4-80GB`."""
+    words = set(name.lower().replace("-", " ").split())
+    if words & OTHER_MODELS:
+        return None
+    found = [device for device in _DEVICES if set(device.name.split("-")) <= words]
+    return max(found, key=lambda device: len(device.name), default=None)
 
 
 def find_device(name: str) -> Device:
