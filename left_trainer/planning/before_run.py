@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from left_trainer.callbacks.tables import format_bytes
 from left_trainer.planning.advice import Change, changes, together
 from left_trainer.planning.devices import Device, device_at_hand
 from left_trainer.planning.lengths import RowLengths, row_lengths
@@ -49,7 +50,7 @@ def announce_plan(request: Request, tokenizer: PreTrainedTokenizerBase | None) -
             print(f"Plan: this run could not be planned, and goes on without. {reason}", flush=True)
         return None
     if is_main:
-        print(f"Plan: the run {planned}.", flush=True)
+        print(f"Plan: the run {described(planned)}.", flush=True)
     if planned.run_bytes > planned.device_bytes and not args.ignore_plan:
         raise DoesNotFitError(_refusal(planned, plan, planner))
     return planned
@@ -129,6 +130,17 @@ def _planned_run(plan: TrainingPlan, device: Device, request: Request) -> Planne
     )
 
 
+def described(planned: PlannedRun) -> str:
+    """What a run needs, when, and what there is."""
+    shape = f"{planned.rows} row{'s' * (planned.rows != 1)} of {planned.source_tokens} + {planned.target_tokens} tokens"
+    seconds = planned.step_seconds
+    time = f"; a step on rows of this length takes about {seconds:.2g} s" if seconds else ""
+    return (
+        f"needs {format_bytes(planned.run_bytes)} of the {format_bytes(planned.device_bytes)} of {planned.device}, for "
+        f"{shape}, most of it in the {planned.peak_phase} phase of a step{time}"
+    )
+
+
 def _refusal(planned: PlannedRun, plan: TrainingPlan, replan: _Planner) -> str:
     """Why the run stops, and what to change."""
     kept, best = _what_fits(plan, replan, replan.args, replan.dtype, planned.device_bytes)
@@ -143,7 +155,7 @@ def _refusal(planned: PlannedRun, plan: TrainingPlan, replan: _Planner) -> str:
             "shorter rows."
         )
     return (
-        f"The run {planned}. {advice} `left-trainer plan` with the same options shows where the memory goes; "
+        f"The run {described(planned)}. {advice} `left-trainer plan` with the same options shows where the memory goes; "
         "--ignore_plan starts the run as it is."
     )
 

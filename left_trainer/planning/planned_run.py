@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from left_trainer.callbacks.tables import format_bytes
-
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -32,12 +30,3 @@ class PlannedRun:
     device_bytes: int
     device: str
     step_seconds: float | None = None
-
-    def __str__(self) -> str:
-        """What it needs, when, and what there is."""
-        shape = f"{self.rows} row{'s' * (self.rows != 1)} of {self.source_tokens} + {self.target_tokens} tokens"
-        time = f"; a step on rows of this length takes about {self.step_seconds:.2g} s" if self.step_seconds else ""
-        return (
-            f"needs {format_bytes(self.run_bytes)} of the {format_bytes(self.device_bytes)} of {self.device}, for "
-            f"{shape}, most of it in the {self.peak_phase} phase of a step{time}"
-        )
