@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def announce_plan(request: Request, tokenizer: PreTrainedTokenizerBase | None) -
     args = request.args
     is_main = args.process_index == 0
     try:
-        planner = _Planner(request, tokenizer)
+        planner = RunPlanner(request, options_from_data(request, tokenizer), lengths_of(request, tokenizer))
         plan = planner()
         planned = _planned_run(plan, planner.device, request)
     except Exception as error:  # a plan serves the run and may not be what stops it
@@ -56,20 +56,23 @@ def announce_plan(request: Request, tokenizer: PreTrainedTokenizerBase | None) -
     return planned
 
 
-class _Planner:
-    """Plans the run with changes of its arguments.
+class RunPlanner:
+    """Plans a run, as it is or with changes of its arguments.
+
+    Args:
+        request: Checked.
+        options: Of the method, those that it takes from the data included.
+        lengths: Of the training rows, cut; `None` for those of `max_length`.
 
     Raises:
         ValueError: A plan would not be of this run.
     """
 
-    def __init__(self, request: Request, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    def __init__(self, request: Request, options: Mapping[str, Any], lengths: RowLengths | None) -> None:
         _check_is_on_one_device(request)
-        self.request, self.args = request, request.args
+        self.request, self.args, self.options = request, request.args, dict(options)
         self.device = device_at_hand(request.args.device)
         self.dtype = str(request.source.options.get("dtype") or "float32").removeprefix("torch.")
-        self.options = options_from_data(request, tokenizer)
-        lengths = lengths_of(request, tokenizer)
         self.config = copy.copy(request.peft_config or request.source.adapter)
         if self.config is not None:
             self.config.inference_mode = False  # as an adapter on a disk says
@@ -141,7 +144,7 @@ def described(planned: PlannedRun) -> str:
     )
 
 
-def _refusal(planned: PlannedRun, plan: TrainingPlan, replan: _Planner) -> str:
+def _refusal(planned: PlannedRun, plan: TrainingPlan, replan: RunPlanner) -> str:
     """Why the run stops, and what to change."""
     kept, best = _what_fits(plan, replan, replan.args, replan.dtype, planned.device_bytes)
     flags = " ".join(change.flags for change in kept)
@@ -155,8 +158,8 @@ def _refusal(planned: PlannedRun, plan: TrainingPlan, replan: _Planner) -> str:
             "shorter rows."
         )
     return (
-        f"The run {described(planned)}. {advice} `left-trainer plan` with the same options shows where the memory goes; "
-        "--ignore_plan starts the run as it is."
+        f"The run {described(planned)}. {advice} `left-trainer plan` with the same options shows where the memory "
+        "goes; --ignore_plan starts the run as it is."
     )
 
 

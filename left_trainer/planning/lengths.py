@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from left_trainer.data.arguments import DataArguments
 from left_trainer.data.dataset_types import is_lazy
-from left_trainer.models import ModelFamily
+from left_trainer.data.loading import load_task_data
+from left_trainer.models import ModelFamily, ModelSource
+from left_trainer.tasks import Task
 from left_trainer.token_mean import IGNORE_INDEX
 
 MOST_READ = 100_000  # rows
@@ -73,6 +76,23 @@ def row_lengths(
     if not columns or tokenizer is None:
         return None
     return _of_text(rows.select_columns(columns), family, tokenizer, n_rows)
+
+
+def task_lengths(
+    task: Task, data: DataArguments, source: ModelSource, tokenizer: PreTrainedTokenizerBase
+) -> RowLengths | None:
+    """The lengths of a task's training rows with their prompts, before any cut.
+
+    Raises:
+        ValueError: As `load_task_data`.
+        FileNotFoundError: A file that does not exist.
+    """
+    rows = load_task_data(task, data, token=source.options.get("token"))["train"]
+    pairs = rows.select_columns(["source", "target"]).rename_columns({"source": "prompt", "target": "completion"})
+    found = row_lengths(pairs, source.family, tokenizer)
+    template = (data.prompt or task.prompt).format(source="")
+    around = len(tokenizer(template, add_special_tokens=False)["input_ids"])
+    return found and replace(found, source=found.source + around, mean_source=found.mean_source + around)
 
 
 def _of_tokens(rows: Dataset, family: ModelFamily, n_rows: int) -> RowLengths:
