@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from left_trainer.evaluation.text_metrics import decode, text_metrics
     from left_trainer.methods import PeftMethod, apply_method, get_method, list_methods, register_method
     from left_trainer.models import ModelSource, load_tokenizer
+    from left_trainer.planning.before_run import announce_plan
     from left_trainer.planning.plan import TrainingPlan, plan_training
     from left_trainer.runs.build_report import build_report, collect_samples, write_report
     from left_trainer.runs.fine_tuning import fine_tune, score, set_up, training_parser, with_task_settings
@@ -56,6 +57,7 @@ _HOMES = {
     "TrainingPlan": "left_trainer.planning.plan",
     "TrainingDivergedError": "left_trainer.trainer.divergence",
     "TrainingReport": "left_trainer.runs.report",
+    "announce_plan": "left_trainer.planning.before_run",
     "apply_method": "left_trainer.methods",
     "build_report": "left_trainer.runs.build_report",
     "collect_samples": "left_trainer.runs.build_report",
@@ -100,6 +102,7 @@ __all__ = [
     "TrainingPlan",
     "TrainingReport",
     "__version__",
+    "announce_plan",
     "apply_method",
     "build_report",
     "collect_samples",

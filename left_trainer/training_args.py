@@ -79,6 +79,9 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
             the order of the rows.
         eval_loss_with_generation: With `predict_with_generate`, also compute the evaluation loss, which takes a
             forward pass.
+        report_plan: Say before weights are loaded what memory the run will need, and stop where the device has less.
+            `left-trainer train` and the recipes do.
+        ignore_plan: Go on where the device has less.
 
     `trust_remote_code`, `pad_token` and `pad_to_multiple_of` are arguments of the constructor and no flags of a parser:
     there they belong to the `ModelArguments` and `DataArguments` beside this class, ours or Hugging Face's.
@@ -141,6 +144,11 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     eval_loss_with_generation: bool = field(
         default=True, metadata={"help": "With predict_with_generate, also compute the evaluation loss."}
     )
+    report_plan: bool = field(
+        default=False,
+        metadata={"help": "Say before loading weights what memory the run needs; stop where the device has less."},
+    )
+    ignore_plan: bool = field(default=False, metadata={"help": "With report_plan, go on where the device has less."})
 
     # An `InitVar` is no field, so that a parser makes no flag of it.
     trust_remote_code: InitVar[bool] = False  # type: ignore[assignment]

@@ -33,6 +33,7 @@ TASK_DEFAULTS: dict[str, Any] = {
     "save_strategy": "no",
     "predict_with_generate": True,
     "report_to": "none",
+    "report_plan": True,
 }
 
 

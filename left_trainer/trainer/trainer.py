@@ -196,7 +196,7 @@ class LeftTrainer(ReadingTrainer):
         model, args = ready.model, ready.args
         self.request, self.source, self.method = request, request.source, request.method
         self.learning_rate_source = ready.learning_rate_source
-        self.free_positions = ready.free_positions
+        self.free_positions, self.planned = ready.free_positions, ready.planned
         self.rows_were_text = batching.were_text(request.train_dataset)
         self._rows_to_train_on = request.train_dataset
         self.hooks = MethodHooks(self.method, args.peft_options, is_new=self.source.adapter is None)
