@@ -70,6 +70,14 @@ def test_a_race_that_needs_a_gpu_is_not_run_without_one(python, tmp_path):
     assert "not run: needs a GPU" in result.stdout
 
 
+def test_losses_at_the_output_head_agree(python):
+    command = [python, str(BENCHMARKS / "loss_kernels.py"), "--device", "cpu", "--tiny", "--repeats", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    rows = re.findall(r"\| (\S[^|]*) \| [\d.]+ \| \d+ \| ([\d.]+) \|", result.stdout)
+    assert {name for name, _ in rows} >= {"full logits", "left_trainer", "trl"}
+    assert len({value for _, value in rows}) == 1
+
+
 def test_the_limit_of_a_race(python):
     command = [python, str(BENCHMARKS / "limit.py"), "bart_base_lora", "--tiny"]
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
