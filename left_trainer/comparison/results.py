@@ -81,8 +81,8 @@ def read_failure(folder: Path) -> str:
 def read_cells(output_dir: Path) -> dict[str, Result]:
     """Every finished cell below `output_dir`, by its name."""
     folders = sorted((output_dir / CELLS).glob("*/"))
-    found = {folder.name: read_cell(folder) for folder in folders}
-    return {name: result for name, result in found.items() if result is not None}
+    found = (read_cell(folder) for folder in folders)
+    return {result.cell.name: result for result in found if result is not None}
 
 
 def write_results(results: Iterable[Result], output_dir: Path) -> None:
