@@ -19,6 +19,7 @@ from left_trainer.methods import get_method
 from left_trainer.methods.options import check_peft_kwargs, plain_options
 from left_trainer.models import ModelFamily
 from left_trainer.registry import did_you_mean
+from left_trainer.secret_values import is_secret, remember, without_secrets
 
 # Fields that only the trainer for decoder-only models reads. The other trainer would silently ignore them.
 DECODER_ONLY_FIELDS = (
@@ -189,6 +190,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Hugging Face refuses bf16 without an accelerator unless use_cpu is set
         super().__post_init__()
+        remember(vars(self))
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # no device to copy to; torch would warn for every loader
 
@@ -257,7 +259,28 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     def to_dict(self) -> dict[str, Any]:
         """All values in the types of JSON, for trackers and files."""
         others = {name: getattr(self, name) for name in FLAGS_OF_OTHERS}
-        return {**super().to_dict(), **others, "peft_kwargs": plain_options(self.peft_kwargs)}
+        values = {**super().to_dict(), **others, "peft_kwargs": plain_options(self.peft_kwargs)}
+        return {name: without_secrets(value) for name, value in values.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, such as into `training_args.bin`: all values but secrets. Copies keep these."""
+        return {name: None if is_secret(name) else without_secrets(value) for name, value in vars(self).items()}
+
+    def __copy__(self) -> Self:
+        new = object.__new__(type(self))
+        new.__dict__.update(vars(self))
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = object.__new__(type(self))
+        new.__dict__.update(copy.deepcopy(vars(self), memo))
+        return new
+
+    def __repr__(self) -> str:
+        values = sorted(self.__getstate__().items())
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values)})"
+
+    __str__ = __repr__
 
     @property
     def peft_options(self) -> dict[str, Any]:

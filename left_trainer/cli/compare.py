@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from left_trainer.cli.errors import user_errors
+from left_trainer.secret_values import shown_command
 
 if TYPE_CHECKING:
     from left_trainer.comparison.cell import Cell
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
     if grid.no_general_loss:
         print(f"Forgetting is not measured: {grid.no_general_loss}", file=sys.stderr)
     with lock:
-        return _run(grid, earlier, output_dir, options, shlex.join(["left-trainer", "compare", *argv]))
+        return _run(grid, earlier, output_dir, options, shown_command(["left-trainer", "compare", *argv]))
 
 
 def _parser() -> argparse.ArgumentParser:

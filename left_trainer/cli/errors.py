@@ -6,6 +6,8 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from left_trainer.secret_values import masked
+
 USER_ERRORS = (ValueError, TypeError, OSError)
 
 
@@ -18,5 +20,5 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        print(f"left-trainer: error: {error}", file=sys.stderr)
+        print(masked(f"left-trainer: error: {error}"), file=sys.stderr)
         raise SystemExit(2) from None

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
+from types import TracebackType
+
+from left_trainer.secret_values import masked, public_words
 
 COMMANDS = {
     "train": "fine-tune a model on a task and evaluate it before and after",
@@ -48,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.description = f"LEFT: LLM efficient fine-tuning.\n\ncommands:\n{commands}"
 
     arguments = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        sys.argv[1:] = public_words(arguments)  # which trackers record
+        sys.excepthook = _print_masked
     options = parser.parse_args(arguments[:1])
     if options.version:
         from left_trainer import __version__
@@ -61,6 +68,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown command {options.command!r}. Allowed: {', '.join(COMMANDS)}.")
     module = importlib.import_module(f"left_trainer.cli.{options.command}")
     return int(module.main(arguments[1:]))
+
+
+def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback without the secrets that its error may repeat."""
+    print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from left_trainer.data.loading import SPECIAL_TOKENS, cut_to_tokens, length_limit
 from left_trainer.embedded import grammar
 from left_trainer.models import unwrapped
+from left_trainer.runs.json_records import json_lines
 from left_trainer.trainer import LeftTrainer
 
 N_PASSAGES = 100
@@ -110,15 +111,14 @@ def _passages(file: str) -> list[Passage]:
 
 
 def _texts_of_json(text: str, file: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield str(json.loads(line)[TEXT_KEY])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"Line {number} of general_text_file={file!r} is no JSON object with the field {TEXT_KEY!r}. Write "
-                    '{"text": "..."} on each line, or pass plain text in a file that does not end in .jsonl.'
-                ) from error
+    for number, line in json_lines(text):
+        try:
+            yield str(json.loads(line)[TEXT_KEY])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"Line {number} of general_text_file={file!r} is no JSON object with the field {TEXT_KEY!r}. Write "
+                '{"text": "..."} on each line, or pass plain text in a file that does not end in .jsonl.'
+            ) from error
 
 
 def _words(paragraphs: list[str]) -> tuple[list[list[str]], str]:

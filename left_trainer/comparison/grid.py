@@ -19,6 +19,7 @@ from left_trainer.methods import get_method, list_methods
 from left_trainer.methods.apply import build_config
 from left_trainer.methods.patterns import check_patterns
 from left_trainer.models import build_skeleton, load_tokenizer
+from left_trainer.secret_values import take_tokens
 from left_trainer.tasks import get_task
 from left_trainer.trainer.checks import Request, check_model_and_method
 from left_trainer.trainer.preparation import choose_learning_rate
@@ -109,6 +110,7 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
         FileNotFoundError: A file that does not exist.
     """
     _check(options)
+    options = dataclasses.replace(options, arguments=take_tokens(options.arguments))
     general_rows(options.general_text_file)  # or an error
     tasks = [_entry(entry, "task") for entry in options.tasks]
     named = [_entry(entry, "peft_method") for entry in options.methods if entry != ALL]
@@ -223,8 +225,8 @@ def _unusable(options: GridOptions, method: str, output_dir: Path) -> str | None
 
 
 def _data(options: GridOptions, task: Entry, output_dir: Path) -> dict[str, str]:
-    model_args, data_args, _ = Cell("base", task.name, {**options.arguments, **task.arguments}, {}).parse(output_dir)
-    return {"data_sha256": data_sha256(load_task_data(get_task(task.name), data_args, token=model_args.token))}
+    _, data_args, _ = Cell("base", task.name, {**options.arguments, **task.arguments}, {}).parse(output_dir)
+    return {"data_sha256": data_sha256(load_task_data(get_task(task.name), data_args))}
 
 
 def _make_cell(
