@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 
 if TYPE_CHECKING:
@@ -89,13 +90,12 @@ def main(argv: list[str]) -> int:
         return _run(grid, earlier, output_dir, options, shlex.join(["left-trainer", "compare", *argv]))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="left-trainer compare",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help="method names, or all (default: six common methods)"
@@ -139,20 +139,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read_config(options: argparse.Namespace) -> None:
     """Read options that are not given as flags from the YAML file; options of single runs go to `arguments`."""
-    import yaml
+    from left_trainer.yaml_files import read_yaml_arguments
 
     options.arguments = {}
     if options.config is None:
         return
-    file = Path(options.config)
-    if not file.is_file():
-        raise FileNotFoundError(f"config={options.config!r} does not exist. Pass a YAML file.")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"config={options.config!r} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"config={options.config!r} must contain a mapping. Write lines such as `seeds: 3`.")
+    content = read_yaml_arguments(options.config)
     for name, value in content.items():
         if name in ("config", "arguments") or not hasattr(options, name):
             options.arguments[name] = value

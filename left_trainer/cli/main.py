@@ -6,6 +6,9 @@ import argparse
 import importlib
 import sys
 
+from left_trainer.argument_parser import ArgumentParser
+from left_trainer.registry import did_you_mean
+
 COMMANDS = {
     "train": "fine-tune a model on a task and evaluate it before and after",
     "plan": "say what memory a run needs before it starts",
@@ -35,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 on success; 2 for input that cannot be used, with one paragraph on stderr and no traceback.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="left-trainer",
         description="LEFT: LLM efficient fine-tuning.",
         epilog=EXAMPLES,
@@ -58,7 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     if options.command not in COMMANDS:
-        parser.error(f"unknown command {options.command!r}. Allowed: {', '.join(COMMANDS)}.")
+        parser.error(
+            f"unknown command {options.command!r}.{did_you_mean(options.command, COMMANDS)} Allowed: "
+            f"{', '.join(COMMANDS)}."
+        )
     module = importlib.import_module(f"left_trainer.cli.{options.command}")
     return int(module.main(arguments[1:]))
 

@@ -6,6 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 
 DESCRIPTION = """Merge output folders of `left-trainer compare`, from one or several machines, into one table and one
@@ -21,12 +22,11 @@ EXAMPLES = """examples:
 
 def main(argv: list[str]) -> int:
     """Read and check the results, write the output files."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="left-trainer report",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="output folder of a comparison")
     parser.add_argument(
