@@ -37,8 +37,10 @@ class ArgumentParser(argparse.ArgumentParser):
         """As in `argparse`; an empty value, such as that of an unset variable of a shell, is an error."""
         options, unknown = super().parse_known_args(args, namespace)
         for action in self._actions:
-            if action.option_strings and getattr(options, action.dest, None) == "" and action.default != "":
-                self.error(f"argument {action.option_strings[0]}: the value is empty. Leave the flag out, or pass one.")
+            value = getattr(options, action.dest, None)
+            if value in ("", [""]) and action.default != "":
+                name = action.option_strings[0] if action.option_strings else action.metavar
+                self.error(f"argument {name}: the value is empty. Leave it out, or pass one.")
         return options, unknown
 
     def about_unknown(self, arguments: Sequence[str]) -> str:

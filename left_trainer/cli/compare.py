@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
+from left_trainer.ranges import Range
 
 if TYPE_CHECKING:
     from left_trainer.comparison.cell import Cell
@@ -45,6 +46,7 @@ grid.yaml, with data for each task and options for each method:
     - {task: summarization, train_file: news/train.jsonl, test_file: news/test.jsonl}
     - {task: dialogue, train_file: chats.jsonl, source_column: context, target_column: answer}
 """
+JOBS = Range(at_least=1, at_most=1024)
 DEFAULT_OUTPUT_DIR = "outputs/compare"
 
 
@@ -158,8 +160,8 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
 
     options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
     options.jobs = 1 if options.jobs is None else options.jobs
-    if not isinstance(options.jobs, int) or options.jobs < 1:
-        raise ValueError(f"jobs={options.jobs!r} must be an integer of at least 1.")
+    if not isinstance(options.jobs, int) or options.jobs not in JOBS:
+        raise ValueError(f"jobs={options.jobs!r} must be an integer, {JOBS}.")
     given: dict[str, Any] = {
         name: getattr(options, name)
         for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters")

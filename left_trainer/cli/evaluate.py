@@ -38,12 +38,15 @@ def main(argv: list[str]) -> int:
         from left_trainer.data.arguments import DataArguments
         from left_trainer.runs.evaluation import EVALUATION_FILE, Evaluation, evaluate_saved
         from left_trainer.runs.report_text import format_evaluation
+        from left_trainer.trainer.run_checks import check_writable
 
         disable_progress_bar()
         if output is not None and (output / EVALUATION_FILE).exists():
             raise FileExistsError(
                 f"--output_dir {options.output_dir!r} already holds {EVALUATION_FILE}. Choose another folder."
             )
+        if output is not None:
+            check_writable(output)
         data = DataArguments(
             test_file=options.test_file,
             source_column=options.source_column,

@@ -31,7 +31,9 @@ def main(argv: list[str]) -> int:
                 f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training run."
             )
         from left_trainer.runs.merging import merge_adapter
+        from left_trainer.trainer.run_checks import check_writable
 
+        check_writable(output)
         dtype = merge_adapter(options.adapter, output, options.trust_remote_code, options.dtype)
     print(f"The merged model, in {str(dtype).removeprefix('torch.')}, is in {output}")
     return 0

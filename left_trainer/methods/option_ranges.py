@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from peft import PeftConfig
+
 from left_trainer.methods.method import PeftMethod
 from left_trainer.ranges import ANY, COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, SHARE, Range, check_range
 
@@ -209,3 +211,14 @@ def _check(method: PeftMethod, config_class: type | None, name: str, shown: str,
     elif isinstance(value, Mapping):
         for key, item in value.items():
             _check(method, None, str(key), f"{shown}.{key}", item)
+
+
+def check_config(config: PeftConfig, where: str) -> None:
+    """Raise `ValueError` where a number of a config that was read from `where` is none, or out of its range."""
+    for field in dataclasses.fields(config):
+        value, allowed = getattr(config, field.name), range_of(type(config), field.name)
+        if allowed is None or value is None:
+            continue
+        if isinstance(value, str) and "str" not in str(field.type):
+            raise ValueError(f"{where!r} has {field.name}={value!r}, which must be a number.")
+        check_range(f"{where!r} has {field.name}", value, allowed)

@@ -64,9 +64,11 @@ def check_patterns(model: PreTrainedModel, config: PeftConfig) -> None:
 
 def _check_in_forward_pass(model: PreTrainedModel, config: PeftConfig, targets: Sequence[str]) -> None:
     """Refuse a layer on the shared table that encoder and decoder read the weight of, past the module."""
-    passed = () if hasattr(config, "token_indices") else bypassed_tables(model)
+    if hasattr(config, "token_indices") or getattr(config, "target_modules", None) in (None, "all-linear"):
+        return
+    passed = bypassed_tables(model)
     found = next((name for name in targets if name in passed), None)
-    if found is not None and getattr(config, "target_modules", None) != "all-linear":
+    if found is not None:
         raise ValueError(
             f"target_modules has {found!r}, whose weight encoder and decoder read directly: an adapter on it would "
             "never be used. Name encoder.embed_tokens and decoder.embed_tokens, or train tokens with "

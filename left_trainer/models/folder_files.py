@@ -11,6 +11,10 @@ from typing import Any
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 MAX_CAUSE_LENGTH = 300
+# Those that a library reads of the folder of a model or an adapter.
+JSON_FILES = (
+    "*_config.json", "*_map.json", "*.index.json", "added_tokens.json", "config.json", "tokenizer.json",
+)  # fmt: skip
 LENGTH_BYTES = 8  # in front of the header of a safetensors file
 
 
@@ -38,7 +42,7 @@ def broken_file(folder: str) -> str | None:
     """A sentence about the first JSON or safetensors file in a local folder that is not whole; `None` if all are."""
     if not Path(folder).is_dir():
         return None
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in sorted(path for pattern in JSON_FILES for path in Path(folder).glob(pattern)):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
@@ -69,14 +73,18 @@ def why_not_whole(path: Path) -> str | None:
     return None if size == expected else f"has {size:,} bytes and its header promises {expected:,}: it was cut off"
 
 
-def check_adapter_folder(folder: str) -> None:
-    """Raise `ValueError` or `FileNotFoundError` where an adapter's folder lacks its weights, or they are cut off."""
-    weights = [name for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME) if (Path(folder) / name).is_file()]
-    if not weights:
+def check_folder(folder: str, is_adapter: bool) -> None:
+    """Check the files of a local folder, as far as that is done without reading tensors; other names are left alone.
+
+    Raises:
+        FileNotFoundError: An adapter without weights.
+        ValueError: A file that is not JSON, or is cut off.
+    """
+    reason = broken_file(folder)
+    if reason:
+        raise ValueError(f"model={folder!r} cannot be read. {reason}")
+    if is_adapter and not any((Path(folder) / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         raise FileNotFoundError(
             f"model={folder!r} has {CONFIG_NAME} and no {SAFETENSORS_WEIGHTS_NAME}: the adapter has no weights. Copy "
             "the whole folder, or pass another one."
         )
-    reason = why_not_whole(Path(folder) / weights[0]) if weights[0] == SAFETENSORS_WEIGHTS_NAME else None
-    if reason:
-        raise ValueError(f"model={folder!r} cannot be read: {weights[0]} {reason}. Copy the file again.")

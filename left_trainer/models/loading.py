@@ -10,7 +10,6 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from left_trainer.models.family import auto_class
-from left_trainer.models.folder_files import broken_file
 from left_trainer.models.source import ModelSource
 
 MAX_NAMES_SHOWN = 4
@@ -70,7 +69,7 @@ def load_tokenizer(model: str | Path | ModelSource, **options: Any) -> PreTraine
             name, config=source.config, trust_remote_code=source.trust_remote_code, **source.hub_options
         )
     except Exception as error:  # a broken file raises whatever it breaks
-        cause = broken_file(name) or f"The loader said: {' '.join(str(error).split())[:300]}"
+        cause = f"The loader said: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ValueError(f"There is no tokenizer for model={name!r}. {advice} {cause}") from error
     # Where there are no files, transformers makes a tokenizer of special tokens alone for some model types (5.23).
     if len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()) <= 1:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from left_trainer.adapters.run_settings import RunSettings, storable
 from left_trainer.models.family import ModelFamily, model_family
-from left_trainer.models.folder_files import broken_file, check_adapter_folder, reading
+from left_trainer.models.folder_files import check_folder, reading
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -82,15 +82,17 @@ class ModelSource:
 
     @classmethod
     def _of_path(cls, model: str, options: Mapping[str, Any]) -> ModelSource:
+        check_folder(model, is_adapter_directory(model))
         adapter, settings = None, RunSettings.read(model)
         if is_adapter_directory(model):
             adapter = _adapter_config(model)
-            check_adapter_folder(model)
             revision = {"revision": adapter.revision} if adapter.revision else {}
             options = {**(settings.loading_options if settings else {}), **revision, **options}
         elif settings and settings.dtype:
             options = {"dtype": settings.dtype, **options}
         base_name = adapter.base_model_name_or_path if adapter else model
+        if adapter:
+            check_folder(base_name, is_adapter=False)
         config, unused = _load_config(base_name, options)
         if getattr(config, "quantization_config", None) is not None:
             unused.pop("quantization_config", None)  # the weights on disk are quantized, and say how
@@ -164,9 +166,6 @@ def _load_config(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedConfi
                 f"model={name!r} contains custom code, which would run on this machine. Read it first, then pass "
                 "--trust_remote_code (trust_remote_code=True in Python)."
             ) from error
-        broken = broken_file(name)
-        if broken:
-            raise ValueError(f"model={name!r} cannot be read. {broken}") from error
         raise ValueError(
             f"model={name!r} is neither a directory with a config.json nor the name of a model on the Hugging Face "
             "hub (for a private model pass a token: `hf auth login`, or model_init_kwargs={'token': ...}). "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from left_trainer.models.positions import Limits
 from left_trainer.models.source import HUB_ARGUMENTS
 from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
-from left_trainer.trainer.run_checks import check_best_metric, check_precision, check_run_arguments
+from left_trainer.trainer.run_checks import check_best_metric, check_precision, check_run_arguments, check_writable
 from left_trainer.training_args import LeftTrainingArguments
 
 RESULT_FILES = (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
@@ -215,17 +214,7 @@ def check_output_dir(args: LeftTrainingArguments) -> None:
             "continue that run with resume_from_checkpoint, or replace it with overwrite_output_dir=True "
             "(--overwrite_output_dir)."
         )
-    existing = directory
-    while not existing.exists():
-        existing = existing.parent
-    try:
-        with tempfile.TemporaryDirectory(dir=existing):
-            pass
-    except OSError as error:
-        raise PermissionError(
-            f"output_dir={str(directory)!r} cannot be written to ({str(existing)!r}: {error.strerror}). Choose "
-            "another output_dir."
-        ) from error
+    check_writable(directory)
 
 
 def check_devices(args: LeftTrainingArguments) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from left_trainer.argument_checks import check_trackers_installed
 from left_trainer.evaluation.metrics import score_names
 from left_trainer.evaluation.scores import BOOKKEEPING, NOT_QUALITY
 from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, METRICS_ATTRIBUTE
+from left_trainer.methods.option_ranges import check_config
 from left_trainer.models import ModelSource
 from left_trainer.models.folder_files import reading
 from left_trainer.models.positions import position_limits
@@ -32,6 +34,8 @@ def check_run_arguments(args: LeftTrainingArguments, source: ModelSource) -> Non
     check_trackers_installed(args.report_to)
     check_optimizer_class(args)
     check_resume(args)
+    if source.adapter is not None and isinstance(source.model, str):
+        check_config(source.adapter, source.model)
     check_generation(args.generation_num_beams, args.generation_max_length, source.config)
     if isinstance(args.generation_config, (str, Path)):
         check_generation_config(str(args.generation_config))
@@ -101,6 +105,21 @@ def check_generation_config(path: str) -> None:
     folder, name = (path, GENERATION_CONFIG_NAME) if Path(path).is_dir() else (str(Path(path).parent), Path(path).name)
     with reading("generation_config", path):
         GenerationConfig.from_pretrained(folder, name)
+
+
+def check_writable(directory: Path, argument: str = "output_dir") -> None:
+    """Raise `PermissionError` where nothing can be written into a directory, which need not exist yet."""
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"{argument}={str(directory)!r} cannot be written to ({str(existing)!r}: {error.strerror}). Choose "
+            f"another {argument}."
+        ) from error
 
 
 def check_best_metric(
