@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from left_trainer.argument_ranges import check_fields
 from left_trainer.embedded import DEFAULT_MODEL, MODEL_NAMES
 from left_trainer.models.source import ModelSource
 from left_trainer.secret_values import remember
@@ -49,6 +50,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         remember(vars(self))
+        check_fields(self)
 
     def source(self, args: LeftTrainingArguments) -> ModelSource:
         """The model to load. Its config is read, its weights are not.
@@ -112,3 +114,6 @@ class DataArguments:
     target_lang: str | None = field(default=None, metadata={"help": "Language of the targets; as source_lang."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first N evaluation rows."})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
