@@ -5,20 +5,20 @@ Decoder-only models are tokenized by TRL, whose forms (`prompt`/`completion`, `t
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from accelerate import PartialState
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer.adapters.task_ids import TASK_IDS
+from left_trainer.data.columns import first_blank, holds_text
 from left_trainer.data.dataset_types import AnyDataset, is_lazy
-from left_trainer.data.lengths import SOURCE_CUT, TARGET_CUT
+from left_trainer.data.lengths import SOURCE_CUT, TARGET_CUT, target_counts
+from left_trainer.data.processes import first_process_of_machine_first
 from left_trainer.models import ModelFamily
 from left_trainer.models.positions import Limits
 from left_trainer.token_mean import IGNORE_INDEX
@@ -68,14 +68,20 @@ def _check_targets(dataset: AnyDataset, form: tuple[str, ...], argument: str) ->
     """Raise `ValueError` on the first row without a target: it would train on nothing, or divide by zero."""
     if not isinstance(dataset, Dataset) or form[-1] not in ("completion", "labels"):
         return
-    for index, target in enumerate(dataset[form[-1]]):
-        tokenized = form[-1] == "labels"
-        empty = all(label == IGNORE_INDEX for label in target) if tokenized else not _text_of(target).strip()
-        if empty:
-            raise ValueError(
-                f"Row {index} of {argument} has an empty {form[-1]!r}, so it has nothing to learn. Remove such rows, "
-                f"for example dataset.filter(lambda row: row[{form[-1]!r}])."
-            )
+    index = _first_without_target(dataset, form[-1])
+    if index is not None:
+        raise ValueError(
+            f"Row {index} of {argument} has an empty {form[-1]!r}, so it has nothing to learn. Remove such rows, "
+            f"for example dataset.filter(lambda row: row[{form[-1]!r}])."
+        )
+
+
+def _first_without_target(dataset: Dataset, column: str) -> int | None:
+    if column == "labels":
+        return next(iter(np.flatnonzero(target_counts(dataset) == 0).tolist()), None)
+    if holds_text(dataset.features[column]):
+        return first_blank(dataset, column)
+    return next((index for index, target in enumerate(dataset[column]) if not _text_of(target).strip()), None)
 
 
 def _check_lazy(first: Mapping[str, Any], argument: str) -> None:
@@ -188,7 +194,7 @@ def tokenize_pairs(
     options: dict[str, Any] = {"batched": True, "remove_columns": [name for name in first if name != TASK_IDS]}
     if isinstance(dataset, Dataset):
         options |= {"num_proc": num_proc, "desc": "Tokenizing"}
-    with _first_process_of_machine_first(dataset):
+    with first_process_of_machine_first(dataset):
         return dataset.map(tokenize, **options)
 
 
@@ -291,13 +297,6 @@ def _remove_end(processor: dict[str, Any], token: str) -> None:
     template = processor.get("single", [])
     if isinstance(template, list) and template and template[-1].get("SpecialToken", {}).get("id") == token:
         template.pop()
-
-
-def _first_process_of_machine_first(dataset: AnyDataset) -> contextlib.AbstractContextManager[None]:
-    """Inside, the other processes wait for the first one, whose cache file they then read instead of tokenizing."""
-    if not torch.distributed.is_initialized() or not getattr(dataset, "cache_files", None):
-        return contextlib.nullcontext()
-    return PartialState().local_main_process_first()
 
 
 def first_row_ids(dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, text_field: str = "text") -> list[int]:
