@@ -39,9 +39,8 @@ def main() -> None:
         print(json.dumps(measure(*options.measure)))
         return
     print(f"{options.rows:,} rows, {processor()}, {os.cpu_count()} cores")
-    print(
-        "| model | run | rows, prompts | tokens | first step | all, CPU s | memory, MiB |\n|---|---|---|---|---|---|---|"
-    )
+    print("| model | run | rows, prompts | tokens | first step | all, CPU s | memory, MiB |")
+    print("|---|---|---|---|---|---|---|")
     for model in options.models:
         with tempfile.TemporaryDirectory() as folder:
             write_rows(Path(folder), options.rows)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import sys
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset
+from datasets import Features, Value
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from left_trainer.data.dataset_types import AnyDataset
 from left_trainer.data.lengths import CUTS
+from left_trainer.data.mapping import Columns, add_columns
 from left_trainer.models.positions import position_limits
 from left_trainer.models.source import ModelSource
 from left_trainer.tasks import Task
@@ -21,6 +21,7 @@ from left_trainer.tasks import Task
 SPECIAL_TOKENS = 4  # room for what a tokenizer adds around prompt and completion
 MIN_SOURCE_TOKENS = 8
 MARGIN_TOKENS = 8
+PROMPTS = Features({**dict.fromkeys(("prompt", "completion"), Value("string")), **dict.fromkeys(CUTS, Value("bool"))})
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def to_prompts(
             used = max(len(tokenizer(target, add_special_tokens=False)["input_ids"]), answer)
         return prompts.fit(text, used), target
 
-    def render(batch: Mapping[str, list[str]]) -> dict[str, list[Any]]:
+    def render(batch: Columns) -> dict[str, list[Any]]:
         made: dict[str, list[Any]] = {name: [] for name in ("prompt", "completion", *CUTS)}
         for text, target in zip(batch["source"], batch["target"], strict=True):
             used = max(most_tokens(target), answer) if shares_room else 0
@@ -127,7 +128,7 @@ def to_prompts(
                 made[name].append(value)
         return made
 
-    return rows.map(render, batched=True, **({"desc": "Prompts"} if isinstance(rows, Dataset) else {}))
+    return add_columns(rows, render, ("source", "target"), PROMPTS, desc="Prompts")
 
 
 def most_tokens(text: str) -> int:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer.data.dataset_types import AnyDataset
-from left_trainer.data.processes import first_process_of_machine_first
+from left_trainer.data.encoding import token_ids
+from left_trainer.data.mapping import Columns, add_columns
 from left_trainer.token_mean import IGNORE_INDEX
+
+# In the types that TRL gives them.
+TOKENS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int64"))})
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +39,18 @@ def tokenize_texts(
     """
     end = tokenizer.eos_token
 
-    def tokenize(batch: Mapping[str, list[str]]) -> dict[str, Any]:
+    def tokenize(batch: Columns) -> dict[str, list[Any]]:
         texts = [text if text.endswith(end) else text + end for text in batch[form[-1]]]
         if len(form) == 1:
-            ids = tokenizer(texts, return_attention_mask=False)["input_ids"]
+            ids = token_ids(tokenizer, texts)
             return {"input_ids": ids, "labels": ids}
-        whole = [prompt + text for prompt, text in zip(batch[form[0]], texts, strict=True)]
-        ids = tokenizer(whole, return_attention_mask=False)["input_ids"]
+        ids = token_ids(tokenizer, [prompt + text for prompt, text in zip(batch[form[0]], texts, strict=True)])
         if not completion_only_loss:
             return {"input_ids": ids, "labels": ids}
-        prompts = tokenizer(batch[form[0]], return_attention_mask=False)["input_ids"]
-        pairs = zip(prompts, ids, strict=True)
-        return {"input_ids": ids, "labels": [_labels(prompt, row) for prompt, row in pairs]}
+        prompts = token_ids(tokenizer, batch[form[0]])
+        return {"input_ids": ids, "labels": [_labels(*pair) for pair in zip(prompts, ids, strict=True)]}
 
-    options = {"num_proc": num_proc, "desc": "Tokenizing"} if isinstance(dataset, Dataset) else {}
-    with first_process_of_machine_first(dataset):
-        return dataset.map(tokenize, batched=True, **options)
+    return add_columns(dataset, tokenize, form, TOKENS, desc="Tokenizing", num_proc=num_proc)
 
 
 def are_plain_texts(dataset: AnyDataset, form: Sequence[str]) -> bool:
