@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from left_trainer.argument_parser import ArgumentParser
@@ -72,17 +71,10 @@ def _trained_prompt(folder: Path) -> str:
 
 
 def _read_lines(input_file: str | None) -> list[str]:
-    if input_file is not None and not Path(input_file).is_file():
-        raise FileNotFoundError(f"--input_file {input_file!r} does not exist. Check the path.")
+    from left_trainer.data.text_files import read_lines
 
-    def lines() -> Iterator[str]:
-        if input_file is None:
-            yield from sys.stdin
-        else:
-            with Path(input_file).open(encoding="utf-8") as file:
-                yield from file
-
-    texts = [line.strip() for line in lines()]
+    lines = sys.stdin if input_file is None else read_lines("--input_file", input_file)
+    texts = [line.strip() for line in lines]
     if not any(texts):
         raise ValueError("There is no text to answer. Pipe in lines of text, or pass --input_file.")
     return texts

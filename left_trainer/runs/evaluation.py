@@ -12,7 +12,8 @@ from datasets import Dataset
 
 from left_trainer.adapters.run_settings import RunSettings
 from left_trainer.data.arguments import DataArguments
-from left_trainer.data.loading import load_test_rows, to_prompts
+from left_trainer.data.loading import load_test_rows
+from left_trainer.data.prompts import to_prompts
 from left_trainer.evaluation.generation import scored_generation_config
 from left_trainer.evaluation.scores import without_prefix
 from left_trainer.evaluation.text_metrics import text_metrics

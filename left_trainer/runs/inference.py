@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from left_trainer.adapters.run_settings import RunSettings
 from left_trainer.adapters.task_ids import task_inputs
 from left_trainer.data.features import tokenize_sources, without_appended_end
-from left_trainer.data.loading import PromptFormat, length_limit, model_positions, room_for_answers
+from left_trainer.data.prompts import PromptFormat, length_limit, model_positions, room_for_answers
 from left_trainer.evaluation.generation import (
     DEFAULT_MAX_NEW_TOKENS,
     generate_completions,

@@ -17,7 +17,7 @@ from left_trainer.adapters.task_ids import TASK_IDS, number_of_tasks
 from left_trainer.argument_checks import check_arguments
 from left_trainer.data.dataset_types import AnyDataset, is_lazy
 from left_trainer.data.features import MASKS, dataset_form, named_datasets
-from left_trainer.data.sampling import row_lengths
+from left_trainer.data.lengths import row_lengths
 from left_trainer.methods import PeftMethod, get_method
 from left_trainer.methods.apply import check_packages, is_made_by
 from left_trainer.methods.method import Feature
