@@ -64,11 +64,12 @@ def compute(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     tensors = tensors_in((args, kwargs))
     if tensors and not any(tensor.is_meta for tensor in tensors):
         return _of_the_host(operator, args, kwargs)
-    known = _known_result(operator, args, kwargs, tensors)
     answer = ANSWERS.get(operator._overloadpacket)
     if answer is not None:
-        return answer(operator, args, kwargs, known)
+        return answer(operator, args, kwargs, _known_result(operator, args, kwargs, tensors))
     result = operator(*args, **kwargs)
+    is_small = all(tensor.numel() <= LARGEST_KNOWN for tensor in tensors_in(result))
+    known = _known_result(operator, args, kwargs, tensors) if is_small else None
     _pass_on(operator, args, kwargs, tensors, result, known)
     return result
 
