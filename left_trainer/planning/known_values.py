@@ -14,22 +14,13 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from left_trainer.recording.recorder import tensors_in
+
 aten = torch.ops.aten
 LARGEST_KNOWN = 2**24  # elements
 LARGEST_KNOWN_FLOAT = 2**16
 VALUES = "known_values"  # attribute of a tensor on the meta device
 COUNT = "known_count"  # the same: how many elements are not zero, of a mask whose values are not known
-
-
-def tensors_in(tree: Any) -> list[torch.Tensor]:
-    """The tensors in the arguments or the result of an operator; torch's `tree_leaves` takes ten times as long."""
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    if isinstance(tree, dict):
-        tree = tree.values()
-    elif not isinstance(tree, (tuple, list)):
-        return []
-    return [tensor for part in tree if part is not None for tensor in tensors_in(part)]
 
 
 def on_meta(values: torch.Tensor) -> torch.Tensor:

@@ -23,12 +23,12 @@ from left_trainer.planning.devices import Device
 from left_trainer.planning.disguise import disguised
 from left_trainer.planning.generation import record_generation
 from left_trainer.planning.lengths import row_lengths
-from left_trainer.planning.modules import ModuleTracker
-from left_trainer.planning.recorder import Operation, Phase, StepRecorder
 from left_trainer.planning.rehearsal import BatchShape, Rehearsal, model_on_meta, trainer_on_shapes, with_method
-from left_trainer.planning.storage_bytes import CPU, CUDA, DeviceMemory
-from left_trainer.planning.timeline import Moment, peak, timeline
 from left_trainer.planning.timing import StepTime, step_time
+from left_trainer.recording.modules import ModuleTracker
+from left_trainer.recording.recorder import Operation, Phase, StepRecorder
+from left_trainer.recording.storage_bytes import CPU, CUDA, DeviceMemory
+from left_trainer.recording.timeline import Moment, peak, timeline
 from left_trainer.trainer.checks import Request, check_losses, check_model_and_method
 from left_trainer.trainer.preparation import choose_learning_rate, free_positions, method_of
 from left_trainer.training_args import LeftTrainingArguments, loading_options
