@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,9 @@ class StepWatch(StepRecorder):
         self.label((parameter.grad for parameter in self.model.parameters()), "gradients")
         self.tracker.leave_backward()
         self.begin("optimizer")
+        events = self.recording.events  # gradients may have been clipped since
+        last = max((index for index, event in enumerate(events) if event.phase == "backward"), default=len(events))
+        events[last + 1 :] = [replace(event, phase="optimizer") for event in events[last + 1 :]]
 
     def finish(self, step: int) -> StepTimeline:
         """Stop, and sum up."""
