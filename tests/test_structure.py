@@ -15,7 +15,17 @@ from left_trainer.embedded import MODEL_PATHS
 PACKAGE = Path(left_trainer.__file__).parent
 # From the bottom up: a module may import from its own level and from those before it.
 LEVELS = [
-    ("registry", "embedded", "token_mean", "secret_values", "shown_text", "ranges", "argument_parser", "yaml_files"),
+    (
+        "registry",
+        "embedded",
+        "token_mean",
+        "secret_values",
+        "shown_text",
+        "recording",
+        "ranges",
+        "argument_parser",
+        "yaml_files",
+    ),
     ("tuners", "adapters", "models"),
     ("methods", "tasks"),
     ("training_args", "argument_ranges", "argument_checks"),
