@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,40 @@ from left_trainer.models import unwrapped
 from left_trainer.storage.errors import write_errors
 from left_trainer.storage.manifest import why_not_whole, write_manifest
 from left_trainer.storage.whole import finish, hidden_name, put_in_place, sweep
-from left_trainer.trainer.checkpoints import TRAINER_STATE_FILE, remove_old_checkpoints
+from left_trainer.trainer.checkpoints import (
+    TRAINER_STATE_FILE,
+    checkpoint_to_resume,
+    make_way,
+    remove_old_checkpoints,
+    step_reached,
+)
 from left_trainer.trainer.reading import ReadingTrainer
-from left_trainer.trainer.run_identity import RUN, identity
+from left_trainer.trainer.run_identity import RUN, check_identity, identity
 
 
 class CheckpointingTrainer(ReadingTrainer):
     """Writes each checkpoint under a hidden name, describes its files, and renames it. All processes write into it."""
 
     _written_beside: Path | None = None
+    _identity: Mapping[str, Any] = {}
+    _goes_on_from: str | None = None
+
+    def checkpoint_of_run(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """The checkpoint that `train` goes on from, `None` for the beginning. Raises what `train` does."""
+        self._identity = identity(self)
+        self._goes_on_from = checkpoint_to_resume(resume_from_checkpoint, self.args, self.state.global_step > 0)
+        if self._goes_on_from:
+            check_identity(self._identity, self._goes_on_from)
+        return self._goes_on_from
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        """As in `Trainer`, with no epoch left where the checkpoint is of the last step or a later one.
+
+        `Trainer` would train one step more unless an epoch ends with that step (transformers 5.23).
+        """
+        n_epochs, *others, max_steps = super().set_initial_training_values(args, dataloader)
+        is_done = self._goes_on_from is not None and step_reached(self._goes_on_from) >= max_steps
+        return (0 if is_done else n_epochs, *others, max_steps)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._written_beside is None else str(self._written_beside)
@@ -46,7 +72,7 @@ class CheckpointingTrainer(ReadingTrainer):
             if self.args.should_save:
                 shutil.rmtree(beside, ignore_errors=True)
         if self.args.should_save:
-            remove_old_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+            remove_old_checkpoints(target, self.args.save_total_limit, self.state.best_model_checkpoint)
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(target))
 
@@ -66,8 +92,9 @@ class CheckpointingTrainer(ReadingTrainer):
             shutil.rmtree(beside, ignore_errors=True)
 
     def _put_in_place(self, written: Path, target: Path) -> None:
-        write_manifest(written, {RUN: identity(self)})
+        write_manifest(written, {RUN: self._identity})
         finish(written)
+        make_way(target)
         put_in_place(written, target)
 
     def _name_best(self, target: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
-from collections.abc import Iterator
+import uuid
 from pathlib import Path
+from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
@@ -46,35 +50,67 @@ def why_not_resumable(checkpoint: str | Path) -> str | None:
     return reason
 
 
+def asks_to_resume(resume_from_checkpoint: str | os.PathLike[str] | bool | None) -> str | bool:
+    """A path, `True` or `False`, which flags give as text."""
+    if isinstance(resume_from_checkpoint, bool) or not resume_from_checkpoint:
+        return bool(resume_from_checkpoint)
+    text = os.fspath(resume_from_checkpoint)
+    return text.lower() == "true" if text.lower() in ("true", "false") else text
+
+
 def checkpoint_to_resume(
-    resume_from_checkpoint: str | bool | None, args: LeftTrainingArguments, has_trained: bool = False
+    resume_from_checkpoint: str | os.PathLike[str] | bool | None,
+    args: LeftTrainingArguments,
+    has_trained: bool = False,
 ) -> str | None:
     """The checkpoint that a run starts from, `None` for the beginning; room is made for a fresh run.
 
+    The first process looks, and all go by what it finds.
+
     Args:
-        resume_from_checkpoint: As in `Trainer.train`; also the text `true`, as a flag gives it. `True` stands for the
-            last whole checkpoint in `output_dir`, and for the beginning where there is none, so that a script that is
-            started again and again comes to its end.
+        resume_from_checkpoint: As in `Trainer.train`; also the texts `true` and `false`, as a flag gives them. `True`
+            stands for the last whole checkpoint in `output_dir`, and for the beginning where there is none, so that a
+            script that is started again and again comes to its end.
         args: Of the run.
         has_trained: Whether the checkpoints in `output_dir` are of an earlier call of the same trainer.
 
     Raises:
         FileExistsError: A fresh run, and `output_dir` holds a result or checkpoints of another.
+        FileNotFoundError: There is no folder at the path.
         ValueError: The checkpoint that was named is not whole.
     """
-    if str(resume_from_checkpoint).lower() == "true":
+    found: list[Any] = [None]
+    if args.process_index == 0:
+        try:
+            found = [_checkpoint_to_resume(asks_to_resume(resume_from_checkpoint), args, has_trained)]
+        except (OSError, ValueError) as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    checkpoint: str | None = found[0]
+    return checkpoint
+
+
+def _checkpoint_to_resume(asked: str | bool, args: LeftTrainingArguments, has_trained: bool) -> str | None:
+    if asked is True:
         return _last_whole_checkpoint(args)
-    if resume_from_checkpoint:
-        reason = why_not_resumable(str(resume_from_checkpoint))
+    if asked:
+        if not Path(asked).is_dir():
+            raise FileNotFoundError(
+                f"resume_from_checkpoint={asked!r} is not a folder. Pass the path of a checkpoint, or True for the "
+                "last whole one in output_dir."
+            )
+        reason = why_not_resumable(asked)
         if reason:
             raise ValueError(
-                f"resume_from_checkpoint={str(resume_from_checkpoint)!r} cannot be continued: {reason}. Pass another "
-                "checkpoint, or True for the last whole one."
+                f"resume_from_checkpoint={asked!r} cannot be continued: {reason}. Pass another checkpoint, or True for "
+                "the last whole one."
             )
-        return str(resume_from_checkpoint)
+        return asked
     if not has_trained:
         check_room(args)
-    if args.save_strategy != "no" and args.process_index == 0:
+    if args.save_strategy != "no":
         # Left there, they would be what a later resume finds.
         for checkpoint in checkpoints_in(args.output_dir or ""):
             shutil.rmtree(checkpoint)
@@ -99,7 +135,7 @@ def check_room(args: LeftTrainingArguments) -> None:
 
     A checkpoint that a kill has cut off is nothing to go on from, and does not count.
     """
-    if args.overwrite_output_dir or args.resume_from_checkpoint:
+    if args.overwrite_output_dir or asks_to_resume(args.resume_from_checkpoint):
         return
     folder = Path(args.output_dir or "")
     results = [name for name in RESULT_FILES if (folder / name).exists()]
@@ -114,22 +150,33 @@ def check_room(args: LeftTrainingArguments) -> None:
         )
 
 
-def remove_old_checkpoints(run_dir: str | Path, limit: int | None, best: str | None) -> None:
-    """Keep the last `limit` checkpoints, and the best one, as `Trainer` does; by number, whatever else is there.
+def remove_old_checkpoints(written: Path, limit: int | None, best: str | None) -> None:
+    """Keep `limit` checkpoints, among them the one just written and the best one.
+
+    Those of later steps, which are damaged or of before the run went back, go first, then those of the first steps.
 
     Args:
-        run_dir: With the checkpoints.
+        written: The one just written.
         limit: `save_total_limit`; `None` or 0 keeps all.
-        best: The best checkpoint, which stays.
+        best: The best checkpoint.
     """
-    checkpoints = checkpoints_in(run_dir)
     if not limit or limit < 0:
         return
-    kept = {checkpoints[-1].name, *([Path(best).name] if best else [])} if checkpoints else set()
-    for checkpoint in _oldest(checkpoints, kept, len(checkpoints) - max(limit, len(kept))):
+    checkpoints, kept = checkpoints_in(written.parent), {written.name, *([Path(best).name] if best else [])}
+    others = [checkpoint for checkpoint in checkpoints if checkpoint.name not in kept]
+    others.sort(key=lambda checkpoint: (step_of(checkpoint) < step_of(written), step_of(checkpoint)))
+    n_kept = len(checkpoints) - len(others)
+    for checkpoint in others[: len(others) - max(0, limit - n_kept)]:
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def _oldest(checkpoints: list[Path], kept: set[str], number: int) -> Iterator[Path]:
-    candidates = [checkpoint for checkpoint in checkpoints if checkpoint.name not in kept]
-    yield from candidates[: max(0, number)]
+def step_reached(checkpoint: str | Path) -> int:
+    """The step after which a whole checkpoint was written."""
+    return int(json.loads((Path(checkpoint) / TRAINER_STATE_FILE).read_bytes())["global_step"])
+
+
+def make_way(target: Path) -> None:
+    """Keep a link or a file that is in the way of a checkpoint under another name: it is the user's."""
+    if target.is_symlink() or target.is_file():
+        kept = target.rename(target.with_name(f"{target.name}.kept-{uuid.uuid4().hex[:8]}"))
+        logger.warning(f"{target} was in the way of a checkpoint, and is called {kept.name} now.")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -21,8 +22,8 @@ from left_trainer.storage.manifest import read_manifest
 from left_trainer.training_args import LeftTrainingArguments
 
 RUN = "run"
-ROWS_LOOKED_AT = 64
-VALUES_LOOKED_AT = 256
+ROWS_LOOKED_AT = 4096
+WEIGHTS_LOOKED_AT, VALUES_OF_A_WEIGHT = 64, 8
 # What stands in the optimizer's saved state, from which it would come back whatever the new run says.
 IN_OPTIMIZER = ("learning_rate", "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 ARGUMENTS = (*IN_OPTIMIZER, "lr_scheduler_type", "seed", "label_smoothing_factor", "bf16", "fp16")
@@ -41,7 +42,7 @@ class Identified(Protocol):
 
 
 def identity(trainer: Identified) -> dict[str, Any]:
-    """The run of `trainer`, as it is kept in its checkpoints; JSON.
+    """The run of `trainer`, as it is kept in its checkpoints; JSON. Taken before the first step: some configs change.
 
     Length of the training, logging, evaluation, saving, workers and places may change between a kill and the
     continuation, and so may the number of processes while a step has as many rows.
@@ -62,18 +63,15 @@ def identity(trainer: Identified) -> dict[str, Any]:
     return plain
 
 
-def check_identity(trainer: Identified, checkpoint: str | Path) -> None:
-    """Refuse a checkpoint of another run.
+def check_identity(mine: Mapping[str, Any], checkpoint: str | Path) -> None:
+    """Refuse a checkpoint of another run than `mine`, which may be a part of an identity.
 
     Checkpoints of earlier versions and of other trainers do not say what they belong to; they are not refused.
 
     Raises:
         ValueError: With the fields that differ and both values.
     """
-    saved = (read_manifest(checkpoint) or {}).get(RUN)
-    if saved is None:
-        return
-    mine = identity(trainer)
+    saved = (read_manifest(checkpoint) or {}).get(RUN) or {}
     differing = [name for name in mine if name in saved and saved[name] != mine[name]]
     if differing:
         described = "; ".join(_difference(name, saved[name], mine[name]) for name in differing)
@@ -110,17 +108,25 @@ def _weights(model: nn.Module) -> dict[str, Any]:
 
 
 def _base_weights(model: nn.Module) -> str | None:
-    """Digest of some values of the input embeddings: of models of one shape, such as base and chat, they differ.
+    """Digest of some values of weights that the checkpoint relies on and does not hold.
 
-    `None` where they are trained, or not in the memory of one process.
+    Models of one shape, such as base and chat, differ in them. Layers with an adapter are left out, as several methods
+    move a part of their weights into it. `None` where all are trained, or none in the memory of one process.
     """
-    table = without_adapter(model).get_input_embeddings()
-    weight = getattr(table, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.requires_grad or weight.is_meta or isinstance(weight, DTensor):
-        return None
-    values = weight.detach().flatten()
-    some = values[:: max(1, len(values) // VALUES_LOOKED_AT)][:VALUES_LOOKED_AT]
-    return _digest(some.to(torch.bfloat16).float().tolist()) if values.is_floating_point() else None
+    base = without_adapter(model)
+    adapted = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, BaseTunerLayer))
+    frozen = [
+        weight.detach().flatten()
+        for name, weight in base.named_parameters()
+        if not (weight.requires_grad or weight.is_meta or isinstance(weight, DTensor) or name.startswith(adapted))
+        and weight.is_floating_point()
+        and weight.numel()
+    ]
+    some = [
+        weight[:: max(1, len(weight) // VALUES_OF_A_WEIGHT)][:VALUES_OF_A_WEIGHT].to(torch.bfloat16).tolist()
+        for weight in frozen[:: max(1, len(frozen) // WEIGHTS_LOOKED_AT)]
+    ]
+    return _digest(some) if some else None
 
 
 def _data(rows: Any) -> dict[str, Any] | None:

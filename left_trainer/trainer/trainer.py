@@ -6,6 +6,7 @@ The overrides of Hugging Face's trainers stand here, and those of what is evalua
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -34,7 +35,7 @@ from left_trainer.methods.saving import (
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
 from left_trainer.trainer.checkpointing import CheckpointingTrainer
-from left_trainer.trainer.checkpoints import checkpoint_to_resume
+from left_trainer.trainer.checkpoints import asks_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
 from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets
@@ -52,7 +53,6 @@ from left_trainer.trainer.preparation import (
     unrounded_adapter,
     without_adapter_on_head,
 )
-from left_trainer.trainer.run_identity import check_identity
 from left_trainer.trainer.saving import write_settings
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -239,13 +239,14 @@ class LeftTrainer(CheckpointingTrainer):
             FileExistsError: A fresh run, and `output_dir` holds the result or checkpoints of another.
             ValueError: The checkpoint is not whole, or is of another run.
         """
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args, self.state.global_step > 0)
-        if checkpoint:
-            check_identity(self, checkpoint)
+        checkpoint = self.checkpoint_of_run(resume_from_checkpoint)
         self.starts_anew = not checkpoint
         if self.starts_anew and self.model_init is None:
             self.initialize_method()
-        return super().train(checkpoint, *args, **kwargs)
+        # What a run left that was killed before its first checkpoint was whole, such as adapters, is written over.
+        over = self.starts_anew and asks_to_resume(resume_from_checkpoint) is not False
+        with self.with_arguments(overwrite_output_dir=True) if over else contextlib.nullcontext():
+            return super().train(checkpoint, *args, **kwargs)
 
     def initialize_method(self) -> None:
         """Set the weights of a new adapter from the model or the first batches."""
