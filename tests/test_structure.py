@@ -15,7 +15,7 @@ from left_trainer.embedded import MODEL_PATHS
 PACKAGE = Path(left_trainer.__file__).parent
 # From the bottom up: a module may import from its own level and from those before it.
 LEVELS = [
-    ("registry", "embedded", "token_mean"),
+    ("registry", "embedded", "token_mean", "storage", "interrupts"),
     ("tuners", "adapters", "models"),
     ("methods", "tasks"),
     ("training_args",),

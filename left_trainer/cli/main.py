@@ -6,6 +6,8 @@ import argparse
 import importlib
 import sys
 
+from left_trainer.cli.program import run_program
+
 COMMANDS = {
     "train": "fine-tune a model on a task and evaluate it before and after",
     "plan": "say what memory a run needs before it starts",
@@ -33,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one subcommand.
 
     Returns:
-        0 on success; 2 for input that cannot be used, with one paragraph on stderr and no traceback.
+        0 on success; 2 for input that cannot be used, with one paragraph on stderr and no traceback; else as
+        `run_program`.
     """
     parser = argparse.ArgumentParser(
         prog="left-trainer",
@@ -59,8 +62,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if options.command not in COMMANDS:
         parser.error(f"unknown command {options.command!r}. Allowed: {', '.join(COMMANDS)}.")
-    module = importlib.import_module(f"left_trainer.cli.{options.command}")
-    return int(module.main(arguments[1:]))
+
+    def run() -> int:
+        return int(importlib.import_module(f"left_trainer.cli.{options.command}").main(arguments[1:]))
+
+    return run_program(run)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from transformers import TrainerState
 from left_trainer.evaluation.scores import is_score, without_prefix
 from left_trainer.methods import PeftMethod
 from left_trainer.models import ModelFamily
+from left_trainer.storage.errors import write_errors
+from left_trainer.storage.whole import whole_file
 from left_trainer.training_args import LeftTrainingArguments
 
 PACKAGES = ("left_trainer", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "evaluate")
@@ -158,7 +160,10 @@ def create_model_card_as_transformers(
         language=language,
         license=license,
     )
-    card.save(folder / "README.md")
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "README.md") as part:
+        card.save(part)
 
 
 def create_model_card_as_trl(
