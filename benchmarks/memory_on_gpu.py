@@ -42,10 +42,10 @@ from left_trainer.models import ModelFamily, auto_class, load_tokenizer, model_f
 from left_trainer.models.source import ModelSource
 from left_trainer.planning.devices import Device, find_device
 from left_trainer.planning.probe import probe
-from left_trainer.planning.recorder import StepRecorder
 from left_trainer.planning.rehearsal import BatchShape
-from left_trainer.planning.storage_bytes import in_cuda_blocks
-from left_trainer.planning.timeline import peak
+from left_trainer.recording.recorder import StepRecorder
+from left_trainer.recording.storage_bytes import in_cuda_blocks
+from left_trainer.recording.timeline import peak
 
 GIB = 2**30
 WARM_UP = 2  # steps: the optimizer makes its state, the libraries choose their kernels

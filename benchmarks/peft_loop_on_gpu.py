@@ -23,8 +23,8 @@ from peft.optimizers import create_lorafa_optimizer
 
 from left_trainer.models import auto_class
 from left_trainer.planning.rehearsal import BatchShape
-from left_trainer.planning.storage_bytes import CUDA
-from left_trainer.planning.timeline import peak
+from left_trainer.recording.storage_bytes import CUDA
+from left_trainer.recording.timeline import peak
 
 GIB = 2**30
 RUNS = (

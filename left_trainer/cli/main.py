@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
+from types import TracebackType
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.program import run_program
+from left_trainer.registry import did_you_mean
+from left_trainer.secret_values import masked, public_words
 
 COMMANDS = {
     "train": "fine-tune a model on a task and evaluate it before and after",
@@ -38,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         0 on success; 2 for input that cannot be used, with one paragraph on stderr and no traceback; else as
         `run_program`.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="left-trainer",
         description="LEFT: LLM efficient fine-tuning.",
         epilog=EXAMPLES,
@@ -51,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.description = f"LEFT: LLM efficient fine-tuning.\n\ncommands:\n{commands}"
 
     arguments = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        sys.argv[1:] = public_words(arguments)  # which trackers record
+        sys.excepthook = _print_masked
     options = parser.parse_args(arguments[:1])
     if options.version:
         from left_trainer import __version__
@@ -61,12 +69,20 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     if options.command not in COMMANDS:
-        parser.error(f"unknown command {options.command!r}. Allowed: {', '.join(COMMANDS)}.")
+        parser.error(
+            f"unknown command {options.command!r}.{did_you_mean(options.command, COMMANDS)} Allowed: "
+            f"{', '.join(COMMANDS)}."
+        )
 
     def run() -> int:
         return int(importlib.import_module(f"left_trainer.cli.{options.command}").main(arguments[1:]))
 
     return run_program(run)
+
+
+def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback without the secrets that its error may repeat."""
+    print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from left_trainer.planning.devices import Device
-from left_trainer.planning.recorder import StepRecorder
+from left_trainer.recording.recorder import StepRecorder
 
 TOKENS, WIDTH = 2048, 4096  # of the products: a batch of a language model of some billions of parameters
 CPU_TOKENS, CPU_WIDTH = 256, 1024

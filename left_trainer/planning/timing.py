@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from left_trainer.planning.devices import Device
-from left_trainer.planning.recorder import Operation
+from left_trainer.recording.recorder import Operation
 
 Bound = Literal["compute", "bandwidth", "launches"]
 

@@ -83,8 +83,8 @@ def whole_directory(directory: str | Path, needed_bytes: int | None = None) -> I
         try:
             beside.mkdir()
             yield beside
-            _finish(beside)
-            _put_in_place(beside, target)
+            finish(beside)
+            put_in_place(beside, target)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
@@ -111,7 +111,7 @@ def whole_files(directory: str | Path, needed_bytes: int | None = None) -> Itera
         try:
             beside.mkdir()
             yield beside
-            _finish(beside)
+            finish(beside)
             ready = beside.rename(beside.with_suffix(".ready"))
             _move_into(ready, target)
         finally:
@@ -148,7 +148,7 @@ def _sweep_one(path: Path, kind: str, target: Path) -> None:
         path.unlink()
 
 
-def _put_in_place(beside: Path, target: Path) -> None:
+def put_in_place(beside: Path, target: Path) -> None:
     if not os.path.lexists(target):
         beside.rename(target)
         _flush(target.parent)
@@ -176,7 +176,7 @@ def _move_into(ready: Path, target: Path) -> None:
     shutil.rmtree(ready, ignore_errors=True)
 
 
-def _finish(folder: Path) -> None:
+def finish(folder: Path) -> None:
     """Flush the files of a new folder, and give them the permissions that the umask gives: some libraries do not."""
     mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in (*folder.rglob("*"), folder):

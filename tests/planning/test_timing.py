@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from left_trainer.planning.devices import DEVICES, LAUNCH_SECONDS, Device, find_device
-from left_trainer.planning.recorder import Operation, TensorShape
 from left_trainer.planning.timing import (
     KERNEL_SECONDS,
     PRODUCTS,
@@ -14,6 +13,7 @@ from left_trainer.planning.timing import (
     kernel_seconds,
     step_time,
 )
+from left_trainer.recording.recorder import Operation, TensorShape
 
 DEVICE = Device("d", 2**34, 1e12, {torch.float32: 1e13, torch.bfloat16: 1e14})
 BF16, FP32 = torch.bfloat16, torch.float32
