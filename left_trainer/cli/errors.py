@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from left_trainer.secret_values import masked
+from left_trainer.shown_text import printable
 
 USER_ERRORS = (ValueError, TypeError, OSError)
 
@@ -20,5 +21,5 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        print(masked(f"left-trainer: error: {error}"), file=sys.stderr)
+        print(printable(masked(f"left-trainer: error: {error}")), file=sys.stderr)
         raise SystemExit(2) from None
