@@ -8,6 +8,8 @@ import sys
 import traceback
 from types import TracebackType
 
+from left_trainer.argument_parser import ArgumentParser
+from left_trainer.registry import did_you_mean
 from left_trainer.secret_values import masked, public_words
 
 COMMANDS = {
@@ -39,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 on success; 2 for input that cannot be used, with one paragraph on stderr and no traceback.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="left-trainer",
         description="LEFT: LLM efficient fine-tuning.",
         epilog=EXAMPLES,
@@ -65,7 +67,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     if options.command not in COMMANDS:
-        parser.error(f"unknown command {options.command!r}. Allowed: {', '.join(COMMANDS)}.")
+        parser.error(
+            f"unknown command {options.command!r}.{did_you_mean(options.command, COMMANDS)} Allowed: "
+            f"{', '.join(COMMANDS)}."
+        )
     module = importlib.import_module(f"left_trainer.cli.{options.command}")
     return int(module.main(arguments[1:]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 from left_trainer.secret_values import shown_command
 
@@ -21,12 +22,11 @@ EXAMPLES = """examples:
 
 def main(argv: list[str]) -> int:
     """Read and check the results, write the output files."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="left-trainer report",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="output folder of a comparison")
     parser.add_argument(

@@ -47,10 +47,12 @@ EXIT_WITH_PARENT = "--exit_with_parent"
 CELL_FILE, FAILURE_FILE, PREDICTIONS_FILE = "cell.json", "failure.json", "predictions.jsonl"
 LEARNING_RATE_SOURCE_OF_0_1 = "learning_rate_source"
 BASE = "base"
+OF_PLANS = ("report_plan", "ignore_plan")  # they decide whether a cell runs, and not what it gives
 N_SAMPLES = 8
 # Nothing but steps happens between the first step and the last; scores come from the trained model.
 CELL_DEFAULTS: dict[str, Any] = {
     **TASK_DEFAULTS,
+    "report_plan": False,  # cells are planned before the first of them runs
     "eval_strategy": "no",
     "logging_steps": 0.05,
     "disable_tqdm": True,
@@ -86,6 +88,7 @@ class Cell:
         """A folder's name that tells people what this is, and that no other cell has."""
         # All fields as version 0.1 had them: a new one would give every cell a new name, and run it again.
         content = {key: value for key, value in asdict(self).items() if key != "tuning"}
+        content["arguments"] = {key: value for key, value in content["arguments"].items() if key not in OF_PLANS}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
         label = BASE if self.kind == BASE else self.method
         parts = [self.task, label, *(["trial"] if self.kind == "trial" else []), f"seed{self.seed}", digest]

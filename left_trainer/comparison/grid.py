@@ -19,6 +19,7 @@ from left_trainer.methods import get_method, list_methods
 from left_trainer.methods.apply import build_config
 from left_trainer.methods.patterns import check_patterns
 from left_trainer.models import build_skeleton, load_tokenizer
+from left_trainer.ranges import POSITIVE, Range, is_number
 from left_trainer.secret_values import take_tokens
 from left_trainer.tasks import get_task
 from left_trainer.trainer.checks import Request, check_model_and_method
@@ -30,6 +31,7 @@ DEFAULT_TASKS = ("summarization", "translation", "dialogue", "classification")
 DEFAULTS_OF = {"methods": ",".join(DEFAULT_METHODS), "tasks": ",".join(DEFAULT_TASKS)}
 ALL = "all"
 TUNABLE = ("learning_rate",)
+SEEDS = Range(at_least=1, at_most=1000)
 DATA_FIELDS = tuple(field.name for field in dataclasses.fields(DataArguments) if not field.name.startswith("max_"))
 
 
@@ -151,8 +153,8 @@ def check_cell(cell: Cell, output_dir: Path) -> None:
 
 
 def _check(options: GridOptions) -> None:
-    if not isinstance(options.seeds, int) or options.seeds < 1:
-        raise ValueError(f"seeds={options.seeds!r} must be an integer of at least 1.")
+    if not isinstance(options.seeds, int) or options.seeds not in SEEDS:
+        raise ValueError(f"seeds={options.seeds!r} must be an integer, {SEEDS}.")
     if options.tune is not None and options.tune not in TUNABLE:
         raise ValueError(f"tune={options.tune!r} is not supported. Allowed: {', '.join(TUNABLE)}.")
     if options.tune and not _are_positive(options.tune_factors):
@@ -166,7 +168,7 @@ def _are_positive(values: Any) -> bool:
     """Whether these are numbers; from YAML anything may come."""
     if not isinstance(values, list | tuple):
         return False
-    return bool(values) and all(isinstance(value, (int, float)) and value > 0 for value in values)
+    return bool(values) and all(is_number(value) and value in POSITIVE for value in values)
 
 
 def _entry(entry: str | Mapping[str, Any], key: str) -> Entry:

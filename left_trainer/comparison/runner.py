@@ -20,6 +20,7 @@ import torch
 
 from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell
 from left_trainer.comparison.grid import Grid, Plan
+from left_trainer.comparison.planned import arranged
 from left_trainer.comparison.progress import LEAST_SECONDS, read_progress, remove_progress
 from left_trainer.comparison.results import CELLS, Result, finished_cell
 from left_trainer.evaluation.scores import is_lower_better
@@ -94,6 +95,9 @@ class Runner:
                 yield done
             else:
                 left.append(cell)
+        left, reasons = arranged(left, self.output_dir, self.jobs)
+        for cell, reason in reasons:
+            yield self._leave_out(cell, reason)
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 for future in as_completed([pool.submit(self._run_cell, cell) for cell in left]):
@@ -103,6 +107,14 @@ class Runner:
                 for process in list(self._processes):
                     process.kill()
                 raise
+
+    def _leave_out(self, cell: Cell, reason: str) -> Result:
+        """Note why a cell is not run; the next comparison asks again."""
+        folder = self.output_dir / CELLS / cell.name
+        folder.mkdir(parents=True, exist_ok=True)
+        cell.write(folder)
+        write_json(folder / FAILURE_FILE, {"reason": reason})
+        return Result(cell, None, reason)
 
     def _run_cell(self, cell: Cell) -> Result:
         """Run one cell from its beginning; a folder that an interrupted run left is emptied first."""

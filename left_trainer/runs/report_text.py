@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from left_trainer.callbacks.tables import format_table
+from left_trainer.callbacks.tables import format_bytes, format_table
 from left_trainer.data.cut_rows import describe_cuts
 from left_trainer.evaluation.scores import is_score
 from left_trainer.runs.report import Sample, TrainingReport
@@ -37,6 +37,7 @@ def results_section(report: TrainingReport) -> str:
         f"a learning rate of {report.learning_rate or 0:g}, seed {report.seed}.",
         "",
         *_cuts(report),
+        *_memory(report),
         f"The prompt was {code(repr(report.prompt))}; this uses it:",
         "",
         "```bash",
@@ -57,13 +58,22 @@ def format_report(report: TrainingReport, folder: str) -> str:
     what = "Model" if report.method == "full" else "Adapter"
     majority = [_majority(report)] if report.majority_share is not None else []
     where = f"{pace}{what}, report, model card and plots are in {folder}"
-    return printable("\n".join(["", *samples, table, *majority, "", *_cuts(report), where]))
+    return printable("\n".join(["", *samples, table, *majority, "", *_cuts(report), *_memory(report), where]))
 
 
 def _cuts(report: TrainingReport) -> list[str]:
     """What was cut of the rows, as a paragraph; no line where nothing was."""
     sentence = describe_cuts(report.cut_rows)
     return [sentence, ""] if sentence else []
+
+
+def _memory(report: TrainingReport) -> list[str]:
+    """The planned peak beside the measured one, as a paragraph; no line where one of them is not known."""
+    measured = report.peak_memory_bytes.step
+    if report.planned is None or measured is None:
+        return []
+    planned, phase = format_bytes(report.planned.peak_bytes), report.planned.peak_phase
+    return [f"Memory of a step: {planned} planned, most in its {phase} phase; {format_bytes(measured)} measured.", ""]
 
 
 def format_evaluation(report: EvaluationReport, path: Path | None) -> str:
