@@ -16,7 +16,7 @@ from left_trainer.evaluation.scores import BOOKKEEPING, NOT_QUALITY
 from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, METRICS_ATTRIBUTE
 from left_trainer.methods.option_ranges import check_config
 from left_trainer.models import ModelSource
-from left_trainer.models.folder_files import reading
+from left_trainer.models.folder_files import check_has_weights, reading
 from left_trainer.models.positions import position_limits
 from left_trainer.ranges import shown_value
 from left_trainer.registry import did_you_mean
@@ -31,6 +31,8 @@ def check_run_arguments(args: LeftTrainingArguments, source: ModelSource) -> Non
     Raises:
         ValueError: A package is missing, a checkpoint or a file is not there, or a limit of the model is passed.
     """
+    if not source.is_loaded:
+        check_has_weights(source.base_name)
     check_trackers_installed(args.report_to)
     check_optimizer_class(args)
     check_resume(args)
