@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import DynamoBackend
 from transformers import GenerationConfig, PreTrainedConfig, Trainer
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, is_liger_kernel_available
 
 from left_trainer.argument_checks import check_trackers_installed
 from left_trainer.evaluation.metrics import score_names
@@ -34,6 +35,7 @@ def check_run_arguments(args: LeftTrainingArguments, source: ModelSource) -> Non
     if not source.is_loaded:
         check_has_weights(source.base_name)
     check_trackers_installed(args.report_to)
+    check_packages_of(args)
     check_optimizer_class(args)
     check_resume(args)
     if source.adapter is not None and isinstance(source.model, str):
@@ -49,6 +51,22 @@ def check_precision(args: LeftTrainingArguments, config: PreTrainedConfig) -> No
         raise ValueError(
             f"fp16=True overflows in {config.model_type.upper()} models, which were trained in bfloat16: the loss "
             "becomes NaN or learning stops. Use bf16=True."
+        )
+
+
+def check_packages_of(args: LeftTrainingArguments) -> None:
+    """Refuse what needs a package that is not installed, and a compiler that does not exist."""
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ValueError(
+            "use_liger_kernel=True needs the package liger-kernel, which is not installed. Install it (pip install "
+            "liger-kernel), or remove the argument: use_linear_cross_entropy=True, the default, saves the same memory."
+        )
+    backends = [backend.value.lower() for backend in DynamoBackend]
+    given = args.torch_compile_backend
+    if given is not None and given.lower() not in backends:
+        raise ValueError(
+            f"torch_compile_backend={given!r} is not known.{did_you_mean(given, backends)} Expected one of "
+            f"{', '.join(backends)}."
         )
 
 
@@ -106,7 +124,8 @@ def check_generation_config(path: str) -> None:
         )
     folder, name = (path, GENERATION_CONFIG_NAME) if Path(path).is_dir() else (str(Path(path).parent), Path(path).name)
     with reading("generation_config", path):
-        GenerationConfig.from_pretrained(folder, name)
+        config = GenerationConfig.from_pretrained(folder, name)
+        config.validate(strict=True)
 
 
 def check_writable(directory: Path, argument: str = "output_dir") -> None:
