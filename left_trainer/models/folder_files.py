@@ -33,7 +33,7 @@ def reading(what: str, path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tokenizers raises Exception itself, safetensors and json classes of their own
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_CAUSE_LENGTH]
+        cause = " ".join(str(error).split())[:MAX_CAUSE_LENGTH]
         found = broken_file(path)
         reason = found or f"The loader said: {cause}"
         raise ValueError(f"{what}={path!r} cannot be read. {reason}") from error

@@ -19,7 +19,7 @@ from left_trainer.methods.option_ranges import check_config
 from left_trainer.models import ModelSource
 from left_trainer.models.folder_files import check_has_weights, reading
 from left_trainer.models.positions import position_limits
-from left_trainer.ranges import shown_value
+from left_trainer.ranges import COUNT, shown_value
 from left_trainer.registry import did_you_mean
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -72,16 +72,17 @@ def check_packages_of(args: LeftTrainingArguments) -> None:
 
 def check_optimizer_class(args: LeftTrainingArguments) -> None:
     """Refuse an optimizer whose package is not installed, and options that it does not read."""
+    name = getattr(args.optim, "value", args.optim)
     try:
         Trainer.get_optimizer_cls_and_kwargs(args.replaced(learning_rate=args.learning_rate or 0.0))
     except ImportError as error:
-        raise ValueError(f"optim={str(args.optim)!r} needs a package that is not installed: {error}") from error
+        raise ValueError(f"optim={name!r} needs a package that is not installed: {error}") from error
     except (ValueError, TypeError, KeyError) as error:
         if "pass a model" in str(error):  # the rest is right, and the model comes later
             return
         options = f" with optim_args={args.optim_args!r}" if args.optim_args else ""
         raise ValueError(
-            f"optim={str(args.optim)!r}{options} cannot be used: {error}. Write optim_args as name=value pairs, "
+            f"optim={name!r}{options} cannot be used: {error}. Write optim_args as name=value pairs, "
             "'momentum=0.9', or use another optimizer, such as optim='adamw_torch'."
         ) from error
 
@@ -126,6 +127,10 @@ def check_generation_config(path: str) -> None:
     with reading("generation_config", path):
         config = GenerationConfig.from_pretrained(folder, name)
         config.validate(strict=True)
+        for name in ("num_beams", "max_new_tokens", "max_length"):
+            value = getattr(config, name)
+            if value is not None and not (isinstance(value, int) and value in COUNT):
+                raise ValueError(f"{name}={value!r} must be an integer, {COUNT}.")
 
 
 def check_writable(directory: Path, argument: str = "output_dir") -> None:
