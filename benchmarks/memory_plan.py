@@ -25,11 +25,11 @@ from left_trainer.models import auto_class
 from left_trainer.planning import known_values
 from left_trainer.planning.disguise import disguised
 from left_trainer.planning.known_values import on_meta
-from left_trainer.planning.modules import ModuleTracker
-from left_trainer.planning.recorder import Recording, StepRecorder
 from left_trainer.planning.rehearsal import BatchShape, tensors_of_state
-from left_trainer.planning.storage_bytes import CUDA
-from left_trainer.planning.timeline import peak
+from left_trainer.recording.modules import ModuleTracker
+from left_trainer.recording.recorder import Recording, StepRecorder
+from left_trainer.recording.storage_bytes import CUDA
+from left_trainer.recording.timeline import peak
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published" / "peft_metamathqa.jsonl"
 GIB, MIB = 2**30, 2**20

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
         TrainableParametersCallback,
     )
     from left_trainer.callbacks.step_timer import StepTimerCallback
+    from left_trainer.cli.errors import user_errors
     from left_trainer.data.arguments import DataArguments, ModelArguments
     from left_trainer.data.loading import load_task_data, prepare_task_data
     from left_trainer.embedded import MODEL_PATHS
     from left_trainer.evaluation.text_metrics import decode, text_metrics
     from left_trainer.methods import PeftMethod, apply_method, get_method, list_methods, register_method
     from left_trainer.models import ModelSource, load_tokenizer
+    from left_trainer.planning.before_run import announce_plan
     from left_trainer.planning.plan import TrainingPlan, plan_training
     from left_trainer.runs.build_report import build_report, collect_samples, write_report
     from left_trainer.runs.fine_tuning import fine_tune, score, set_up, training_parser, with_task_settings
@@ -56,6 +58,7 @@ _HOMES = {
     "TrainingPlan": "left_trainer.planning.plan",
     "TrainingDivergedError": "left_trainer.trainer.divergence",
     "TrainingReport": "left_trainer.runs.report",
+    "announce_plan": "left_trainer.planning.before_run",
     "apply_method": "left_trainer.methods",
     "build_report": "left_trainer.runs.build_report",
     "collect_samples": "left_trainer.runs.build_report",
@@ -76,6 +79,7 @@ _HOMES = {
     "set_up": "left_trainer.runs.fine_tuning",
     "text_metrics": "left_trainer.evaluation.text_metrics",
     "training_parser": "left_trainer.runs.fine_tuning",
+    "user_errors": "left_trainer.cli.errors",
     "with_task_settings": "left_trainer.runs.fine_tuning",
     "write_report": "left_trainer.runs.build_report",
 }
@@ -100,6 +104,7 @@ __all__ = [
     "TrainingPlan",
     "TrainingReport",
     "__version__",
+    "announce_plan",
     "apply_method",
     "build_report",
     "collect_samples",
@@ -120,6 +125,7 @@ __all__ = [
     "set_up",
     "text_metrics",
     "training_parser",
+    "user_errors",
     "with_task_settings",
     "write_report",
 ]

@@ -13,7 +13,10 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from left_trainer.callbacks.logging import LoggingCallback
 from left_trainer.callbacks.memory_counters import MemoryCounter, memory_counter
 from left_trainer.callbacks.memory_phases import PhaseMemory, draw_phases
+from left_trainer.callbacks.memory_timeline import StepTimeline, StepWatch, draw_timeline, format_timeline
 from left_trainer.callbacks.tables import format_bytes, format_table
+
+WATCHED_STEP = 2  # the optimizer has made its state
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ class MemoryProfilerCallback(LoggingCallback):
         snapshot: On CUDA, write `memory_snapshot.pickle` of the first `snapshot_steps` steps, for PyTorch's memory
             viewer (https://pytorch.org/memory_viz).
         snapshot_steps: How many steps to record; recording slows them down.
+        timeline: Watch the second step storage by storage, on any device, which makes that step several times slower:
+            when in forward pass, backward pass and optimizer memory is highest, what holds it, and which layers have
+            saved how much. It is printed, drawn to `memory_timeline.png`, and kept in `callback.timeline`.
 
     Raises:
         ValueError: When training begins with `snapshot=True` on another device than CUDA.
@@ -116,8 +122,12 @@ class MemoryProfilerCallback(LoggingCallback):
         print_table: bool = True,
         snapshot: bool = False,
         snapshot_steps: int = 3,
+        timeline: bool = False,
     ) -> None:
         super().__init__()
+        self.watches_step = timeline
+        self.timeline: StepTimeline | None = None
+        self._watch: StepWatch | None = None
         self.plot, self.print_table = plot, print_table
         self.snapshot, self.snapshot_steps = snapshot, snapshot_steps
         self.steps: list[StepMemory] = []
@@ -157,15 +167,25 @@ class MemoryProfilerCallback(LoggingCallback):
             torch.cuda.memory._record_memory_history(max_entries=1_000_000)
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         """A step's forward and backward passes begin."""
         self._start(args).reset_peak()
+        if self.watches_step and self.timeline is None and len(self.steps) == WATCHED_STEP - 1:
+            self._watch = StepWatch(model, optimizer, args.device)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """The last backward pass has ended."""
+        if self._watch is not None:
+            self._watch.backward_ended()
         counter = self._start(args)
         self._forward_backward = (counter.peak(), counter.current(), gradient_bytes(model))
         counter.reset_peak()
@@ -179,6 +199,8 @@ class MemoryProfilerCallback(LoggingCallback):
         **kwargs: Any,
     ) -> None:
         """The update has ended."""
+        if self._watch is not None:
+            self.timeline, self._watch = self._watch.finish(state.global_step + 1), None
         counter = self._start(args)
         peak, current, gradients = self._forward_backward
         state_bytes = optimizer_state_bytes(optimizer)
@@ -248,6 +270,10 @@ class MemoryProfilerCallback(LoggingCallback):
         if state.is_world_process_zero:
             if self.print_table:
                 print(format_summary(self.summary))
+                if self.timeline is not None:
+                    print(format_timeline(self.timeline) + "\n")
+            if self.timeline is not None:
+                draw_timeline(self.timeline, Path(args.output_dir) / "memory_timeline.png")
             if self.plot is not False and self.steps:
                 path = Path(args.output_dir) / "memory.png" if self.plot is True else Path(self.plot)
                 draw_phases(self.summary.phases, self.summary.device, self.summary.baseline_bytes, path)

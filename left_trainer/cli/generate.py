@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 from left_trainer.cli.options import add_loading_options, positive
 
@@ -17,7 +17,7 @@ A text that is too long is cut as in training, and the command says so.
 
 def main(argv: list[str]) -> int:
     """Load the adapter and answer each line."""
-    parser = argparse.ArgumentParser(prog="left-trainer generate", description=DESCRIPTION, allow_abbrev=False)
+    parser = ArgumentParser(prog="left-trainer generate", description=DESCRIPTION)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="output folder of a training run")
     parser.add_argument("--input_file", metavar="FILE", help="read texts from FILE instead of standard input")
     parser.add_argument("--prompt", help="prompt template with {source} (default: the one used in training)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,25 @@ if TYPE_CHECKING:
 GIB, MIB = 2**30, 2**20
 BAR_WIDTH, BAR_HEIGHT = 72, 8
 PHASES = {"forward": "tab:blue", "backward": "tab:orange", "optimizer": "tab:green"}
+
+
+@dataclass(frozen=True)
+class RunTime:
+    """The time of a whole run, evaluations not counted.
+
+    Args:
+        run_steps: Optimizer steps.
+        train_rows: Of the data.
+        mean_source_tokens: Of a row.
+        mean_target_tokens: The same.
+        run_seconds: Of all steps.
+    """
+
+    run_steps: int
+    train_rows: int
+    mean_source_tokens: int
+    mean_target_tokens: int
+    run_seconds: float
 
 
 def as_record(plan: TrainingPlan, device: Device | None = None) -> dict[str, Any]:
@@ -110,19 +130,21 @@ def time_text(plan: TrainingPlan, device: Device | None, n_batches: int) -> str:
     )
 
 
+def run_text(run: RunTime) -> str:
+    """How long the whole run takes."""
+    hours = f"{run.run_seconds / 3600:.1f} hours" if run.run_seconds >= 3600 else f"{run.run_seconds / 60:.1f} minutes"
+    return (
+        f"The run has {run.run_steps:,} steps on {run.train_rows:,} rows of {run.mean_source_tokens} + "
+        f"{run.mean_target_tokens} tokens on average: {hours}, without evaluations."
+    )
+
+
 def _time_on(plan: TrainingPlan, device: Device | None) -> Any:
     return plan.time_on(device) if device is not None and device.bandwidth is not None else None
 
 
-def limits_text(plan: TrainingPlan, memory_bytes: int, rows: int, tokens: int) -> str:
-    """Whether the run fits, and the largest that does.
-
-    Args:
-        plan: Of the run.
-        memory_bytes: Of the device.
-        rows: Of the largest batch that fits.
-        tokens: Of the longest source that fits.
-    """
+def verdict_text(plan: TrainingPlan, memory_bytes: int) -> str:
+    """Whether the run fits, and which of its phases do not."""
     fits, gap = plan.fits(memory_bytes), abs(memory_bytes - plan.run_bytes) / GIB
     verdict = f"fits into {memory_bytes / GIB:.4g} GiB; {gap:.2f} GiB are left"
     if not fits:
@@ -131,11 +153,21 @@ def limits_text(plan: TrainingPlan, memory_bytes: int, rows: int, tokens: int) -
     for name, size in {"Loading": plan.loading_bytes, "Evaluation": plan.evaluation_bytes}.items():
         if size + plan.device.overhead_bytes > memory_bytes:
             lines.append(f"{name} does not fit either, whatever the batch of training.")
-    lines.append(
-        f"Largest batch that fits: {rows or 'none'} (rows of {plan.batch.source} + {plan.batch.target} tokens)."
-    )
-    lines.append(f"Longest source that fits: {tokens or 'none'} (tokens, with {plan.batch.rows} rows).")
     return "\n".join(lines)
+
+
+def limits_text(plan: TrainingPlan, rows: int, tokens: int) -> str:
+    """The largest that fits.
+
+    Args:
+        plan: Of a run that fits.
+        rows: Of the largest batch that fits.
+        tokens: Of the longest source that fits.
+    """
+    return (
+        f"Largest batch that fits: {rows} (rows of {plan.batch.source} + {plan.batch.target} tokens).\n"
+        f"Longest source that fits: {tokens} (tokens, with {plan.batch.rows} row{'s' * (plan.batch.rows != 1)})."
+    )
 
 
 def changes_text(

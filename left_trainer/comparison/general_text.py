@@ -106,7 +106,7 @@ def _texts_of_json(lines: list[str], file: str) -> Iterator[str]:
         if line.strip():
             try:
                 yield str(json.loads(line)[TEXT_KEY])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f"Line {number} of general_text_file={file!r} is no JSON object with the field {TEXT_KEY!r}. Write "
                     '{"text": "..."} on each line, or pass plain text in a file that does not end in .jsonl.'

@@ -20,12 +20,14 @@ import torch
 
 from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell
 from left_trainer.comparison.grid import Grid, Plan
+from left_trainer.comparison.planned import arranged
 from left_trainer.comparison.progress import LEAST_SECONDS, read_progress, remove_progress
 from left_trainer.comparison.results import CELLS, Result, read_cell
 from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.runs.json_records import write_json
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
+from left_trainer.secret_values import masked
 from left_trainer.tasks import Task, get_task
 
 LOG_FILE = "log.txt"
@@ -93,6 +95,9 @@ class Runner:
                 yield done
             else:
                 left.append(cell)
+        left, reasons = arranged(left, self.output_dir, self.jobs)
+        for cell, reason in reasons:
+            yield self._leave_out(cell, reason)
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 for future in as_completed([pool.submit(self._run_cell, cell) for cell in left]):
@@ -102,6 +107,14 @@ class Runner:
                 for process in list(self._processes):
                     process.kill()
                 raise
+
+    def _leave_out(self, cell: Cell, reason: str) -> Result:
+        """Note why a cell is not run; the next comparison asks again."""
+        folder = self.output_dir / CELLS / cell.name
+        folder.mkdir(parents=True, exist_ok=True)
+        cell.write(folder)
+        write_json(folder / FAILURE_FILE, {"reason": reason})
+        return Result(cell, None, reason)
 
     def _run_cell(self, cell: Cell) -> Result:
         """Run one cell from its beginning; a folder that an interrupted run left is emptied first."""
@@ -240,5 +253,5 @@ def _reason(return_code: int, folder: Path) -> str:
         name = signal.Signals(-return_code).name
         hint = " (often: the machine's memory was used up)" if name == "SIGKILL" else ""
         return f"The process was killed by {name}{hint}."
-    lines = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"The process ended with exit code {return_code}: {lines[-1].strip() if lines else 'it printed nothing'}"
+    lines = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().split("\n")
+    return f"The process ended with exit code {return_code}: {masked(lines[-1].strip()) or 'it printed nothing'}"

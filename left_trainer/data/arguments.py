@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from left_trainer.argument_ranges import check_fields
 from left_trainer.embedded import DEFAULT_MODEL, MODEL_NAMES
 from left_trainer.models.source import ModelSource
+from left_trainer.secret_values import remember
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 
@@ -35,7 +37,7 @@ class ModelArguments:
         default="float32",
         metadata={"help": "Dtype of the weights.", "choices": ["float32", "bfloat16", "float16", "auto"]},
     )
-    token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
+    token: str | None = field(default=None, repr=False, metadata={"help": "Hub token for private models and data."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Allow code that comes with the model to run. Only for models you trust."}
     )
@@ -45,6 +47,10 @@ class ModelArguments:
     pad_to_multiple_of: int | None = field(
         default=None, metadata={"help": "Fill rows up to a multiple of this number of tokens."}
     )
+
+    def __post_init__(self) -> None:
+        remember(vars(self))
+        check_fields(self)
 
     def source(self, args: LeftTrainingArguments) -> ModelSource:
         """The model to load. Its config is read, its weights are not.
@@ -125,3 +131,6 @@ class DataArguments:
     target_lang: str | None = field(default=None, metadata={"help": "Language of the targets; as source_lang."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first N evaluation rows."})
+
+    def __post_init__(self) -> None:
+        check_fields(self)

@@ -160,7 +160,7 @@ def largest(need: Callable[[int], float], limit: float, known: tuple[int, float]
         if math.isfinite(slope) and slope > 0:
             guess = number + int((limit - size) // slope)
         else:
-            guess = number * 2 if low and before[0] == 0 else (low + min(high, 2 * number)) // 2
+            guess = 4 * number if size <= limit else (low + high) // 2  # another phase of the run needs more
         before = (number, size)
         number = min(max(guess, low + step), max(high - step, low + 1))
         size = need(number)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import psutil
 import torch
 
 from left_trainer.registry import did_you_mean
 
 MIB, GB, TERA = 2**20, 10**9, 10**12
 Dtype = torch.dtype
+LAUNCH_SECONDS = 9e-6
+"""Of Python, the dispatcher and autograd's engine, on the hosts that GPUs are rented with."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Device:
         flops: Operations a second in products of matrices without sparsity, with sums in float32, by dtype.
         source: Where the figures are from.
         kernels: `cuda` or `cpu`: as which of the two it is planned.
+        is_measured: Whether bandwidth and arithmetic are what a training reaches, and not what the maker states.
+        launch_seconds: What an operation costs the host; on a CPU, which is its own host, beside its arithmetic.
     """
 
     name: str
@@ -32,6 +37,8 @@ class Device:
     flops: Mapping[Dtype, float] = field(default_factory=dict, hash=False)
     source: str = ""
     kernels: str = "cuda"
+    is_measured: bool = False
+    launch_seconds: float = LAUNCH_SECONDS
 
     def peak_flops(self, dtype: Dtype) -> float:
         """Operations a second in `dtype`; in float32 where the device has no faster form of it."""
@@ -72,7 +79,27 @@ _DEVICES = (
         for gib in (8, 16, 24, 32, 64, 128)
     ),
 )  # fmt: skip
+OTHER_MODELS = {"ti", "super", "laptop", "mobile", "d", "mig"}  # of the same number, and slower or faster
 DEVICES = {device.name: device for device in _DEVICES}
+
+
+def device_at_hand(device: torch.device) -> Device:
+    """The record of `device`, without a measurement: its memory, and its speed where the maker's figures are here."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = _record_of(name)
+        total = torch.cuda.get_device_properties(device).total_memory
+        return replace(known, memory_bytes=total) if known else Device(name, total)
+    return Device(f"this {device.type.upper()}", int(psutil.virtual_memory().available), kernels="cpu")
+
+
+def _record_of(name: str) -> Device | None:
+    """The record whose name has its parts in a driver's name of the device, as `NVIDIA A100-SXM4-80GB`."""
+    words = set(name.lower().replace("-", " ").split())
+    if words & OTHER_MODELS:
+        return None
+    found = [device for device in _DEVICES if set(device.name.split("-")) <= words]
+    return max(found, key=lambda device: len(device.name), default=None)
 
 
 def find_device(name: str) -> Device:

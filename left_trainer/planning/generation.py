@@ -9,8 +9,8 @@ from torch import nn
 
 from left_trainer.evaluation.generation import DEFAULT_MAX_NEW_TOKENS
 from left_trainer.models import without_adapter
-from left_trainer.planning.recorder import StepRecorder
 from left_trainer.planning.rehearsal import BatchShape
+from left_trainer.recording.recorder import StepRecorder
 from left_trainer.training_args import LeftTrainingArguments
 
 

@@ -14,22 +14,13 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from left_trainer.recording.recorder import tensors_in
+
 aten = torch.ops.aten
 LARGEST_KNOWN = 2**24  # elements
 LARGEST_KNOWN_FLOAT = 2**16
 VALUES = "known_values"  # attribute of a tensor on the meta device
 COUNT = "known_count"  # the same: how many elements are not zero, of a mask whose values are not known
-
-
-def tensors_in(tree: Any) -> list[torch.Tensor]:
-    """The tensors in the arguments or the result of an operator; torch's `tree_leaves` takes ten times as long."""
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    if isinstance(tree, dict):
-        tree = tree.values()
-    elif not isinstance(tree, (tuple, list)):
-        return []
-    return [tensor for part in tree if part is not None for tensor in tensors_in(part)]
 
 
 def on_meta(values: torch.Tensor) -> torch.Tensor:
@@ -64,11 +55,12 @@ def compute(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     tensors = tensors_in((args, kwargs))
     if tensors and not any(tensor.is_meta for tensor in tensors):
         return _of_the_host(operator, args, kwargs)
-    known = _known_result(operator, args, kwargs, tensors)
     answer = ANSWERS.get(operator._overloadpacket)
     if answer is not None:
-        return answer(operator, args, kwargs, known)
+        return answer(operator, args, kwargs, _known_result(operator, args, kwargs, tensors))
     result = operator(*args, **kwargs)
+    is_small = all(tensor.numel() <= LARGEST_KNOWN for tensor in tensors_in(result))
+    known = _known_result(operator, args, kwargs, tensors) if is_small else None
     _pass_on(operator, args, kwargs, tensors, result, known)
     return result
 

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from left_trainer.callbacks.trainable_parameters import count_parameters
@@ -22,14 +22,15 @@ from left_trainer.planning import known_values
 from left_trainer.planning.devices import Device
 from left_trainer.planning.disguise import disguised
 from left_trainer.planning.generation import record_generation
-from left_trainer.planning.modules import ModuleTracker
-from left_trainer.planning.recorder import Operation, Phase, StepRecorder
+from left_trainer.planning.lengths import row_lengths
 from left_trainer.planning.rehearsal import BatchShape, Rehearsal, model_on_meta, trainer_on_shapes, with_method
-from left_trainer.planning.storage_bytes import CPU, CUDA, DeviceMemory
-from left_trainer.planning.timeline import Moment, peak, timeline
 from left_trainer.planning.timing import StepTime, step_time
+from left_trainer.recording.modules import ModuleTracker
+from left_trainer.recording.recorder import Operation, Phase, StepRecorder
+from left_trainer.recording.storage_bytes import CPU, CUDA, DeviceMemory
+from left_trainer.recording.timeline import Moment, peak, timeline
 from left_trainer.trainer.checks import Request, check_losses, check_model_and_method
-from left_trainer.trainer.preparation import choose_learning_rate, method_of
+from left_trainer.trainer.preparation import choose_learning_rate, free_positions, method_of
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 N_SAMPLES = 200  # of the timeline
@@ -106,6 +107,8 @@ def plan_training(
     dtype: str | torch.dtype | None = None,
     device: str | DeviceMemory | None = None,
     quantization_config: Any = None,
+    train_dataset: Any = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
 ) -> TrainingPlan:
     """Plan a run: its real training step is run on shapes, without weights and without a GPU.
 
@@ -113,13 +116,16 @@ def plan_training(
         model: Hub name, path, config or model. Only the config is read.
         args: Of the run.
         peft_config: As for `LeftTrainer`.
-        source_tokens: Of the longest batch; in a decoder-only model, those of the prompt.
+        source_tokens: Of the longest batch, by default of `train_dataset`; in a decoder-only model, those of the
+            prompt.
         target_tokens: The same of the target or completion.
         tokens: Of the longest batch of plain text, in place of the two; decoder-only models. By default
             `args.max_length`.
         dtype: Of the weights; by default the one that the model is loaded in.
         device: `cuda` or `cpu`, which decides on kernels and on what memory costs; `cuda` by default.
         quantization_config: As for `LeftTrainer`; methods such as `qlora` bring their own.
+        train_dataset: As for `LeftTrainer`. Its rows of most characters are tokenized to find the longest.
+        processing_class: The tokenizer; rows of token ids need none.
 
     Raises:
         ValueError: No such model, an unknown device, no tokens or more than the model has positions, or what
@@ -132,6 +138,8 @@ def plan_training(
     request = Request(source, args, method, peft_config, quantization_config)
     check_model_and_method(request)
     check_losses(request)
+    if train_dataset is not None and (source_tokens, target_tokens, tokens) == (None, None, None):
+        source_tokens, target_tokens = _longest(request, train_dataset, processing_class)
     batch = _batch_of(request, source_tokens, target_tokens, tokens)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # what they say about values is about stand-ins
@@ -253,6 +261,18 @@ def _dtype_of(dtype: str | torch.dtype | None, source: ModelSource) -> torch.dty
 
 def _autocast_of(args: LeftTrainingArguments) -> torch.dtype | None:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+
+def _longest(
+    request: Request, dataset: Any, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[int | None, int | None]:
+    """Source and target of the longest row of `dataset`, as a run cuts it; `None` where that cannot be told."""
+    args, family = request.args, request.source.family
+    found = row_lengths(dataset, family, tokenizer, args.dataset_text_field)
+    if found is None or args.packing:
+        return None, None
+    cut = found.cut(family, *free_positions(request, args.peft_options).at_most(args.max_length))
+    return cut.source, cut.target
 
 
 def _batch_of(request: Request, source: int | None, target: int | None, tokens: int | None) -> BatchShape:

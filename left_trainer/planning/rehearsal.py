@@ -26,7 +26,7 @@ from left_trainer.models.positions import Limits
 from left_trainer.planning.disguise import Disguise
 from left_trainer.planning.known_values import on_meta
 from left_trainer.planning.quantized import quantize_on_meta
-from left_trainer.planning.recorder import StepRecorder
+from left_trainer.recording.recorder import StepRecorder
 from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
 from left_trainer.trainer.checks import Request

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from left_trainer.planning.devices import Device
-from left_trainer.planning.recorder import Operation
+from left_trainer.recording.recorder import Operation
 
 Bound = Literal["compute", "bandwidth", "launches"]
 
@@ -18,8 +18,6 @@ PRODUCTS = 0.55
 """Share of its peak that a GPU reaches in products of matrices of the sizes of language models."""
 TRAFFIC = 0.8
 """Share of its bandwidth that a kernel reaches."""
-FORWARD_SECONDS, BACKWARD_SECONDS = 9e-6, 9e-6
-"""What an operation costs the host, in Python and in autograd's engine."""
 KERNEL_SECONDS = 2e-6
 """The shortest kernel."""
 
@@ -68,12 +66,11 @@ def step_time(operations: Iterable[Operation], device: Device) -> StepTime:
     phases: dict[str, float] = defaultdict(float)
     for operation in operations:
         before = max(host, end)
-        launch = BACKWARD_SECONDS if operation.phase == "backward" else FORWARD_SECONDS
-        host, launching = host + launch, launching + launch
+        host, launching = host + device.launch_seconds, launching + device.launch_seconds
         seconds, bound = kernel_seconds(operation, device)
         bounds[bound] += seconds
         end = max(end, host) + seconds
-        if operation.is_synchronous:
+        if operation.is_synchronous or device.kernels == "cpu":
             host = end
         phases[operation.phase] += max(host, end) - before
     return StepTime(max(host, end), launching, dict(bounds), dict(phases))
@@ -82,8 +79,9 @@ def step_time(operations: Iterable[Operation], device: Device) -> StepTime:
 def kernel_seconds(operation: Operation, device: Device) -> tuple[float, Bound]:
     """Seconds of an operation on `device`, and what bounds it."""
     assert device.bandwidth is not None
-    traffic = (operation.read_bytes + operation.written_bytes) / (TRAFFIC * device.bandwidth)
-    compute = operation.flops / (PRODUCTS * device.peak_flops(_dtype(operation))) if operation.flops else 0.0
+    reached, moved = (1.0, 1.0) if device.is_measured else (PRODUCTS, TRAFFIC)
+    traffic = (operation.read_bytes + operation.written_bytes) / (moved * device.bandwidth)
+    compute = operation.flops / (reached * device.peak_flops(_dtype(operation))) if operation.flops else 0.0
     if max(traffic, compute) < KERNEL_SECONDS:
         return KERNEL_SECONDS, "launches"
     return (compute, "compute") if compute > traffic else (traffic, "bandwidth")

@@ -113,6 +113,7 @@ def build_report(
         machine=machine_name(),
         cut_rows=dict(trainer.cut_rows),
         majority_share=majority,
+        planned=trainer.planned,
     )
 
 
@@ -148,7 +149,10 @@ def _steps_per_second(trainer: LeftTrainer) -> float | None:
 def _peak_memory(trainer: LeftTrainer) -> PeakMemory:
     profiler = _callback(trainer, MemoryProfilerCallback)
     summary = profiler.summary if profiler else None
-    return PeakMemory(summary.train_peak_bytes, summary.eval_peak_bytes) if summary else PeakMemory(None, None)
+    if summary is None:
+        return PeakMemory(None, None)
+    peak = summary.train_peak_bytes
+    return PeakMemory(peak, summary.eval_peak_bytes, None if peak is None else peak - summary.baseline_bytes)
 
 
 def _callback(trainer: LeftTrainer, kind: type[Callback]) -> Callback | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from left_trainer.data.cut_rows import CutRows
 from left_trainer.evaluation.intervals import Interval
+from left_trainer.planning.planned_run import PlannedRun
 from left_trainer.runs.files_of_0_1 import upgrade_learning_rate_source
 from left_trainer.runs.json_records import from_json, read_json, to_json, write_json
 from left_trainer.runs.tuning import TuningResult
@@ -29,10 +30,17 @@ class Metrics:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Most bytes in use; `None` where it was not measured."""
+    """Most bytes in use; `None` where it was not measured.
+
+    Args:
+        train: In training.
+        eval: In evaluation.
+        step: In training, less what was in use before it beside the weights: on a CPU, interpreter and libraries.
+    """
 
     train: int | None
     eval: int | None
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,8 @@ class TrainingReport:
         general_loss_reason: Why a comparison has no general loss.
         test_rows: Rows that a comparison scored.
         score_interval: Computed in a comparison: 95 % interval of the task's main metric over these rows.
+        planned: What the run was planned to need before it began; its `peak_bytes` stand beside
+            `peak_memory_bytes.step`.
         run_seconds: Measured in a comparison: the whole run, from its arguments to its last score.
         cut_rows: How many rows of `train`, `eval` and `test` were too long; a split that is streamed is not counted.
         majority_share: Percent of test rows that have the most frequent label, which is the accuracy of always
@@ -119,6 +129,7 @@ class TrainingReport:
     cut_rows: Mapping[str, CutRows] = field(default_factory=dict)
     majority_share: float | None = None
     run_seconds: float | None = None
+    planned: PlannedRun | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

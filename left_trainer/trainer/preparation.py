@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from peft import PeftConfig, PeftModel
 from tokenizers import Tokenizer
@@ -28,6 +28,9 @@ from left_trainer.trainer.checks import Request, check_fits, check_text_tokenize
 from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.training_args import LeftTrainingArguments
 
+if TYPE_CHECKING:
+    from left_trainer.planning.planned_run import PlannedRun
+
 MIN_TOKENS = 2  # one to read or write, and the end of the sequence
 LearningRateSource = Literal["given", "default"]
 
@@ -42,6 +45,7 @@ class Preparation:
         args: With what the user left open.
         learning_rate_source: Where the learning rate comes from.
         free_positions: Of the model, less those that the method takes.
+        planned: What the run was planned to need, where that was asked for.
     """
 
     model: PreTrainedModel | PeftModel
@@ -49,6 +53,7 @@ class Preparation:
     args: LeftTrainingArguments
     learning_rate_source: LearningRateSource
     free_positions: Limits
+    planned: PlannedRun | None = None
 
 
 def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Preparation:
@@ -73,6 +78,7 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
     if source.family == "encoder_decoder":
         for argument, dataset in named_datasets(request.train_dataset, request.eval_dataset).items():
             check_fits(dataset, free, argument)
+    planned = _announced(request, tokenizer)
     model = prepare_model(request, options)
     if tokenizer is not None and source.adapter is not None:  # which may bring embeddings of further tokens
         check_vocabulary(tokenizer, without_adapter(model).get_input_embeddings().weight.shape[0])
@@ -87,7 +93,16 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
         resolved["router_aux_loss_coef"] = 0.0
     if args.predict_with_generate and args.packing and args.eval_packing is None:
         resolved["eval_packing"] = False  # prompts are generated from one by one
-    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free)
+    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free, planned)
+
+
+def _announced(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> PlannedRun | None:
+    """What the run will need, said before weights are loaded."""
+    if not request.args.report_plan:
+        return None
+    from left_trainer import announce_plan  # late: a plan rehearses the trainer, so that planning stands above it
+
+    return announce_plan(request, tokenizer)
 
 
 def free_positions(request: Request, options: Mapping[str, Any]) -> Limits:

@@ -158,7 +158,8 @@ class LeftTrainer(ReadingTrainer):
         given = (peft_config, quantization_config, train_dataset, eval_dataset, compute_loss_func, formatting_func)
         of_training = (data_collator, optimizers, optimizer_cls_and_kwargs, model_init is not None)
         method = method_of(source, args, peft_config)
-        request = Request(source, args, method, *given, *of_training, names_method=peft_method is not None)
+        names = {"names_method": peft_method is not None, "compute_metrics": compute_metrics}
+        request = Request(source, args, method, *given, *of_training, **names)
         check(request)
         ready = prepare(request, processing_class)
         self.cut_rows = {}
@@ -196,7 +197,7 @@ class LeftTrainer(ReadingTrainer):
         model, args = ready.model, ready.args
         self.request, self.source, self.method = request, request.source, request.method
         self.learning_rate_source = ready.learning_rate_source
-        self.free_positions = ready.free_positions
+        self.free_positions, self.planned = ready.free_positions, ready.planned
         self.rows_were_text = batching.were_text(request.train_dataset)
         self._rows_to_train_on = request.train_dataset
         self.hooks = MethodHooks(self.method, args.peft_options, is_new=self.source.adapter is None)

@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 
 from left_trainer import LeftTrainer, LeftTrainingArguments, TrainingPlan, list_methods, plan_training
 from left_trainer.models import auto_class
-from left_trainer.planning.recorder import StepRecorder
 from left_trainer.planning.rehearsal import BatchShape
-from left_trainer.planning.timeline import peak
+from left_trainer.recording.recorder import StepRecorder
+from left_trainer.recording.timeline import peak
 from method_settings import CASES, BaseModels, model_argument, settings
 from tiny import VOCABULARY_SIZE, tiny_tokenizer
 

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, T5Config
 
 from left_trainer import LeftTrainingArguments, plan_training
 from left_trainer.planning.advice import largest
-from left_trainer.planning.storage_bytes import in_cuda_blocks
+from left_trainer.recording.storage_bytes import in_cuda_blocks
 from tiny import CONFIGS, VOCABULARY_SIZE
 
 LLAMA = LlamaConfig(**CONFIGS["llama"], vocab_size=VOCABULARY_SIZE)

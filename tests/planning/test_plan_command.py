@@ -39,6 +39,7 @@ def test_a_run_that_does_not_fit_is_told_what_to_change(folder, capsys):
     text = capsys.readouterr().out
     assert "The run does not fit into 0.46 GiB" in text
     assert "What to change:\n  --" in text
+    assert "Largest batch that fits: " in text.partition("Together")[2]
     advice = text.partition("Together, the run needs ")[2].splitlines()
     assert float(advice[0].split()[0]) <= 0.46
     assert advice[1].split()[-2:-1] == ["--gradient_accumulation_steps"]
@@ -97,3 +98,26 @@ def test_flags_of_changes_can_be_pasted(method, tmp_path):
         model_args, _, parsed, *_ = parser.parse_args_and_config(flags)
         for name, value in change.values.items():
             assert getattr(model_args if name == "dtype" else parsed, name) == value
+
+
+def test_lengths_and_hours_are_those_of_the_data(tmp_path, capsys):
+    rows = [{"document": "w " * size, "summary": "w"} for size in (4, 40, 8, 40)]
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--train_file", str(file), "--per_device_train_batch_size", "1", "--num_train_epochs", "2", "--json"]
+    flags += ["--source_column", "document", "--target_column", "summary"]
+    assert main(["plan", *flags, "--device", "rtx-4090"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert 40 < record["source_tokens"] < 80
+    assert record["mean_source_tokens"] < record["source_tokens"]
+    assert (record["train_rows"], record["run_steps"]) == (3, 6)  # a row is held out
+    assert record["run_seconds"] == pytest.approx(6 * record["step_seconds"], rel=0.3)
+    assert main(["plan", *flags, "--source_tokens", "9", "--target_tokens", "8"]) == 0
+    assert json.loads(capsys.readouterr().out)["source_tokens"] == 9
+
+
+def test_the_machine_at_hand_is_measured(folder, capsys):
+    assert main(["plan", "--model_name_or_path", folder, *SHAPE, "--device", "this", "--memory_gib", "1e-3"]) == 0
+    text = capsys.readouterr().out
+    assert "s on this CPU, bound by" in text
+    assert "The run fits into 0.001 GiB" in text

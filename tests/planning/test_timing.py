@@ -5,17 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from left_trainer.planning.devices import DEVICES, Device, find_device
-from left_trainer.planning.recorder import Operation, TensorShape
+from left_trainer.planning.devices import DEVICES, LAUNCH_SECONDS, Device, find_device
 from left_trainer.planning.timing import (
-    BACKWARD_SECONDS,
-    FORWARD_SECONDS,
     KERNEL_SECONDS,
     PRODUCTS,
     TRAFFIC,
     kernel_seconds,
     step_time,
 )
+from left_trainer.recording.recorder import Operation, TensorShape
 
 DEVICE = Device("d", 2**34, 1e12, {torch.float32: 1e13, torch.bfloat16: 1e14})
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -42,13 +40,13 @@ def test_an_operation_takes_the_longer_of_arithmetic_and_traffic(given, seconds,
 def test_the_host_runs_ahead_of_long_kernels():
     long = operation(n_bytes=10**9)
     time = step_time([long] * 100, DEVICE)
-    assert time.seconds == pytest.approx(FORWARD_SECONDS + 100 * kernel_seconds(long, DEVICE)[0])
+    assert time.seconds == pytest.approx(LAUNCH_SECONDS + 100 * kernel_seconds(long, DEVICE)[0])
     assert time.bound == "bandwidth"
 
 
 def test_short_kernels_wait_for_the_host():
     time = step_time([operation(8)] * 100 + [operation(8, phase="backward")] * 50, DEVICE)
-    launches = 100 * FORWARD_SECONDS + 50 * BACKWARD_SECONDS
+    launches = 150 * LAUNCH_SECONDS
     assert time.host_seconds == pytest.approx(launches)
     assert time.seconds == pytest.approx(launches + KERNEL_SECONDS)
     assert time.bound == "launches"
@@ -59,8 +57,8 @@ def test_the_host_waits_where_it_reads_a_result():
     kernel = kernel_seconds(long, DEVICE)[0]
     ahead = step_time([long, operation(8)] * 10, DEVICE).seconds
     waiting = step_time([long, operation(8, is_synchronous=True)] * 10, DEVICE).seconds
-    assert ahead == pytest.approx(FORWARD_SECONDS + 10 * (kernel + KERNEL_SECONDS))
-    assert waiting > ahead + 9 * 0.9 * FORWARD_SECONDS
+    assert ahead == pytest.approx(LAUNCH_SECONDS + 10 * (kernel + KERNEL_SECONDS))
+    assert waiting > ahead + 9 * 0.9 * LAUNCH_SECONDS
 
 
 def test_phases_add_up_to_the_step():

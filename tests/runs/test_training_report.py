@@ -54,6 +54,7 @@ OPTIONAL = (
     "general_loss",
     "general_loss_reason",
     "majority_share",
+    "planned",
     "memory_before_model_bytes",
     "run_seconds",
     "score_interval",

@@ -204,3 +204,15 @@ def test_a_4_bit_weight_is_made_of_packed_elements():
     }
     assert not passed - set(taken), f"Params4bit takes {list(taken)} now, and {home('_pack')} passes {sorted(passed)}."
     assert BitsAndBytesConfig(load_in_4bit=True).bnb_4bit_use_double_quant is False
+
+
+def test_a_backward_pass_has_a_number():
+    seen = []
+    x = torch.ones(1, requires_grad=True)
+    y = 2 * x
+    y.register_hook(lambda _: seen.append(torch._C._current_graph_task_id()))
+    y.backward()
+    seen.append(torch._C._current_graph_task_id())
+    assert seen[0] >= 0 > seen[1], (
+        f"torch's _current_graph_task_id does not tell a backward pass any more, by which {home('StepWatch')} knows it."
+    )

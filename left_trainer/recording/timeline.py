@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from left_trainer.planning.recorder import Block, Event, Part, Phase, Recording
+from left_trainer.recording.recorder import Block, Event, Part, Phase, Recording
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,16 @@ def peak(recording: Recording, is_steady: bool = True) -> Moment:
         recording: Of a step.
         is_steady: Whether it stands for one of many steps, in which the optimizer state is there from the start.
     """
+    return moment(recording, peak_event(recording, is_steady), is_steady)
+
+
+def peak_event(recording: Recording, is_steady: bool = True) -> int:
+    """The number of the event after which the most is allocated; as for `peak`."""
     most, at = 0, 0
     for index, n_bytes in enumerate(levels(recording.events, is_steady)):
         if n_bytes > most and recording.events[index].phase != "loading":
             most, at = n_bytes, index
-    return moment(recording, at, is_steady)
+    return at
 
 
 def levels(events: list[Event], is_steady: bool = True) -> Iterator[int]:
@@ -64,18 +69,9 @@ def levels(events: list[Event], is_steady: bool = True) -> Iterator[int]:
 
 def moment(recording: Recording, at: int, is_steady: bool = True) -> Moment:
     """Memory after event number `at`."""
-    live: dict[int, Block] = {}
-    for index, event in enumerate(recording.events):
-        is_state = is_steady and _is_state(event)
-        if index > at and not is_state:
-            continue
-        if event.is_allocation:
-            live[id(event.block)] = event.block
-        elif not is_state:
-            live.pop(id(event.block), None)
     parts: dict[Part, int] = defaultdict(int)
     activations: dict[str, int] = defaultdict(int)
-    for block in live.values():
+    for block in live_blocks(recording, at, is_steady):
         part = part_of(block)
         parts[part] += block.n_bytes
         if part == "activations":
@@ -85,15 +81,29 @@ def moment(recording: Recording, at: int, is_steady: bool = True) -> Moment:
     return Moment(sum(parts.values()), event.phase, module, dict(parts), dict(activations))
 
 
+def live_blocks(recording: Recording, at: int, is_steady: bool = True) -> list[Block]:
+    """What is allocated after event number `at`."""
+    live: dict[int, Block] = {}
+    for index, event in enumerate(recording.events):
+        is_state = is_steady and _is_state(event)
+        if index > at and not is_state:
+            continue
+        if event.is_allocation:
+            live[id(event.block)] = event.block
+        elif not is_state:
+            live.pop(id(event.block), None)
+    return list(live.values())
+
+
 def _is_state(event: Event) -> bool:
     return event.block.part == "optimizer state"
 
 
-def timeline(recording: Recording, n_samples: int) -> tuple[tuple[Phase, int], ...]:
-    """The phase and the most memory in each of `n_samples` equal parts of the operations."""
+def timeline(recording: Recording, n_samples: int, is_steady: bool = True) -> tuple[tuple[Phase, int], ...]:
+    """The phase and the most memory in each of `n_samples` equal parts of the operations; `is_steady` as for `peak`."""
     n_operations = max(len(recording.operations), 1)
     samples: list[tuple[Phase, int] | None] = [None] * n_samples
-    for event, n_bytes in zip(recording.events, levels(recording.events), strict=True):
+    for event, n_bytes in zip(recording.events, levels(recording.events, is_steady), strict=True):
         if event.phase == "loading":
             continue
         index = min(event.operation * n_samples // n_operations, n_samples - 1)

@@ -1,0 +1,1 @@
+"""Watch the memory and the operations of a training step."""
