@@ -21,6 +21,7 @@ LEVELS = [
         "token_mean",
         "secret_values",
         "shown_text",
+        "storage",
         "recording",
         "ranges",
         "argument_parser",

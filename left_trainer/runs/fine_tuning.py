@@ -19,7 +19,8 @@ from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.training_parser import TrainingParser
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
-from left_trainer.trainer.checks import Request, check_model_and_method, check_output_dir
+from left_trainer.trainer.checkpoints import check_room
+from left_trainer.trainer.checks import Request, check_model_and_method
 from left_trainer.trainer.divergence import TrainingDivergedError
 from left_trainer.trainer.preparation import method_of
 from left_trainer.training_args import LeftTrainingArguments
@@ -65,7 +66,7 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
     args = with_task_settings(task, args)
     source = model_args.source(args)
     check_model_and_method(Request(source, args, method_of(source, args, None)))  # before the rows are read
-    check_output_dir(args)
+    check_room(args)
     tokenizer = load_tokenizer(source)
     data = prepare_task_data(task, data_args, source, tokenizer, args)
     trainer = LeftTrainer(

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import TrainerState
 
 from left_trainer.evaluation.scores import is_score, without_prefix

@@ -28,13 +28,12 @@ from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
 from left_trainer.methods.saving import (
-    check_saved_adapter,
     complete_adapter_directory,
-    restore_training_state,
     saving_active_adapter,
 )
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
+from left_trainer.trainer.checkpointing import CheckpointingTrainer
 from left_trainer.trainer.checkpoints import checkpoint_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
 from left_trainer.trainer.divergence import DivergenceCheck
@@ -53,12 +52,12 @@ from left_trainer.trainer.preparation import (
     unrounded_adapter,
     without_adapter_on_head,
 )
-from left_trainer.trainer.reading import ReadingTrainer
+from left_trainer.trainer.run_identity import check_identity
 from left_trainer.trainer.saving import write_settings
 from left_trainer.training_args import LeftTrainingArguments
 
 
-class LeftTrainer(ReadingTrainer):
+class LeftTrainer(CheckpointingTrainer):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
@@ -158,8 +157,7 @@ class LeftTrainer(ReadingTrainer):
         given = (peft_config, quantization_config, train_dataset, eval_dataset, compute_loss_func, formatting_func)
         of_training = (data_collator, optimizers, optimizer_cls_and_kwargs, model_init is not None)
         method = method_of(source, args, peft_config)
-        names = {"names_method": peft_method is not None, "compute_metrics": compute_metrics}
-        request = Request(source, args, method, *given, *of_training, **names)
+        request = Request(source, args, method, *given, *of_training, peft_method is not None, compute_metrics)
         check(request)
         ready = prepare(request, processing_class)
         self.cut_rows = {}
@@ -229,8 +227,8 @@ class LeftTrainer(ReadingTrainer):
         """Train, or go on with an interrupted run.
 
         Args:
-            resume_from_checkpoint: Path of a checkpoint, or `True` for the last one in `output_dir` that was written
-                to its end.
+            resume_from_checkpoint: Path of a checkpoint, or `True` for the last whole one in `output_dir`, and for the
+                beginning where there is none.
             args: Passed to `Trainer.train`.
             kwargs: Passed to `Trainer.train`.
 
@@ -238,10 +236,12 @@ class LeftTrainer(ReadingTrainer):
         `model_init` it starts from a fresh model.
 
         Raises:
-            FileExistsError: A fresh run, and `output_dir` holds checkpoints of another.
-            FileNotFoundError: `True`, and there is no complete checkpoint.
+            FileExistsError: A fresh run, and `output_dir` holds the result or checkpoints of another.
+            ValueError: The checkpoint is not whole, or is of another run.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args, self.state.global_step > 0)
+        if checkpoint:
+            check_identity(self, checkpoint)
         self.starts_anew = not checkpoint
         if self.starts_anew and self.model_init is None:
             self.initialize_method()
@@ -319,16 +319,6 @@ class LeftTrainer(ReadingTrainer):
         if self.args.should_save:
             complete_adapter_directory(model, directory)
             write_settings(self, directory)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.hooks.restore(unwrapped(self.model), resume_from_checkpoint)
-        check_saved_adapter(unwrapped(self.model), resume_from_checkpoint)
-        if not restore_training_state(unwrapped(self.model), resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not restore_training_state(unwrapped(self.model), self.state.best_model_checkpoint):
-            super()._load_best_model()
 
 
 class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
