@@ -8,6 +8,7 @@ from __future__ import annotations
 # Workarounds that name the version they work around: place and library, and the tests that fail once they can go.
 STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("length_grouped_sampler", "accelerate"): ("test_a_sampler_does_not_hear_of_the_epoch_once_batches_are_skipped",),
+    ("with_own_batches", "accelerate"): ("test_batches_of_several_lengths_cannot_be_joined",),
     ("keep_unpacked", "bitsandbytes"): ("test_an_evaluation_takes_the_gradients_of_a_4_bit_layer_away",),
     ("UPSTREAM_WARNINGS", "peft"): ("test_a_hidden_warning_is_still_given", "test_every_hidden_warning_has_a_canary"),
     ("UPSTREAM_WARNINGS", "transformers"): ("test_a_hidden_warning_is_still_given",),
