@@ -31,7 +31,7 @@ from left_trainer import (
     load_tokenizer,
     text_metrics,
 )
-from left_trainer.data.loading import to_prompts
+from left_trainer.data.prompts import to_prompts
 from left_trainer.embedded import MODEL_PATHS
 from left_trainer.models import ModelFamily, ModelSource
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         TrainableParametersCallback,
     )
     from left_trainer.callbacks.step_timer import StepTimerCallback
+    from left_trainer.cli.errors import user_errors
     from left_trainer.data.arguments import DataArguments, ModelArguments
     from left_trainer.data.loading import load_task_data, prepare_task_data
     from left_trainer.embedded import MODEL_PATHS
@@ -78,6 +79,7 @@ _HOMES = {
     "set_up": "left_trainer.runs.fine_tuning",
     "text_metrics": "left_trainer.evaluation.text_metrics",
     "training_parser": "left_trainer.runs.fine_tuning",
+    "user_errors": "left_trainer.cli.errors",
     "with_task_settings": "left_trainer.runs.fine_tuning",
     "write_report": "left_trainer.runs.build_report",
 }
@@ -123,6 +125,7 @@ __all__ = [
     "set_up",
     "text_metrics",
     "training_parser",
+    "user_errors",
     "with_task_settings",
     "write_report",
 ]

@@ -15,10 +15,11 @@ import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl import SFTConfig
 
+from left_trainer.argument_checks import check_arguments
 from left_trainer.methods import get_method
 from left_trainer.methods.options import check_peft_kwargs, plain_options
 from left_trainer.models import ModelFamily
-from left_trainer.registry import did_you_mean
+from left_trainer.secret_values import is_secret, remember, without_secrets
 
 # Fields that only the trainer for decoder-only models reads. The other trainer would silently ignore them.
 DECODER_ONLY_FIELDS = (
@@ -87,7 +88,9 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     there they belong to the `ModelArguments` and `DataArguments` beside this class, ours or Hugging Face's.
 
     Raises:
-        ValueError: The method is unknown, or an option does not exist for the method or has the wrong type.
+        ValueError: A number is out of its range, a name is none of the choices, the method is unknown, or an option
+            does not exist for the method or has the wrong type.
+        TypeError: A value has another type than its field.
     """
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "peft_kwargs"]
@@ -174,21 +177,12 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
 
     def __post_init__(self, *flags_of_others: Any) -> None:
         self._keep_flags_of_others(flags_of_others)
-        if self.linear_cross_entropy_workspace_bytes < 1:
-            raise ValueError(
-                f"linear_cross_entropy_workspace_bytes={self.linear_cross_entropy_workspace_bytes} must be at least "
-                "1. Pass a number of bytes, or use_linear_cross_entropy=False for full logits."
-            )
-        if self.train_sampling_strategy not in (None, *SAMPLING_STRATEGIES):
-            raise ValueError(
-                f"train_sampling_strategy={self.train_sampling_strategy!r} is not known."
-                f"{did_you_mean(self.train_sampling_strategy, SAMPLING_STRATEGIES)} Expected one "
-                f"of {', '.join(SAMPLING_STRATEGIES)}, or leave it unset to choose by the type of rows."
-            )
+        check_arguments(self)
         self.peft_kwargs = check_peft_kwargs(get_method(self.peft_method), self.peft_kwargs)
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Hugging Face refuses bf16 without an accelerator unless use_cpu is set
         super().__post_init__()
+        remember(vars(self))
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # no device to copy to; torch would warn for every loader
 
@@ -257,7 +251,28 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     def to_dict(self) -> dict[str, Any]:
         """All values in the types of JSON, for trackers and files."""
         others = {name: getattr(self, name) for name in FLAGS_OF_OTHERS}
-        return {**super().to_dict(), **others, "peft_kwargs": plain_options(self.peft_kwargs)}
+        values = {**super().to_dict(), **others, "peft_kwargs": plain_options(self.peft_kwargs)}
+        return {name: without_secrets(value) for name, value in values.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, such as into `training_args.bin`: all values but secrets. Copies keep these."""
+        return {name: None if is_secret(name) else without_secrets(value) for name, value in vars(self).items()}
+
+    def __copy__(self) -> Self:
+        new = object.__new__(type(self))
+        new.__dict__.update(vars(self))
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = object.__new__(type(self))
+        new.__dict__.update(copy.deepcopy(vars(self), memo))
+        return new
+
+    def __repr__(self) -> str:
+        values = sorted(self.__getstate__().items())
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values)})"
+
+    __str__ = __repr__
 
     @property
     def peft_options(self) -> dict[str, Any]:

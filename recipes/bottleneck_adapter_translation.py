@@ -19,20 +19,21 @@ the weights; if generation speed matters most, use `--peft_method lora`. On your
 To use any other method, set `--peft_method`. `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import fine_tune, format_report, get_task, set_up, training_parser
+from left_trainer import fine_tune, format_report, get_task, set_up, training_parser, user_errors
 
 
 def main() -> None:
-    parser = training_parser(
-        output_dir="outputs/bottleneck_adapter_translation",
-        # The adapters start close to the identity, so the first step sees the pretrained model. The learning rate is
-        # 5 times LoRA's.
-        peft_method="houlsby_adapter",
-        # Translation is usually evaluated with beam search; 1 is greedy, and several times as fast.
-        generation_num_beams=4,
-    )
-    model_args, data_args, args = parser.parse_args_and_config()
-    run = set_up(get_task("translation"), model_args, data_args, args)
+    with user_errors():  # bad input ends the program with one paragraph
+        parser = training_parser(
+            output_dir="outputs/bottleneck_adapter_translation",
+            # The adapters start close to the identity, so the first step sees the pretrained model. The learning rate
+            # is 5 times LoRA's.
+            peft_method="houlsby_adapter",
+            # Translation is usually evaluated with beam search; 1 is greedy, and several times as fast.
+            generation_num_beams=4,
+        )
+        model_args, data_args, args = parser.parse_args_and_config()
+        run = set_up(get_task("translation"), model_args, data_args, args)
     report = fine_tune(run)
     if run.trainer.is_world_process_zero():
         print(format_report(report, args.output_dir))

@@ -20,21 +20,23 @@ On your own model and data, with less memory: recomputed activations, Adafactor,
 other methods work here too. `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import fine_tune, format_report, get_task, set_up, training_parser
+from left_trainer import fine_tune, format_report, get_task, set_up, training_parser, user_errors
 
 
 def main() -> None:
-    parser = training_parser(
-        output_dir="outputs/full_finetuning",
-        peft_method="full",
-        # Training every parameter soon overfits a small dataset: with --num_train_epochs 5, the epoch with the lowest
-        # validation loss is kept. A checkpoint includes Adam's moments, so it is three times the model on disk.
-        save_strategy="epoch",
-        load_best_model_at_end=True,
-        save_total_limit=1,
-    )
-    model_args, data_args, args = parser.parse_args_and_config()
-    run = set_up(get_task("summarization"), model_args, data_args, args)
+    with user_errors():  # bad input ends the program with one paragraph
+        parser = training_parser(
+            output_dir="outputs/full_finetuning",
+            peft_method="full",
+            # Training every parameter soon overfits a small dataset: with --num_train_epochs 5, the epoch with the
+            # lowest validation loss is kept. A checkpoint includes Adam's moments, so it is three times the model on
+            # disk.
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            save_total_limit=1,
+        )
+        model_args, data_args, args = parser.parse_args_and_config()
+        run = set_up(get_task("summarization"), model_args, data_args, args)
     report = fine_tune(run)
     if run.trainer.is_world_process_zero():
         print(format_report(report, args.output_dir))

@@ -15,20 +15,21 @@ The factors can be merged into the base weights. The merged model needs no PEFT 
 To use any other method, set `--peft_method`. `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import fine_tune, format_report, get_task, set_up, training_parser
+from left_trainer import fine_tune, format_report, get_task, set_up, training_parser, user_errors
 
 
 def main() -> None:
-    parser = training_parser(
-        output_dir="outputs/ia3_summarization",
-        peft_method="ia3",
-        # There is no rank or dropout to choose. The learning rate matters most. It is 25 times LoRA's, because all
-        # factors start at one and have to change a lot. As in the paper, it warms up over the first 6 percent of steps.
-        # To rescale other modules: --peft_kwargs '{"target_modules": ["q", "v"], "feedforward_modules": []}'
-        warmup_steps=0.06,
-    )
-    model_args, data_args, args = parser.parse_args_and_config()
-    run = set_up(get_task("summarization"), model_args, data_args, args)
+    with user_errors():  # bad input ends the program with one paragraph
+        parser = training_parser(
+            output_dir="outputs/ia3_summarization",
+            peft_method="ia3",
+            # There is no rank or dropout to choose. The learning rate matters most. It is 25 times LoRA's, because all
+            # factors start at one and have to change a lot. As in the paper, it warms up over the first 6 percent of
+            # steps. To rescale other modules: --peft_kwargs '{"target_modules": ["q", "v"], "feedforward_modules": []}'
+            warmup_steps=0.06,
+        )
+        model_args, data_args, args = parser.parse_args_and_config()
+        run = set_up(get_task("summarization"), model_args, data_args, args)
     report = fine_tune(run)
     if run.trainer.is_world_process_zero():
         print(format_report(report, args.output_dir))

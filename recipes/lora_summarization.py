@@ -32,34 +32,37 @@ from left_trainer import (
     score,
     text_metrics,
     training_parser,
+    user_errors,
     with_task_settings,
     write_report,
 )
 
 
 def main() -> None:
-    # Model, data, and every field of Seq2SeqTrainingArguments and SFTConfig. Defaults: one epoch, batches of 16, scores
-    # from generated text. Flags and --config override the values given here.
-    parser = training_parser(output_dir="outputs/lora_summarization", peft_method="lora")
-    model_args, data_args, args = parser.parse_args_and_config()
+    with user_errors():  # bad input ends the program with one paragraph
+        # Model, data, and every field of Seq2SeqTrainingArguments and SFTConfig. Defaults: one epoch, batches of 16,
+        # scores from generated text. Flags and --config override the values given here.
+        parser = training_parser(output_dir="outputs/lora_summarization", peft_method="lora")
+        model_args, data_args, args = parser.parse_args_and_config()
 
-    # The task converts rows to prompts, and sets how to generate and which metrics to compute.
-    task = get_task("summarization")
-    args = with_task_settings(task, args)
-    source = model_args.source(args)
-    tokenizer = load_tokenizer(source)
-    data = prepare_task_data(task, data_args, source, tokenizer, args)
+        # The task converts rows to prompts, and sets how to generate and which metrics to compute.
+        task = get_task("summarization")
+        args = with_task_settings(task, args)
+        source = model_args.source(args)
+        tokenizer = load_tokenizer(source)
+        data = prepare_task_data(task, data_args, source, tokenizer, args)
 
-    # args.peft_method selects what is trained. Everything else is as in Hugging Face's trainers.
-    trainer = LeftTrainer(
-        source,
-        args,
-        train_dataset=data["train"],
-        eval_dataset=data["validation"],
-        processing_class=tokenizer,
-        compute_metrics=text_metrics(tokenizer, task.metrics) if args.predict_with_generate else None,
-        callbacks=[TrainableParametersCallback(), MemoryProfilerCallback(), StepTimerCallback()],
-    )
+        # args.peft_method selects what is trained. Everything else is as in Hugging Face's trainers.
+        trainer = LeftTrainer(
+            source,
+            args,
+            train_dataset=data["train"],
+            eval_dataset=data["validation"],
+            processing_class=tokenizer,
+            compute_metrics=text_metrics(tokenizer, task.metrics) if args.predict_with_generate else None,
+            callbacks=[TrainableParametersCallback(), MemoryProfilerCallback(), StepTimerCallback()],
+        )
+
     with trainer.without_adapter():
         before = score(trainer, data["test"])
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

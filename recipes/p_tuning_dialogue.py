@@ -18,19 +18,20 @@ Options set the number of virtual tokens, the width of the network, and an LSTM 
 To use any other method, set `--peft_method`. `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import fine_tune, format_report, get_task, set_up, training_parser
+from left_trainer import fine_tune, format_report, get_task, set_up, training_parser, user_errors
 
 
 def main() -> None:
-    parser = training_parser(
-        output_dir="outputs/p_tuning_dialogue",
-        peft_method="p_tuning",
-        # The virtual tokens are initialized randomly and have to change a lot, so the learning rate is 50 times LoRA's.
-        # It warms up over the first tenth of the steps, because random tokens disturb the model most.
-        warmup_steps=0.1,
-    )
-    model_args, data_args, args = parser.parse_args_and_config()
-    run = set_up(get_task("dialogue"), model_args, data_args, args)
+    with user_errors():  # bad input ends the program with one paragraph
+        parser = training_parser(
+            output_dir="outputs/p_tuning_dialogue",
+            peft_method="p_tuning",
+            # The virtual tokens are initialized randomly and have to change a lot, so the learning rate is 50 times
+            # LoRA's. It warms up over the first tenth of the steps, because random tokens disturb the model most.
+            warmup_steps=0.1,
+        )
+        model_args, data_args, args = parser.parse_args_and_config()
+        run = set_up(get_task("dialogue"), model_args, data_args, args)
     report = fine_tune(run)
     if run.trainer.is_world_process_zero():
         print(format_report(report, args.output_dir))

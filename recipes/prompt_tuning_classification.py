@@ -18,21 +18,22 @@ With few rows, initialize the virtual tokens from words instead of randomly:
 `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import fine_tune, format_report, get_task, set_up, training_parser
+from left_trainer import fine_tune, format_report, get_task, set_up, training_parser, user_errors
 
 
 def main() -> None:
-    parser = training_parser(
-        output_dir="outputs/prompt_tuning_classification",
-        # The learning rate is 3e-2, 150 times LoRA's: a few randomly initialized embeddings have to move by distances
-        # as large as those between words. It stays constant, as in Lester et al. (2021), because they converge slowly:
-        # after one epoch the embedded model is right for 67 reviews of 100, after three for all.
-        peft_method="prompt_tuning",
-        lr_scheduler_type="constant",
-        num_train_epochs=3,
-    )
-    model_args, data_args, args = parser.parse_args_and_config()
-    run = set_up(get_task("classification"), model_args, data_args, args)
+    with user_errors():  # bad input ends the program with one paragraph
+        parser = training_parser(
+            output_dir="outputs/prompt_tuning_classification",
+            # The learning rate is 3e-2, 150 times LoRA's: a few randomly initialized embeddings have to move by
+            # distances as large as those between words. It stays constant, as in Lester et al. (2021), because they
+            # converge slowly: after one epoch the embedded model is right for 67 reviews of 100, after three for all.
+            peft_method="prompt_tuning",
+            lr_scheduler_type="constant",
+            num_train_epochs=3,
+        )
+        model_args, data_args, args = parser.parse_args_and_config()
+        run = set_up(get_task("classification"), model_args, data_args, args)
     report = fine_tune(run)
     if run.trainer.is_world_process_zero():
         print(format_report(report, args.output_dir))

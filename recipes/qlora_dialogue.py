@@ -16,22 +16,23 @@ method, set `--peft_method`; `--peft_method loftq` initializes the adapter from 
 `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import fine_tune, format_report, get_task, set_up, training_parser
+from left_trainer import fine_tune, format_report, get_task, set_up, training_parser, user_errors
 
 
 def main() -> None:
-    parser = training_parser(
-        output_dir="outputs/qlora_dialogue",
-        # Low-rank updates on every linear layer compensate for the quantization better than on query and value only.
-        # The base is quantized while it loads, so a 4-bit checkpoint is not needed.
-        peft_method="qlora",
-        # The paper's schedule: a short warmup, then a constant rate, with clipping of rare large gradients.
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=0.03,
-        max_grad_norm=0.3,
-    )
-    model_args, data_args, args = parser.parse_args_and_config()
-    run = set_up(get_task("dialogue"), model_args, data_args, args)
+    with user_errors():  # bad input ends the program with one paragraph
+        parser = training_parser(
+            output_dir="outputs/qlora_dialogue",
+            # Low-rank updates on every linear layer compensate for the quantization better than on query and value
+            # only. The base is quantized while it loads, so a 4-bit checkpoint is not needed.
+            peft_method="qlora",
+            # The paper's schedule: a short warmup, then a constant rate, with clipping of rare large gradients.
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=0.03,
+            max_grad_norm=0.3,
+        )
+        model_args, data_args, args = parser.parse_args_and_config()
+        run = set_up(get_task("dialogue"), model_args, data_args, args)
     report = fine_tune(run)
     if run.trainer.is_world_process_zero():
         print(format_report(report, args.output_dir))

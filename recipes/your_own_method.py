@@ -19,7 +19,16 @@ To compare with another method, set `--peft_method`. `--help` lists every option
 
 from peft import LoraConfig
 
-from left_trainer import PeftMethod, fine_tune, format_report, get_task, register_method, set_up, training_parser
+from left_trainer import (
+    PeftMethod,
+    fine_tune,
+    format_report,
+    get_task,
+    register_method,
+    set_up,
+    training_parser,
+    user_errors,
+)
 
 register_method(
     PeftMethod(
@@ -42,9 +51,10 @@ register_method(
 
 
 def main() -> None:
-    parser = training_parser(output_dir="outputs/your_own_method", peft_method="cross_attention_lora")
-    model_args, data_args, args = parser.parse_args_and_config()
-    run = set_up(get_task("summarization"), model_args, data_args, args)
+    with user_errors():  # bad input ends the program with one paragraph
+        parser = training_parser(output_dir="outputs/your_own_method", peft_method="cross_attention_lora")
+        model_args, data_args, args = parser.parse_args_and_config()
+        run = set_up(get_task("summarization"), model_args, data_args, args)
     report = fine_tune(run)
     if run.trainer.is_world_process_zero():
         print(format_report(report, args.output_dir))

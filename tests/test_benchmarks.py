@@ -62,12 +62,20 @@ def test_a_race_runs_and_its_report_is_well_formed(name, python, tmp_path):
 
 
 def test_a_race_that_needs_a_gpu_is_not_run_without_one(python, tmp_path):
-    result, record = run(python, "h200_mt0_large_lora", tmp_path / "races.json")
+    result, record = run(python, "gpu_mt0_large_lora", tmp_path / "races.json")
     if record["status"] == "run":
         pytest.skip("a GPU is here")
     assert result.returncode == 0
     assert record["reason"] == "needs a GPU"
     assert "not run: needs a GPU" in result.stdout
+
+
+def test_losses_at_the_output_head_agree(python):
+    command = [python, str(BENCHMARKS / "loss_kernels.py"), "--device", "cpu", "--tiny", "--repeats", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    rows = re.findall(r"\| (\S[^|]*) \| [\d.]+ \| \d+ \| ([\d.]+) \|", result.stdout)
+    assert {name for name, _ in rows} >= {"full logits", "left_trainer", "trl"}
+    assert len({value for _, value in rows}) == 1
 
 
 def test_the_limit_of_a_race(python):

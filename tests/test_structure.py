@@ -15,10 +15,20 @@ from left_trainer.embedded import MODEL_PATHS
 PACKAGE = Path(left_trainer.__file__).parent
 # From the bottom up: a module may import from its own level and from those before it.
 LEVELS = [
-    ("registry", "embedded", "token_mean", "recording"),
+    (
+        "registry",
+        "embedded",
+        "token_mean",
+        "secret_values",
+        "shown_text",
+        "recording",
+        "ranges",
+        "argument_parser",
+        "yaml_files",
+    ),
     ("tuners", "adapters", "models"),
     ("methods", "tasks"),
-    ("training_args",),
+    ("training_args", "argument_ranges", "argument_checks"),
     ("compression", "callbacks", "evaluation", "data", "kernels"),
     ("trainer",),
     ("planning",),

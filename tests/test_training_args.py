@@ -15,7 +15,9 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArg
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from left_trainer import LeftTrainingArguments, list_methods
+from left_trainer.methods.option_ranges import range_of
 from left_trainer.methods.options import _matches, known_options, nested_config
+from left_trainer.ranges import is_number
 from left_trainer.runs.fine_tuning import training_parser
 from left_trainer.training_args import FLAGS_OF_OTHERS
 
@@ -27,6 +29,9 @@ SPECIAL = {
     "logging_strategy": "epoch",
     "hub_strategy": "end",
     "lr_scheduler_type": "cosine",
+    "lr_scheduler_kwargs": {"num_cycles": 1},
+    "dataset_kwargs": {"a": 1},
+    "model_init_kwargs": {"a": 1},
     "optim": "sgd",
     "report_to": ["tensorboard"],
     "peft_method": "ia3",
@@ -236,8 +241,14 @@ def test_options_of_every_type_go_into_json_and_back(method, tmp_path):
     """Sets, tuples, enums and config objects: trackers write the arguments as JSON, YAML files hold lists and dicts."""
     options = {}
     for name, hint in known_options(method).items():
-        candidates = [{"q", "v"}, ("q",), {"q": 1}, {2, 1}, 3, nested() if (nested := nested_config(hint)) else None]
-        usable = [value for value in candidates if value is not None and _matches(value, hint)]
+        nested = nested_config(hint)
+        candidates = [{"q", "v"}, ("q",), {"q": 1}, {0, 1}, 3, 1, 0.5, nested() if nested else None]
+        allowed = range_of(method.config_class, name)
+        usable = [
+            value
+            for value in candidates
+            if value is not None and _matches(value, hint) and (not is_number(value) or value in allowed)
+        ]
         if name not in method.preset and usable:
             options[name] = usable[0]
     args = LeftTrainingArguments(output_dir=str(tmp_path), peft_method=method.name, peft_kwargs=options)

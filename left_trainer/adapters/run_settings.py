@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from left_trainer.adapters.text_files import write_whole
+from left_trainer.secret_values import without_secrets
 
 SETTINGS_FILE = "run_settings.json"
 
@@ -69,9 +70,9 @@ class RunSettings:
 
 
 def storable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `options` that JSON can hold."""
+    """Those of `options` that JSON can hold and that may be kept."""
     kept = {}
-    for name, value in options.items():
+    for name, value in without_secrets(dict(options)).items():
         try:
             kept[name] = json.loads(json.dumps(value))
         except TypeError:

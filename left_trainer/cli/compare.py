@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
+from left_trainer.ranges import Range
+from left_trainer.secret_values import shown_command
 
 if TYPE_CHECKING:
     from left_trainer.comparison.cell import Cell
@@ -44,6 +46,7 @@ grid.yaml, with data for each task and options for each method:
     - {task: summarization, train_file: news/train.jsonl, test_file: news/test.jsonl}
     - {task: dialogue, train_file: chats.jsonl, source_column: context, target_column: answer}
 """
+JOBS = Range(at_least=1, at_most=1024)
 DEFAULT_OUTPUT_DIR = "outputs/compare"
 
 
@@ -86,16 +89,15 @@ def main(argv: list[str]) -> int:
     if grid.no_general_loss:
         print(f"Forgetting is not measured: {grid.no_general_loss}", file=sys.stderr)
     with lock:
-        return _run(grid, earlier, output_dir, options, shlex.join(["left-trainer", "compare", *argv]))
+        return _run(grid, earlier, output_dir, options, shown_command(["left-trainer", "compare", *argv]))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="left-trainer compare",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help="method names, or all (default: six common methods)"
@@ -139,20 +141,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read_config(options: argparse.Namespace) -> None:
     """Read options that are not given as flags from the YAML file; options of single runs go to `arguments`."""
-    import yaml
+    from left_trainer.yaml_files import read_yaml_arguments
 
     options.arguments = {}
     if options.config is None:
         return
-    file = Path(options.config)
-    if not file.is_file():
-        raise FileNotFoundError(f"config={options.config!r} does not exist. Pass a YAML file.")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"config={options.config!r} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"config={options.config!r} must contain a mapping. Write lines such as `seeds: 3`.")
+    content = read_yaml_arguments(options.config)
     for name, value in content.items():
         if name in ("config", "arguments") or not hasattr(options, name):
             options.arguments[name] = value
@@ -166,8 +160,8 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
 
     options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
     options.jobs = 1 if options.jobs is None else options.jobs
-    if not isinstance(options.jobs, int) or options.jobs < 1:
-        raise ValueError(f"jobs={options.jobs!r} must be an integer of at least 1.")
+    if not isinstance(options.jobs, int) or options.jobs not in JOBS:
+        raise ValueError(f"jobs={options.jobs!r} must be an integer, {JOBS}.")
     given: dict[str, Any] = {
         name: getattr(options, name)
         for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 from left_trainer.cli.options import add_loading_options, positive
 
@@ -37,12 +38,15 @@ def main(argv: list[str]) -> int:
         from left_trainer.data.arguments import DataArguments
         from left_trainer.runs.evaluation import EVALUATION_FILE, Evaluation, evaluate_saved
         from left_trainer.runs.report_text import format_evaluation
+        from left_trainer.trainer.run_checks import check_writable
 
         disable_progress_bar()
         if output is not None and (output / EVALUATION_FILE).exists():
             raise FileExistsError(
                 f"--output_dir {options.output_dir!r} already holds {EVALUATION_FILE}. Choose another folder."
             )
+        if output is not None:
+            check_writable(output)
         data = DataArguments(
             test_file=options.test_file,
             source_column=options.source_column,
@@ -68,13 +72,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="left-trainer evaluate",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--adapter", metavar="DIR", help="output folder of a training run")

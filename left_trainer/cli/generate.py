@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 from left_trainer.cli.options import add_loading_options, positive
 
@@ -18,7 +17,7 @@ A text that is too long is cut as in training, and the command says so.
 
 def main(argv: list[str]) -> int:
     """Load the adapter and answer each line."""
-    parser = argparse.ArgumentParser(prog="left-trainer generate", description=DESCRIPTION, allow_abbrev=False)
+    parser = ArgumentParser(prog="left-trainer generate", description=DESCRIPTION)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="output folder of a training run")
     parser.add_argument("--input_file", metavar="FILE", help="read texts from FILE instead of standard input")
     parser.add_argument("--prompt", help="prompt template with {source} (default: the one used in training)")
@@ -72,17 +71,10 @@ def _trained_prompt(folder: Path) -> str:
 
 
 def _read_lines(input_file: str | None) -> list[str]:
-    if input_file is not None and not Path(input_file).is_file():
-        raise FileNotFoundError(f"--input_file {input_file!r} does not exist. Check the path.")
+    from left_trainer.data.text_files import read_lines
 
-    def lines() -> Iterator[str]:
-        if input_file is None:
-            yield from sys.stdin
-        else:
-            with Path(input_file).open(encoding="utf-8") as file:
-                yield from file
-
-    texts = [line.strip() for line in lines()]
+    lines = sys.stdin if input_file is None else read_lines("--input_file", input_file)
+    texts = [line.strip() for line in lines]
     if not any(texts):
         raise ValueError("There is no text to answer. Pipe in lines of text, or pass --input_file.")
     return texts

@@ -5,6 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
+from types import TracebackType
+
+from left_trainer.argument_parser import ArgumentParser
+from left_trainer.registry import did_you_mean
+from left_trainer.secret_values import masked, public_words
 
 COMMANDS = {
     "train": "fine-tune a model on a task and evaluate it before and after",
@@ -35,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 on success; 2 for input that cannot be used, with one paragraph on stderr and no traceback.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="left-trainer",
         description="LEFT: LLM efficient fine-tuning.",
         epilog=EXAMPLES,
@@ -48,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.description = f"LEFT: LLM efficient fine-tuning.\n\ncommands:\n{commands}"
 
     arguments = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        sys.argv[1:] = public_words(arguments)  # which trackers record
+        sys.excepthook = _print_masked
     options = parser.parse_args(arguments[:1])
     if options.version:
         from left_trainer import __version__
@@ -58,9 +67,17 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     if options.command not in COMMANDS:
-        parser.error(f"unknown command {options.command!r}. Allowed: {', '.join(COMMANDS)}.")
+        parser.error(
+            f"unknown command {options.command!r}.{did_you_mean(options.command, COMMANDS)} Allowed: "
+            f"{', '.join(COMMANDS)}."
+        )
     module = importlib.import_module(f"left_trainer.cli.{options.command}")
     return int(module.main(arguments[1:]))
+
+
+def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback without the secrets that its error may repeat."""
+    print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 from left_trainer.cli.options import add_loading_options
 
@@ -16,7 +16,7 @@ as fast as the base model. Its logits are compared with those of the adapter fir
 
 def main(argv: list[str]) -> int:
     """Load, merge, save."""
-    parser = argparse.ArgumentParser(prog="left-trainer merge", description=DESCRIPTION, allow_abbrev=False)
+    parser = ArgumentParser(prog="left-trainer merge", description=DESCRIPTION)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="output folder of a training run")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="new folder for the merged model")
     add_loading_options(parser)
@@ -31,7 +31,9 @@ def main(argv: list[str]) -> int:
                 f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training run."
             )
         from left_trainer.runs.merging import merge_adapter
+        from left_trainer.trainer.run_checks import check_writable
 
+        check_writable(output)
         dtype = merge_adapter(options.adapter, output, options.trust_remote_code, options.dtype)
     print(f"The merged model, in {str(dtype).removeprefix('torch.')}, is in {output}")
     return 0

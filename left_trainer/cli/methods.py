@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 from left_trainer.registry import did_you_mean
 
@@ -47,7 +48,7 @@ SUMMARY_WIDTH = 30
 
 def main(argv: list[str]) -> int:
     """Print all registered methods, or one of them."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="left-trainer methods",
         description=DESCRIPTION,
         epilog=EXAMPLES,

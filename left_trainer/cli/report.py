@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
+from left_trainer.secret_values import shown_command
 
 DESCRIPTION = """Merge output folders of `left-trainer compare`, from one or several machines, into one table and one
 page. Runs that differ only in the seed become one row, with mean and 95 % interval.
@@ -21,12 +22,11 @@ EXAMPLES = """examples:
 
 def main(argv: list[str]) -> int:
     """Read and check the results, write the output files."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="left-trainer report",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="output folder of a comparison")
     parser.add_argument(
@@ -54,6 +54,6 @@ def main(argv: list[str]) -> int:
         if not options.allow_mixed:
             check_comparable(result.cell for result in results)
     copy_predictions(folders, results, output_dir)
-    command = shlex.join(["left-trainer", "report", *argv])
+    command = shown_command(["left-trainer", "report", *argv])
     print(terminal(write_outputs(results, output_dir, options.title, command), output_dir))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 
 DESCRIPTION = """Fine-tune a model on a task, evaluate it on the test split before and after training, and save adapter,
@@ -18,7 +19,7 @@ transformers.Seq2SeqTrainingArguments and trl.SFTConfig are accepted, on the com
 
 def main(argv: list[str]) -> int:
     """Parse and check the arguments, train, report."""
-    task_parser = argparse.ArgumentParser(add_help=False)
+    task_parser = ArgumentParser(prog="left-trainer train", add_help=False)
     task_parser.add_argument("--task", default="summarization")
     options, rest = task_parser.parse_known_args(argv)
 

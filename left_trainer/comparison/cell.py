@@ -38,6 +38,7 @@ from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, set_up
 from left_trainer.runs.json_records import from_json, read_json, write_json
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import TuningResult
+from left_trainer.secret_values import masked, without_hub_tokens
 from left_trainer.tasks import Task, get_task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.training_args import LeftTrainingArguments
@@ -136,7 +137,7 @@ class Cell:
             ValueError: A field is missing, has another type or is not known. An unknown field is not ignored, as it
                 may be part of what identifies the cell.
         """
-        cell = from_json(cls, content)
+        cell = from_json(cls, without_hub_tokens(content))  # version 0.1 kept tokens
         known = (*(field.name for field in fields(cls)), LEARNING_RATE_SOURCE_OF_0_1)
         unknown = next((key for key in content if key not in known), None)
         if unknown:
@@ -202,8 +203,13 @@ def forgetting(trainer: LeftTrainer, file: str | None) -> dict[str, Any]:
             return {"general_loss_reason": why_unreadable(file, trainer.processing_class)}
         return {"general_loss": general_loss(trainer, rows)}
     except Exception as error:
-        traceback.print_exc()
-        return {"general_loss_reason": f"{type(error).__name__}: {error}"}
+        return {"general_loss_reason": _said(error)}
+
+
+def _said(error: Exception) -> str:
+    """What an error says. Its traceback goes to the log."""
+    print(masked(traceback.format_exc()), file=sys.stderr)
+    return masked(f"{type(error).__name__}: {error}")
 
 
 def write_predictions(folder: Path, rows: Dataset, predictions: list[str]) -> None:
@@ -264,8 +270,7 @@ def main() -> int:
         report = run_cell(Cell.read(folder), folder)
         report = replace(report, run_seconds=time.perf_counter() - began)
     except Exception as error:
-        traceback.print_exc()
-        write_json(folder / FAILURE_FILE, {"reason": f"{type(error).__name__}: {error}"})
+        write_json(folder / FAILURE_FILE, {"reason": _said(error)})
         return 1
     report.write(folder)
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from left_trainer.runs.fine_tuning import training_parser
+from left_trainer.secret_values import take_tokens
 
 # What a comparison decides itself, each with what to say instead.
 DECIDED = {
@@ -23,12 +24,14 @@ DECIDED = {
 def parse_flags(flags: Sequence[str], decided: Sequence[str] = ()) -> dict[str, Any]:
     """The arguments of `left-trainer train` that `flags` give, and none that are at their defaults.
 
+    A token of the hub is not among them: it becomes `HF_TOKEN`, so that no cell keeps it.
+
     Args:
         flags: As on a command line.
         decided: Names that may not be given here.
 
     Raises:
-        ValueError: One of them is given. An unknown flag exits with code 2, as `argparse` does.
+        ValueError: One of them is given, or several tokens. An unknown flag exits with code 2, as `argparse` does.
     """
     parser = training_parser()
     parser.prog = "left-trainer compare"
@@ -41,7 +44,7 @@ def parse_flags(flags: Sequence[str], decided: Sequence[str] = ()) -> dict[str, 
     for name in decided:
         if name in given:
             raise ValueError(f"--{name} cannot be set here. Use {DECIDED[name]}.")
-    return given
+    return take_tokens(given)
 
 
 def flags_of(arguments: Mapping[str, Any]) -> list[str]:

@@ -7,13 +7,13 @@ import re
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from left_trainer.data.loading import SPECIAL_TOKENS, cut_to_tokens, length_limit
+from left_trainer.data.prompts import SPECIAL_TOKENS, cut_to_tokens, length_limit
+from left_trainer.data.text_files import read_lines
 from left_trainer.embedded import grammar
 from left_trainer.models import unwrapped
 from left_trainer.trainer import LeftTrainer
@@ -89,16 +89,8 @@ def _generated() -> list[Passage]:
 
 
 def _passages(file: str) -> list[Passage]:
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"general_text_file={file!r} does not exist. Check the path; it is read from {Path.cwd()}."
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"general_text_file={file!r} is not UTF-8 text: {error}. Pass plain text or JSONL.") from error
-    paragraphs = _texts_of_json(text, file) if path.suffix == ".jsonl" else PARAGRAPH_END.split(text)
+    lines = read_lines("general_text_file", file)
+    paragraphs = _texts_of_json(lines, file) if file.endswith(".jsonl") else PARAGRAPH_END.split("\n".join(lines))
     found = list(_joined_and_cut(*_words(list(paragraphs))))
     if not found:
         raise ValueError(
@@ -109,12 +101,12 @@ def _passages(file: str) -> list[Passage]:
     return found[::step][:N_PASSAGES]
 
 
-def _texts_of_json(text: str, file: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), 1):
+def _texts_of_json(lines: list[str], file: str) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 yield str(json.loads(line)[TEXT_KEY])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f"Line {number} of general_text_file={file!r} is no JSON object with the field {TEXT_KEY!r}. Write "
                     '{"text": "..."} on each line, or pass plain text in a file that does not end in .jsonl.'

@@ -19,6 +19,8 @@ from left_trainer.methods import get_method, list_methods
 from left_trainer.methods.apply import build_config
 from left_trainer.methods.patterns import check_patterns
 from left_trainer.models import build_skeleton, load_tokenizer
+from left_trainer.ranges import POSITIVE, Range, is_number
+from left_trainer.secret_values import take_tokens
 from left_trainer.tasks import get_task
 from left_trainer.trainer.checks import Request, check_model_and_method
 from left_trainer.trainer.preparation import choose_learning_rate
@@ -29,6 +31,7 @@ DEFAULT_TASKS = ("summarization", "translation", "dialogue", "classification")
 DEFAULTS_OF = {"methods": ",".join(DEFAULT_METHODS), "tasks": ",".join(DEFAULT_TASKS)}
 ALL = "all"
 TUNABLE = ("learning_rate",)
+SEEDS = Range(at_least=1, at_most=1000)
 DATA_FIELDS = tuple(field.name for field in dataclasses.fields(DataArguments) if not field.name.startswith("max_"))
 
 
@@ -109,6 +112,7 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
         FileNotFoundError: A file that does not exist.
     """
     _check(options)
+    options = dataclasses.replace(options, arguments=take_tokens(options.arguments))
     general_rows(options.general_text_file)  # or an error
     tasks = [_entry(entry, "task") for entry in options.tasks]
     named = [_entry(entry, "peft_method") for entry in options.methods if entry != ALL]
@@ -149,8 +153,8 @@ def check_cell(cell: Cell, output_dir: Path) -> None:
 
 
 def _check(options: GridOptions) -> None:
-    if not isinstance(options.seeds, int) or options.seeds < 1:
-        raise ValueError(f"seeds={options.seeds!r} must be an integer of at least 1.")
+    if not isinstance(options.seeds, int) or options.seeds not in SEEDS:
+        raise ValueError(f"seeds={options.seeds!r} must be an integer, {SEEDS}.")
     if options.tune is not None and options.tune not in TUNABLE:
         raise ValueError(f"tune={options.tune!r} is not supported. Allowed: {', '.join(TUNABLE)}.")
     if options.tune and not _are_positive(options.tune_factors):
@@ -164,7 +168,7 @@ def _are_positive(values: Any) -> bool:
     """Whether these are numbers; from YAML anything may come."""
     if not isinstance(values, list | tuple):
         return False
-    return bool(values) and all(isinstance(value, (int, float)) and value > 0 for value in values)
+    return bool(values) and all(is_number(value) and value in POSITIVE for value in values)
 
 
 def _entry(entry: str | Mapping[str, Any], key: str) -> Entry:
@@ -223,8 +227,8 @@ def _unusable(options: GridOptions, method: str, output_dir: Path) -> str | None
 
 
 def _data(options: GridOptions, task: Entry, output_dir: Path) -> dict[str, str]:
-    model_args, data_args, _ = Cell("base", task.name, {**options.arguments, **task.arguments}, {}).parse(output_dir)
-    return {"data_sha256": data_sha256(load_task_data(get_task(task.name), data_args, token=model_args.token))}
+    _, data_args, _ = Cell("base", task.name, {**options.arguments, **task.arguments}, {}).parse(output_dir)
+    return {"data_sha256": data_sha256(load_task_data(get_task(task.name), data_args))}
 
 
 def _make_cell(

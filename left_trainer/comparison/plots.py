@@ -52,7 +52,9 @@ def draw_plots(summary: Summary, folder: Path) -> None:
         figure, panels = _panels(summary)
         for task, axes in panels:
             better = "lower is better" if task.main_metric in task.lower_is_better else "higher is better"
-            axes.set(xlabel=cost.title, ylabel=f"{task.main_metric} ({better})", title=task.name)
+            axes.set_xlabel(cost.title)
+            axes.set_ylabel(f"{task.main_metric} ({better})", parse_math=False)
+            axes.set_title(task.name, parse_math=False)
             axes.margins(x=0.1, y=0.1)
             _reference_lines(axes, summary, task)
             _scatter(axes, _trained(summary, task), task, cost)
@@ -60,7 +62,8 @@ def draw_plots(summary: Summary, folder: Path) -> None:
     figure, panels = _panels(summary)
     for task, axes in panels:
         _curves(axes, _trained(summary, task))
-        axes.set(xlabel="optimizer step", ylabel="training loss (nats per target token)", title=task.name)
+        axes.set(xlabel="optimizer step", ylabel="training loss (nats per target token)")
+        axes.set_title(task.name, parse_math=False)
     _save(figure, folder / "training_curves.png")
 
 
@@ -146,6 +149,7 @@ def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float
             textcoords="axes fraction",
             fontsize=8,
             va="center",
+            parse_math=False,
             arrowprops={"arrowstyle": "-", "color": "#cccccc", "linewidth": 0.6, "shrinkB": 3},
         )
 
@@ -157,7 +161,8 @@ def _reference_lines(axes: Axes, summary: Summary, task: TaskSummary) -> None:
         if row.is_reference and score and score.mean is not None:
             name = "untrained" if row.method == BASE else row.method
             axes.axhline(score.mean, color="#999999", linestyle=":", linewidth=1)
-            axes.text(0.01, score.mean, name, transform=axes.get_yaxis_transform(), fontsize=7, va="bottom")
+            where = axes.get_yaxis_transform()
+            axes.text(0.01, score.mean, name, transform=where, fontsize=7, va="bottom", parse_math=False)
 
 
 def _curves(axes: Axes, rows: Sequence[Row]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from left_trainer.adapters.text_files import write_whole
 from left_trainer.comparison.cell import BASE, CELL_FILE, FAILURE_FILE, Cell
-from left_trainer.runs.json_records import from_json, read_json, to_json
+from left_trainer.runs.json_records import from_json, json_lines, read_json, to_json
 from left_trainer.runs.report import REPORT_FILE, TrainingReport
 
 RESULTS_FILE = "results.jsonl"
@@ -81,8 +81,8 @@ def read_failure(folder: Path) -> str:
 def read_cells(output_dir: Path) -> dict[str, Result]:
     """Every finished cell below `output_dir`, by its name."""
     folders = sorted((output_dir / CELLS).glob("*/"))
-    found = {folder.name: read_cell(folder) for folder in folders}
-    return {name: result for name, result in found.items() if result is not None}
+    found = (read_cell(folder) for folder in folders)
+    return {result.cell.name: result for result in found if result is not None}
 
 
 def write_results(results: Iterable[Result], output_dir: Path) -> None:
@@ -104,12 +104,19 @@ def read_results(folder: Path) -> list[Result]:
             f"{str(folder)!r} has no {RESULTS_FILE}. Pass an output folder of `left-trainer compare`."
         )
     results = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in json_lines(_text(file)):
         try:
             results.append(Result.from_json(json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"Line {number} of {str(file)!r} is not a result of a comparison: {error}") from error
     return results
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} is not a file of results: {error}.") from error
 
 
 def merge(folders: Sequence[Path]) -> list[Result]:

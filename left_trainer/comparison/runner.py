@@ -27,6 +27,7 @@ from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.runs.json_records import write_json
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
+from left_trainer.secret_values import masked
 from left_trainer.tasks import Task, get_task
 
 LOG_FILE = "log.txt"
@@ -252,5 +253,5 @@ def _reason(return_code: int, folder: Path) -> str:
         name = signal.Signals(-return_code).name
         hint = " (often: the machine's memory was used up)" if name == "SIGKILL" else ""
         return f"The process was killed by {name}{hint}."
-    lines = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"The process ended with exit code {return_code}: {lines[-1].strip() if lines else 'it printed nothing'}"
+    lines = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().split("\n")
+    return f"The process ended with exit code {return_code}: {masked(lines[-1].strip()) or 'it printed nothing'}"

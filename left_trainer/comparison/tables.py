@@ -12,6 +12,8 @@ from typing import Any
 from left_trainer.callbacks.tables import format_bytes, format_table
 from left_trainer.comparison.cell import BASE
 from left_trainer.comparison.rows import Column, Failure, Format, Score, Summary, TaskSummary
+from left_trainer.shown_text import code, printable, table_lines
+from left_trainer.shown_text import markdown as as_markdown
 
 EMPTY = "-"
 FAILED = "failed"
@@ -90,18 +92,18 @@ def figures_table(summary: Summary, task: TaskSummary) -> tuple[list[str], list[
 
 def markdown(summary: Summary) -> str:
     """Both tables, what they were measured on, and what failed."""
-    parts = [f"# {summary.title}", "", f"Model: `{summary.model}`. {_intervals(summary)}", ""]
+    parts = [f"# {as_markdown(summary.title)}", "", f"Model: {code(summary.model)}. {_intervals(summary)}", ""]
     parts += [*_markdown_table(*quality_table(summary)), ""]
     for task in summary.tasks:
-        parts += [f"## {task.name}: {task.summary}", "", _settings_line(task), ""]
+        parts += [f"## {as_markdown(f'{task.name}: {task.summary}')}", "", as_markdown(_settings_line(task)), ""]
         parts += [*_markdown_table(*figures_table(summary, task)), ""]
     parts += [f"- {column.title}: {column.help}" for column in _printed(summary)]
-    parts += [f"- {row.id}: {row.notes}" for row in summary.rows if row.notes]
+    parts += [f"- {as_markdown(f'{row.id}: {row.notes}')}" for row in summary.rows if row.notes]
     if summary.failures:
-        parts += ["", "## Failed", "", *(f"- {_failure(failure)}" for failure in summary.failures)]
-    parts += ["", *(f"Measured on {machine}." for machine in summary.machines)]
+        parts += ["", "## Failed", "", *(f"- {as_markdown(_failure(failure))}" for failure in summary.failures)]
+    parts += ["", *(f"Measured on {as_markdown(machine)}." for machine in summary.machines)]
     parts += [f"All runs took {format_seconds(summary.run_seconds)}."] if summary.run_seconds is not None else []
-    parts += [f"Made by `{summary.command}`."] if summary.command else []
+    parts += [f"Made by {code(summary.command)}."] if summary.command else []
     return "\n".join(parts) + "\n"
 
 
@@ -141,7 +143,7 @@ def terminal(summary: Summary, folder: Path) -> str:
     if summary.failures:
         blocks += ["", *(f"Failed: {_failure(failure)}" for failure in summary.failures)]
     blocks += ["", f"Open {folder / 'index.html'}; tables, plots and results.jsonl are beside it."]
-    return "\n".join(blocks)
+    return printable("\n".join(blocks))
 
 
 def cost_table(summary: Summary, task: TaskSummary) -> tuple[list[str], list[list[str]]]:
@@ -184,8 +186,7 @@ def _settings_line(task: TaskSummary) -> str:
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    for cells in (header, ["---"] * len(header), *rows):
-        yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return table_lines(list(map(as_markdown, header)), [list(map(as_markdown, row)) for row in rows])
 
 
 def _latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> Iterator[str]:
@@ -203,4 +204,5 @@ def _latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: 
 
 
 def _latex(text: str) -> str:
+    text = " ".join(printable(text).split())  # an empty line would end a paragraph inside of the table
     return "".join(LATEX_SPECIAL.get(character, character) for character in text).replace("±", r"$\pm$")

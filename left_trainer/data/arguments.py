@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from left_trainer.argument_ranges import check_fields
 from left_trainer.embedded import DEFAULT_MODEL, MODEL_NAMES
 from left_trainer.models.source import ModelSource
+from left_trainer.secret_values import remember
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 
@@ -35,7 +37,7 @@ class ModelArguments:
         default="float32",
         metadata={"help": "Dtype of the weights.", "choices": ["float32", "bfloat16", "float16", "auto"]},
     )
-    token: str | None = field(default=None, metadata={"help": "Hub token for private models and data."})
+    token: str | None = field(default=None, repr=False, metadata={"help": "Hub token for private models and data."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Allow code that comes with the model to run. Only for models you trust."}
     )
@@ -45,6 +47,10 @@ class ModelArguments:
     pad_to_multiple_of: int | None = field(
         default=None, metadata={"help": "Fill rows up to a multiple of this number of tokens."}
     )
+
+    def __post_init__(self) -> None:
+        remember(vars(self))
+        check_fields(self)
 
     def source(self, args: LeftTrainingArguments) -> ModelSource:
         """The model to load. Its config is read, its weights are not.
@@ -69,9 +75,13 @@ class DataArguments:
     Args:
         dataset_name: Dataset on the Hub, or a local folder that `datasets.load_dataset` can read.
         dataset_config_name: Configuration of the dataset.
-        train_file: JSONL, CSV or Parquet file with training rows.
+        train_file: JSONL, JSON, CSV, TSV or Parquet file with training rows, perhaps compressed (`.gz`, `.bz2`,
+            `.zst`). A name is taken literally. A pattern, `part-*.jsonl`, stands for the files that match it where no
+            file has that name.
         validation_file: File with validation rows. Without it, 5 percent of the training rows are held out.
         test_file: File with rows that are scored before and after training. Without it, the validation rows are used.
+        encoding: Encoding of files of text; by default UTF-8, or that of the mark at the start of a file.
+        overwrite_cache: Read the files anew, and all that was made of them, even where an earlier run has stored it.
         source_column: Column that the model reads; by default the column of the task or of its Hub dataset. A dot
             selects a nested column, `translation.en`.
         target_column: Column that the model learns to write; same default and form.
@@ -85,13 +95,17 @@ class DataArguments:
 
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a local folder."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    train_file: str | None = field(default=None, metadata={"help": "Training rows: JSONL, CSV or Parquet."})
+    train_file: str | None = field(default=None, metadata={"help": "Training rows: JSONL, JSON, CSV, TSV or Parquet."})
     validation_file: str | None = field(
         default=None, metadata={"help": "Validation rows. Default: 5 percent of the training rows are held out."}
     )
     test_file: str | None = field(
         default=None, metadata={"help": "Rows scored before and after training. Default: the validation rows."}
     )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of text files: utf-16, latin-1, ... Default: UTF-8."}
+    )
+    overwrite_cache: bool = field(default=False, metadata={"help": "Read and tokenize files anew."})
     source_column: str | None = field(
         default=None, metadata={"help": "Column to read. Default: the column of the task."}
     )
@@ -108,3 +122,6 @@ class DataArguments:
     target_lang: str | None = field(default=None, metadata={"help": "Language of the targets; as source_lang."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first N evaluation rows."})
+
+    def __post_init__(self) -> None:
+        check_fields(self)

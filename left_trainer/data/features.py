@@ -5,20 +5,21 @@ Decoder-only models are tokenized by TRL, whose forms (`prompt`/`completion`, `t
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from datasets import Dataset
+import numpy as np
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer.adapters.task_ids import TASK_IDS
+from left_trainer.data.columns import first_blank, holds_text
 from left_trainer.data.dataset_types import AnyDataset, is_lazy
-from left_trainer.data.lengths import SOURCE_CUT, TARGET_CUT
+from left_trainer.data.encoding import token_ids
+from left_trainer.data.lengths import SOURCE_CUT, TARGET_CUT, target_counts
+from left_trainer.data.mapping import Columns, add_columns
 from left_trainer.models import ModelFamily
 from left_trainer.models.positions import Limits
 from left_trainer.token_mean import IGNORE_INDEX
@@ -29,6 +30,15 @@ FORMS: dict[ModelFamily, tuple[tuple[str, ...], ...]] = {
 }
 
 
+FEATURES = Features(
+    {
+        "input_ids": List(Value("int32")),
+        "attention_mask": List(Value("int8")),
+        "labels": List(Value("int64")),
+        SOURCE_CUT: Value("bool"),
+        TARGET_CUT: Value("bool"),
+    }
+)
 # Columns from which TRL makes labels.
 MASKS = ("completion_mask", "assistant_masks")
 
@@ -68,14 +78,20 @@ def _check_targets(dataset: AnyDataset, form: tuple[str, ...], argument: str) ->
     """Raise `ValueError` on the first row without a target: it would train on nothing, or divide by zero."""
     if not isinstance(dataset, Dataset) or form[-1] not in ("completion", "labels"):
         return
-    for index, target in enumerate(dataset[form[-1]]):
-        tokenized = form[-1] == "labels"
-        empty = all(label == IGNORE_INDEX for label in target) if tokenized else not _text_of(target).strip()
-        if empty:
-            raise ValueError(
-                f"Row {index} of {argument} has an empty {form[-1]!r}, so it has nothing to learn. Remove such rows, "
-                f"for example dataset.filter(lambda row: row[{form[-1]!r}])."
-            )
+    index = _first_without_target(dataset, form[-1])
+    if index is not None:
+        raise ValueError(
+            f"Row {index} of {argument} has an empty {form[-1]!r}, so it has nothing to learn. Remove such rows, "
+            f"for example dataset.filter(lambda row: row[{form[-1]!r}])."
+        )
+
+
+def _first_without_target(dataset: Dataset, column: str) -> int | None:
+    if column == "labels":
+        return next(iter(np.flatnonzero(target_counts(dataset) == 0).tolist()), None)
+    if holds_text(dataset.features[column]):
+        return first_blank(dataset, column)
+    return next((index for index, target in enumerate(dataset[column]) if not _text_of(target).strip()), None)
 
 
 def _check_lazy(first: Mapping[str, Any], argument: str) -> None:
@@ -160,24 +176,6 @@ def tokenize_pairs(
     Returns:
         Rows with the columns `CUTS` beside, which say what of a row was cut.
     """
-    ends = _ends_targets(tokenizer)
-    end = [] if ends or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-
-    def tokenize(rows: Mapping[str, list[str]]) -> dict[str, Any]:
-        features, sources_cut = _sources(rows["prompt"], tokenizer, limits.source, truncation_mode)
-        cuts = {SOURCE_CUT: sources_cut}
-        if "completion" in rows:
-            tokenizer.truncation_side, previous = "right", tokenizer.truncation_side
-            # A completion starts with the space that parts it from the prompt; a decoder of its own needs none.
-            completions = [completion.strip() for completion in rows["completion"]]
-            room = None if limits.target is None else limits.target - len(end)
-            targets, cuts[TARGET_CUT] = _tokenize(tokenizer, "text_target", completions, room)
-            tokenizer.truncation_side = previous
-            features["labels"] = [ids if ids[-1:] == end else [*ids, *end] for ids in targets["input_ids"]]
-        for name, cut in cuts.items():
-            features[name] = [bool(now or before) for now, before in zip(cut, rows.get(name, cut), strict=True)]
-        return features
-
     first = next(iter(dataset))
     for column in ("prompt", "completion"):
         if not isinstance(first.get(column, ""), str):
@@ -185,22 +183,47 @@ def tokenize_pairs(
                 f"The column {column!r} holds {type(first[column]).__name__}; encoder-decoder models need text. Render "
                 "chat messages to text first."
             )
-    options: dict[str, Any] = {"batched": True, "remove_columns": [name for name in first if name != TASK_IDS]}
-    if isinstance(dataset, Dataset):
-        options |= {"num_proc": num_proc, "desc": "Tokenizing"}
-    with _first_process_of_machine_first(dataset):
-        return dataset.map(tokenize, **options)
+    end = [] if _ends_targets(tokenizer) or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    has_targets = "completion" in first
+    cuts = (SOURCE_CUT, TARGET_CUT) if has_targets else (SOURCE_CUT,)
+
+    def tokenize(rows: Columns) -> dict[str, list[Any]]:
+        features, was_cut = _sources(rows["prompt"], tokenizer, limits.source, truncation_mode)
+        columns, cut = {"input_ids": features["input_ids"], "attention_mask": features["attention_mask"]}, [was_cut]
+        if has_targets:
+            # A completion starts with the space that parts it from the prompt; a decoder of its own needs none.
+            completions = [completion.strip() for completion in rows["completion"]]
+            room = None if limits.target is None else limits.target - len(end)
+            targets, was_cut = _tokenize(tokenizer, "text_target", completions, room, "right")
+            columns["labels"] = [ids if ids[-1:] == end else [*ids, *end] for ids in targets]
+            cut.append(was_cut)
+        for name, now in zip(cuts, cut, strict=True):
+            columns[name] = [bool(a or b) for a, b in zip(now, rows.get(name, now), strict=True)]
+        return columns
+
+    reads = [name for name in ("prompt", "completion", *cuts) if name in first]
+    makes = Features(
+        {name: kind for name, kind in FEATURES.items() if has_targets or name not in ("labels", TARGET_CUT)}
+    )
+    removes = [name for name in first if name != TASK_IDS]
+    return add_columns(dataset, tokenize, reads, makes, removes, desc="Tokenizing", num_proc=num_proc)
 
 
 def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, argument: str, texts: list[str], limit: int | None
-) -> tuple[dict[str, Any], list[bool]]:
-    """Features of `texts`, and which of these were cut. Texts are passed as `text` or `text_target`."""
-    features = dict(tokenizer(**{argument: texts}, truncation=limit is not None, max_length=limit))
-    full = [number for number, ids in enumerate(features["input_ids"]) if len(ids) == limit]
-    whole = tokenizer(**{argument: [texts[number] for number in full]}, verbose=False)["input_ids"] if full else []
-    cut = {number for number, ids in zip(full, whole, strict=True) if len(ids) > len(features["input_ids"][number])}
-    return features, [number in cut for number in range(len(texts))]
+    tokenizer: PreTrainedTokenizerBase, argument: str, texts: list[str], limit: int | None, side: str
+) -> tuple[list[list[int]], list[bool]]:
+    """Tokens of `texts`, and which of these were cut, on which side. Texts are passed as `text` or `text_target`."""
+    ids = token_ids(tokenizer, texts, argument)
+    too_long = [number for number, row in enumerate(ids) if limit is not None and len(row) > limit]
+    if too_long:
+        tokenizer.truncation_side, previous = side, tokenizer.truncation_side
+        longest = [texts[number] for number in too_long]
+        cut = tokenizer(**{argument: longest}, truncation=True, max_length=limit)["input_ids"]
+        tokenizer.truncation_side = previous
+        for number, row in zip(too_long, cut, strict=True):
+            ids[number] = row
+    was_cut = set(too_long)
+    return ids, [number in was_cut for number in range(len(texts))]
 
 
 def _ends_targets(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -245,11 +268,8 @@ def _sources(
 ) -> tuple[dict[str, Any], list[bool]]:
     """As `tokenize_sources`, and which texts were cut."""
     side = {"keep_start": "right", "keep_end": "left"}[truncation_mode]
-    tokenizer.truncation_side, previous = side, tokenizer.truncation_side
-    features, cut = _tokenize(tokenizer, "text", texts, limit)
-    tokenizer.truncation_side = previous
-    features.pop("token_type_ids", None)
-    return features, cut
+    ids, cut = _tokenize(tokenizer, "text", texts, limit, side)
+    return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}, cut
 
 
 def without_appended_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -291,13 +311,6 @@ def _remove_end(processor: dict[str, Any], token: str) -> None:
     template = processor.get("single", [])
     if isinstance(template, list) and template and template[-1].get("SpecialToken", {}).get("id") == token:
         template.pop()
-
-
-def _first_process_of_machine_first(dataset: AnyDataset) -> contextlib.AbstractContextManager[None]:
-    """Inside, the other processes wait for the first one, whose cache file they then read instead of tokenizing."""
-    if not torch.distributed.is_initialized() or not getattr(dataset, "cache_files", None):
-        return contextlib.nullcontext()
-    return PartialState().local_main_process_first()
 
 
 def first_row_ids(dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, text_field: str = "text") -> list[int]:

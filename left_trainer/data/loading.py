@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
 from itertools import islice
-from pathlib import Path
 from random import Random
-from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.columns import text_columns
-from left_trainer.data.lengths import SOURCE_CUT, TARGET_CUT
+from left_trainer.data.files import read_file
+from left_trainer.data.prompts import to_prompts
 from left_trainer.methods import get_method
 from left_trainer.models.languages import set_languages
-from left_trainer.models.positions import position_limits
 from left_trainer.models.source import ModelSource
 from left_trainer.tasks import HubDataset, Task
 from left_trainer.tasks.task import SPLITS, check_prompt
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+logger = logging.getLogger(__name__)
+
 HELD_OUT_FRACTION = 0.05
 SPLIT_SEED = 0
-SPECIAL_TOKENS = 4  # room for what a tokenizer adds around prompt and completion
-MIN_SOURCE_TOKENS = 8
 MAX_DRAWS_PER_ROW = 10
 
 
@@ -47,26 +44,24 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
     if data.prompt is not None:
         check_prompt(data.prompt)
     files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
-    given = {split: _checked_file(split, path) for split, path in files.items() if path is not None}
+    given = {split: path for split, path in files.items() if path is not None}
     if data.dataset_name is not None and given:
         raise ValueError(
             f"dataset_name={data.dataset_name!r} and {next(iter(given))}_file are both given. Pass one of them."
         )
+    if given and "train" not in given:
+        raise ValueError(f"{next(iter(given))}_file is given without train_file. Pass --train_file.")
     known = _known_columns(task, data)
-    if data.dataset_name is not None:
-        rows = _load(data.dataset_name, data.dataset_config_name or known.config_name, token)
-    elif given:
-        if "train" not in given:
-            raise ValueError(f"{next(iter(given))}_file is given without train_file. Pass --train_file.")
-        rows = DatasetDict({split: _read(path) for split, path in given.items()})
-    else:
-        rows = embedded_data(task)
-    splits = _complete_splits(rows, data.dataset_name or "the data")
     columns = _columns(data, known)
+    if given:
+        rows = DatasetDict({split: _read(split, path, columns, data) for split, path in given.items()})
+    else:
+        name, config_name = data.dataset_name, data.dataset_config_name or known.config_name
+        loaded = embedded_data(task) if name is None else _load(name, config_name, token)
+        rows = DatasetDict({split: text_columns(loaded[split], columns, split) for split in SPLITS if split in loaded})
+    splits = _complete_splits(rows, data.dataset_name or "the data")
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
-    return DatasetDict(
-        {split: text_columns(_first(splits[split], limits[split], split), columns, split) for split in SPLITS}
-    )
+    return DatasetDict({split: _first(splits[split], limits[split], split) for split in SPLITS})
 
 
 def prepare_task_data(
@@ -110,8 +105,8 @@ def load_test_rows(task: Task, data: DataArguments) -> Dataset:
     """
     if data.prompt is not None:
         check_prompt(data.prompt)
-    rows = _first(_read(_checked_file("test", str(data.test_file))), data.max_eval_samples, "test")
-    return text_columns(rows, _columns(data, _known_columns(task, data)), "test")
+    columns = _columns(data, _known_columns(task, data))
+    return _first(_read("test", str(data.test_file), columns, data), data.max_eval_samples, "test")
 
 
 def _columns(data: DataArguments, known: HubDataset) -> dict[str, str]:
@@ -152,13 +147,8 @@ def _known_columns(task: Task, data: DataArguments) -> HubDataset:
     return HubDataset(data.dataset_name or "", task.source_column, task.target_column)
 
 
-def _checked_file(split: str, path: str) -> Path:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"{split}_file={path!r} does not exist. Check the path; it is read from {Path.cwd()}.")
-    if file.suffix not in FILE_FORMATS:
-        raise ValueError(f"{split}_file={path!r} ends in {file.suffix!r}. Allowed: {', '.join(FILE_FORMATS)}.")
-    return file
+def _read(split: str, path: str, columns: Mapping[str, str], data: DataArguments) -> Dataset:
+    return read_file(f"{split}_file", path, columns, data.encoding, data.overwrite_cache)
 
 
 def _load(name: str, config_name: str | None, token: str | None) -> DatasetDict:
@@ -171,16 +161,6 @@ def _load(name: str, config_name: str | None, token: str | None) -> DatasetDict:
             f"dataset_name={name!r} cannot be read: {cause}. Files with different columns do not form one dataset: "
             "pass them with --train_file, --validation_file and --test_file."
         ) from error
-
-
-def _read(file: Path) -> Dataset:
-    if file.stat().st_size == 0:
-        raise ValueError(f"{str(file)!r} is empty. Pass a file with at least one row.")
-    try:
-        return load_dataset(FILE_FORMATS[file.suffix], data_files=str(file), split="train")
-    except Exception as error:  # the readers of three formats raise as many kinds of errors
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{str(file)!r} cannot be read as {FILE_FORMATS[file.suffix]}: {cause}") from error
 
 
 def _complete_splits(rows: DatasetDict, name: str) -> DatasetDict:
@@ -202,120 +182,3 @@ def _first(rows: Dataset, limit: int | None, split: str) -> Dataset:
     if len(rows) == 0:
         raise ValueError(f"The {split} rows are empty. Pass data with at least one row.")
     return rows.select(range(min(len(rows), limit or len(rows))))
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-    """The template of prompts, and how long one may be.
-
-    A source that is too long is cut at its end, so that the words of the prompt after it survive.
-
-    Args:
-        template: With `{source}`.
-        tokenizer: Of the model.
-        limit: Most tokens of a prompt together with those that a call reserves.
-    """
-
-    template: str
-    tokenizer: PreTrainedTokenizerBase
-    limit: int
-
-    @functools.cached_property
-    def overhead(self) -> int:
-        """Tokens of a prompt beside its source."""
-        return len(self.tokenizer(self.template.format(source=""))["input_ids"]) + SPECIAL_TOKENS
-
-    def fit(self, source: str, reserved: int = 0) -> str:
-        """`source`, cut so that its prompt and `reserved` further tokens keep the limit.
-
-        Raises:
-            ValueError: There is no room for a source.
-        """
-        used = self.overhead + reserved
-        if self.limit - used < MIN_SOURCE_TOKENS:
-            raise ValueError(
-                f"Prompt and target take {used} tokens and max_length is {self.limit}, which leaves no room for the "
-                "source. Raise max_length, or remove rows with such long targets."
-            )
-        return cut_to_tokens(source, self.tokenizer, self.limit - used)
-
-    def source_of(self, prompt: str) -> str | None:
-        """The source of a prompt that was made with the template; `None` for any other text."""
-        before, _, after = self.template.format(source="\0").partition("\0")
-        if not (prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before) + len(after)):
-            return None
-        return prompt[len(before) : len(prompt) - len(after)]
-
-
-def room_for_answers(limit: int, max_new_tokens: int) -> int:
-    """Tokens of `limit` that are kept free for what a decoder-only model generates: never more than half of them.
-
-    Where a prompt is cut must not depend on the reference, which `generate` does not know.
-    """
-    return min(max_new_tokens, limit // 2)
-
-
-def to_prompts(
-    rows: Dataset,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    source: ModelSource,
-    max_length: int | None,
-    prompt: str | None = None,
-    reserved: int = 0,
-    max_new_tokens: int = 0,
-) -> Dataset:
-    """Rows with `source` and `target` to rows that also have `prompt` and `completion`.
-
-    A source that is too long is cut at its end, so that the words of the prompt after it, and the completion, survive.
-    A target is cut where it would leave no room for a source. The columns `CUTS` say what of a row was cut.
-
-    Args:
-        rows: From `load_task_data`.
-        task: Gives the prompt.
-        tokenizer: Of the model.
-        source: The model; its number of positions bounds the length.
-        max_length: Further bound in tokens: prompt and completion together for decoder-only models, the prompt for
-            encoder-decoder models.
-        prompt: Template that replaces the task's.
-        reserved: Positions of the sequence, or of the encoder, that the method takes.
-        max_new_tokens: That will be generated for each row; a decoder-only model's prompt leaves room for them.
-
-    Raises:
-        ValueError: A prompt that leaves no room for a source.
-    """
-    shares_room = source.family == "decoder_only"
-    limit = length_limit(source.config, tokenizer, max_length, reserved)
-    prompts = PromptFormat(prompt or task.prompt, tokenizer, limit)
-    answer = room_for_answers(limit, max_new_tokens)
-
-    def render(row: dict[str, str]) -> dict[str, Any]:
-        target, used = row["target"], 0
-        if shares_room:
-            target = cut_to_tokens(target, tokenizer, limit - prompts.overhead - MIN_SOURCE_TOKENS)
-            used = max(len(tokenizer(target, add_special_tokens=False)["input_ids"]), answer)
-        text = prompts.fit(row["source"], used)
-        cuts = {SOURCE_CUT: text != row["source"], TARGET_CUT: target != row["target"]}
-        return {**task.render(text, target, prompts.template), **cuts}
-
-    return rows.map(render, desc="Prompts")
-
-
-def length_limit(
-    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None, reserved: int = 0
-) -> int:
-    """The smallest of the bounds that model (less `reserved` positions), tokenizer and user set, in tokens."""
-    positions = model_positions(config, reserved)
-    return min(bound for bound in (max_length, positions, tokenizer.model_max_length) if bound)
-
-
-def model_positions(config: PreTrainedConfig, reserved: int = 0) -> int | None:
-    """Positions of the encoder or the whole model, less `reserved` ones; `None` where their number is not bounded."""
-    positions = position_limits(config, with_rotary=True).source
-    return positions - reserved if positions else None
-
-
-def cut_to_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
-    """The longest start of `text` of at most `max_tokens` tokens."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return text if len(ids) <= max_tokens else tokenizer.decode(ids[:max_tokens], skip_special_tokens=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from datasets import Dataset
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from left_trainer.models import ModelFamily
 
 POOL_STEPS = 100  # more leave less padding and less chance in which rows meet; benchmarks/NOTES.md has the figures
-ARROW_ROWS = 10_000
 # What a batch pads: for decoder-only models prompt and completion are one sequence.
 PADDED_COLUMNS: dict[ModelFamily, tuple[str, ...]] = {
     "encoder_decoder": ("input_ids", "labels"),
@@ -75,13 +73,3 @@ class LengthGroupedSampler(Sampler[int]):
     def _width(self, rows: NDArray[np.int64]) -> int:
         """Tokens of a row of the batch, padding included."""
         return int(self.lengths[rows].max(axis=0, initial=0).sum())
-
-
-def row_lengths(dataset: Dataset, columns: Sequence[str]) -> NDArray[np.int64]:
-    """Number of tokens of each row in each column, `(rows, columns)`, from Arrow's offsets: no token is read."""
-    tables = dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=ARROW_ROWS)
-    parts = [
-        np.stack([table[column].combine_chunks().value_lengths().to_numpy() for column in columns], axis=1)
-        for table in tables
-    ]
-    return np.concatenate(parts).astype(np.int64)

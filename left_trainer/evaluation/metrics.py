@@ -180,6 +180,14 @@ def load_metric(name: str) -> evaluate.Metric:
     return METRICS[name]() if name in METRICS else evaluate.load(name)
 
 
+def score_names(names: Sequence[str]) -> tuple[str, ...] | None:
+    """The scores that metrics compute, `rougeL` of `rouge`; `None` where one of them is not ours."""
+    if any(name not in METRICS for name in names):
+        return None
+    metrics = [METRICS[name]() for name in names]
+    return tuple(score for metric in metrics for score in metric._compute(predictions=["a"], references=["a"]))
+
+
 def score_interval(names: Sequence[str], score: str, predictions: list[str], references: list[str]) -> Interval | None:
     """95 % interval of one score over the rows of an evaluation.
 

@@ -25,6 +25,7 @@ class TextPrediction(EvalPrediction):
         self.references = references
 
 
+METRICS_ATTRIBUTE = "metrics"  # of the function that `text_metrics` makes
 DEFAULT_METRICS = ("rouge", "bleu", "chrf", "exact_match")
 
 
@@ -71,4 +72,5 @@ def text_metrics(
         scores["generated_length"] = float(np.isin(token_ids, [*special, IGNORE_INDEX], invert=True).sum(axis=1).mean())
         return scores
 
+    setattr(compute, METRICS_ATTRIBUTE, tuple(names))
     return compute

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from left_trainer.kernels.cross_entropy_rows import cross_entropy_rows, has_kernel
 from left_trainer.token_mean import IGNORE_INDEX
 
 DEFAULT_WORKSPACE_BYTES = 128 * 2**20
@@ -69,7 +70,8 @@ def linear_cross_entropy(
 
     is accumulated in the same pass: each tile of logits is used twice while it is in the cache and then overwritten.
     A trained head, or label smoothing, needs the normalised probabilities themselves: there a tile is as wide as the
-    vocabulary and holds as many rows as fit, 128 at 250,000 words and the default bound.
+    vocabulary and holds as many rows as fit, 128 at 250,000 words and the default bound. On a GPU with Triton all tiles
+    are that wide: one kernel turns logits into their gradient, in their own dtype.
 
     Under autocast the products are in autocast's dtype. Softmax and sums are in float32 for bfloat16 and float16.
 
@@ -109,9 +111,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wanted = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
-        tiles = _Tiles(hidden.dtype, softcap, workspace_bytes, hidden.device)
+        tiles = _Tiles(hidden, softcap, workspace_bytes)
         with torch.autocast(hidden.device.type, enabled=False):
-            if wanted[1] or wanted[2] or label_smoothing:
+            if wanted[1] or wanted[2] or label_smoothing or tiles.has_kernel:
                 losses, n_correct, *gradients = _whole_rows(
                     hidden, weight, bias, labels, label_smoothing, tiles, wanted
                 )
@@ -133,18 +135,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
 class _Tiles:
     """One workspace for all tiles of logits of a call."""
 
-    def __init__(self, dtype: torch.dtype, softcap: float | None, workspace_bytes: int, device: torch.device) -> None:
-        self.dtype, self.softcap, self.device = dtype, softcap, device
+    def __init__(self, hidden: torch.Tensor, softcap: float | None, workspace_bytes: int) -> None:
+        dtype = hidden.dtype
+        self.dtype, self.softcap, self.device = dtype, softcap, hidden.device
+        self.has_kernel = has_kernel(hidden)
         self.sum_dtype = torch.float32 if dtype in LOW_PRECISION else dtype
         self.item_bytes = self.sum_dtype.itemsize * (2 if softcap else 1)
         self.item_bytes += dtype.itemsize if dtype in LOW_PRECISION else 0
+        if self.has_kernel:
+            self.item_bytes = dtype.itemsize
         self.workspace_items = max(1, workspace_bytes // self.item_bytes)
 
     def allocate(self, rows: int, words: int) -> None:
         """Make room for tiles of up to `(rows, words)`."""
-        self._logits = torch.empty(rows * words, dtype=self.sum_dtype, device=self.device)
-        self._slopes = torch.empty_like(self._logits) if self.softcap else None
-        self._rounded = None if self.dtype == self.sum_dtype else torch.empty_like(self._logits, dtype=self.dtype)
+        dtype = self.dtype if self.has_kernel else self.sum_dtype
+        self._logits = torch.empty(rows * words, dtype=dtype, device=self.device)
+        self._slopes = torch.empty_like(self._logits) if self.softcap and not self.has_kernel else None
+        self._rounded = None if self.dtype == dtype else torch.empty_like(self._logits, dtype=self.dtype)
 
     def logits(
         self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -164,6 +171,35 @@ class _Tiles:
         logits.div_(self.softcap).tanh_()
         torch.mul(logits, logits, out=slopes).neg_().add_(1)
         return logits.mul_(self.softcap), slopes
+
+    def cross_entropy(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        label_smoothing: float,
+        with_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Losses and whether the target is the largest, `(rows,)`, and the logits' gradient, overwritten next time."""
+        if self.has_kernel:
+            tile = torch.mm(hidden, weight.T, out=self._view(self._logits, (len(hidden), len(weight))))
+            losses, is_correct = cross_entropy_rows(tile, targets, bias, self.softcap, label_smoothing, with_gradient)
+            return losses, is_correct, tile
+        at = targets.unsqueeze(1)
+        tile, slopes = self.logits(hidden, weight, bias)
+        target_logits, largest = tile.gather(1, at), tile.amax(1, keepdim=True)
+        expected = (1 - label_smoothing) * target_logits
+        if label_smoothing:
+            expected = expected + label_smoothing * tile.mean(1, keepdim=True)
+        total = self.exponential(tile, largest).sum(1, keepdim=True)
+        losses = (total.log() + largest - expected).squeeze(1)
+        if with_gradient:
+            tile.div_(total).sub_(label_smoothing / len(weight))
+            tile.scatter_add_(1, at, torch.full_like(target_logits, label_smoothing - 1))
+            if slopes is not None:
+                tile.mul_(slopes)
+        return losses, target_logits >= largest, tile
 
     def exponential(self, tile: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         r"""$e^{z - \max}$ in the place of $z$, without denormal numbers."""
@@ -252,24 +288,16 @@ def _whole_rows(
     weight_gradient = torch.zeros_like(product_weight) if wanted[1] else None
     bias_gradient = torch.zeros_like(bias, dtype=tiles.sum_dtype) if bias is not None and wanted[2] else None
     for first in range(0, n_rows, rows):
-        some, at = hidden[first : first + rows], labels[first : first + rows].unsqueeze(1)
-        tile, slopes = tiles.logits(some, product_weight, bias)
-        target_logits, largest = tile.gather(1, at), tile.amax(1, keepdim=True)
-        expected = (1 - label_smoothing) * target_logits
-        if label_smoothing:
-            expected = expected + label_smoothing * tile.mean(1, keepdim=True)
-        total = tiles.exponential(tile, largest).sum(1, keepdim=True)
-        losses[first : first + rows] = (total.log() + largest - expected).squeeze(1)
-        n_correct += (target_logits >= largest).sum()
+        some, targets = hidden[first : first + rows], labels[first : first + rows]
+        losses[first : first + rows], is_correct, factor = tiles.cross_entropy(
+            some, product_weight, bias, targets, label_smoothing, any(wanted)
+        )
+        n_correct += is_correct.sum()
         if not any(wanted):
             continue
-        tile.div_(total).sub_(label_smoothing / n_words)
-        tile.scatter_add_(1, at, torch.full_like(target_logits, label_smoothing - 1))
-        if slopes is not None:
-            tile.mul_(slopes)
         if bias_gradient is not None:
-            bias_gradient += tile.sum(0)
-        factor = tiles.rounded(tile)
+            bias_gradient += factor.sum(0, dtype=tiles.sum_dtype)
+        factor = tiles.rounded(factor)
         if hidden_gradient is not None:
             torch.mm(factor, product_weight, out=hidden_gradient[first : first + rows])
         if weight_gradient is not None:

@@ -12,9 +12,13 @@ from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from left_trainer.methods.method import PeftMethod
+from left_trainer.methods.option_ranges import check_numbers
+from left_trainer.ranges import check_regex
 from left_trainer.registry import did_you_mean
 
 PYTHON_CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
+# Options in which PEFT reads a text as a regular expression. So it does in the keys of mappings called *_pattern.
+PATTERNS = ("target_modules", "feedforward_modules", "exclude_modules", "target_parameters", "layers_pattern")
 # Set by PEFT or by us, never by a user.
 RESERVED_OPTIONS = {"peft_type", "task_type", "inference_mode", "auto_mapping", "peft_version"}
 
@@ -156,7 +160,18 @@ def check_peft_kwargs(method: PeftMethod, peft_kwargs: str | Mapping[str, Any] |
                 f"peft_kwargs has {name}={value!r} ({type(value).__name__}), but this option of "
                 f"peft_method={method.name!r} has the type {expected}. Pass a value of that type."
             )
+    check_numbers(method, options)
+    _check_regexes(options)
     return options
+
+
+def _check_regexes(options: Mapping[str, Any]) -> None:
+    """Refuse a pattern that is no regular expression, in the options that PEFT reads as one."""
+    for name, value in options.items():
+        patterns = [value] if name in PATTERNS and isinstance(value, str) else []
+        patterns += list(value) if name.endswith("_pattern") and isinstance(value, Mapping) else []
+        for pattern in patterns:
+            check_regex(f"peft_kwargs {name}", str(pattern))
 
 
 def known_options(method: PeftMethod) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from peft import PeftConfig
 from transformers import PreTrainedModel
 
 from left_trainer.methods.targets import count_matches, peft_targets, targeted
-from left_trainer.models.tables import unread_tables
+from left_trainer.models.tables import bypassed_tables, unread_tables
 
 MAX_NAMES_SHOWN = 40
 # Options that name modules, as PEFT reads them: a regular expression, or ends of names.
@@ -43,6 +43,7 @@ def check_patterns(model: PreTrainedModel, config: PeftConfig) -> None:
                 hint = _not_read(unread, pattern) or known_modules(model)
                 raise ValueError(f"{option} has {text_of(pattern)!r}, which matches no module. {hint}")
     targets = target_names(model, config, names)
+    _check_in_forward_pass(model, config, targets)
     _check_excluded(config, targets)
     parameters = tuple(name for name, _ in model.named_parameters())
     for option in PARAMETERS:
@@ -59,6 +60,20 @@ def check_patterns(model: PreTrainedModel, config: PeftConfig) -> None:
                 )
     _check_layers(config, targets)
     _check_tokens(model, config, unread)
+
+
+def _check_in_forward_pass(model: PreTrainedModel, config: PeftConfig, targets: Sequence[str]) -> None:
+    """Refuse a layer on the shared table that encoder and decoder read the weight of, past the module."""
+    if hasattr(config, "token_indices") or getattr(config, "target_modules", None) in (None, "all-linear"):
+        return
+    passed = bypassed_tables(model)
+    found = next((name for name in targets if name in passed), None)
+    if found is not None:
+        raise ValueError(
+            f"target_modules has {found!r}, whose weight encoder and decoder read directly: an adapter on it would "
+            "never be used. Name encoder.embed_tokens and decoder.embed_tokens, or train tokens with "
+            "trainable_token_indices."
+        )
 
 
 def target_names(model: PreTrainedModel, config: PeftConfig, names: Sequence[str]) -> tuple[str, ...]:

@@ -68,9 +68,9 @@ def load_tokenizer(model: str | Path | ModelSource, **options: Any) -> PreTraine
         tokenizer = AutoTokenizer.from_pretrained(
             name, config=source.config, trust_remote_code=source.trust_remote_code, **source.hub_options
         )
-    except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())[:300]
-        raise ValueError(f"There is no tokenizer for model={name!r}. {advice} The loader said: {cause}") from error
+    except Exception as error:  # a broken file raises whatever it breaks
+        cause = f"The loader said: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(f"There is no tokenizer for model={name!r}. {advice} {cause}") from error
     # Where there are no files, transformers makes a tokenizer of special tokens alone for some model types (5.23).
     if len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()) <= 1:
         raise ValueError(f"There is no tokenizer for model={name!r}, or one without a vocabulary. {advice}")

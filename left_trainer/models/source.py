@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from left_trainer.adapters.run_settings import RunSettings, storable
 from left_trainer.models.family import ModelFamily, model_family
+from left_trainer.models.folder_files import check_folder, reading
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -81,14 +82,17 @@ class ModelSource:
 
     @classmethod
     def _of_path(cls, model: str, options: Mapping[str, Any]) -> ModelSource:
+        check_folder(model, is_adapter_directory(model))
         adapter, settings = None, RunSettings.read(model)
         if is_adapter_directory(model):
-            adapter = PeftConfig.from_pretrained(model)
+            adapter = _adapter_config(model)
             revision = {"revision": adapter.revision} if adapter.revision else {}
             options = {**(settings.loading_options if settings else {}), **revision, **options}
         elif settings and settings.dtype:
             options = {"dtype": settings.dtype, **options}
         base_name = adapter.base_model_name_or_path if adapter else model
+        if adapter:
+            check_folder(base_name, is_adapter=False)
         config, unused = _load_config(base_name, options)
         if getattr(config, "quantization_config", None) is not None:
             unused.pop("quantization_config", None)  # the weights on disk are quantized, and say how
@@ -142,12 +146,21 @@ def is_adapter_directory(path: str) -> bool:
     return (Path(path) / ADAPTER_CONFIG_FILE).is_file()
 
 
+def _adapter_config(folder: str) -> PeftConfig:
+    """The config of the adapter in a folder. Raises `ValueError` where it cannot be read."""
+    with reading("model", folder):
+        config = PeftConfig.from_pretrained(folder)
+        if not isinstance(config.base_model_name_or_path, str):
+            raise ValueError(f"{ADAPTER_CONFIG_FILE} names no base model (base_model_name_or_path).")
+    return config
+
+
 def _load_config(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """The config of a hub name or path, and the options that remain for the weights: some are fields of the config."""
     for_config = {key: value for key, value in options.items() if key not in NOT_FOR_CONFIG}
     try:
         config, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **for_config)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a broken file raises whatever it breaks
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"model={name!r} contains custom code, which would run on this machine. Read it first, then pass "

@@ -14,19 +14,24 @@ def unread_tables(model: PreTrainedModel) -> dict[str, nn.Embedding]:
     Encoder and decoder each read a table inside of them. The model's `shared` one stands beside them, and where they
     have weights of their own (a Marian with two vocabularies, a Blenderbot, an untied BART), it is left over.
     """
-    if not model.config.is_encoder_decoder:
-        return {}
-    inside = {id(module) for part in (model.get_encoder(), model.get_decoder()) for module in part.modules()}
     holders = Counter(
         id(parameter)
         for module in model.modules()
         for parameter in module._parameters.values()
         if parameter is not None
     )
+    return {name: module for name, module in bypassed_tables(model).items() if holders[id(module.weight)] == 1}
+
+
+def bypassed_tables(model: PreTrainedModel) -> dict[str, nn.Embedding]:
+    """Embeddings, by name, that are never called: encoder and decoder have modules of their own, with their weight."""
+    if not model.config.is_encoder_decoder:
+        return {}
+    inside = {id(module) for part in (model.get_encoder(), model.get_decoder()) for module in part.modules()}
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and id(module) not in inside and holders[id(module.weight)] == 1
+        if isinstance(module, nn.Embedding) and id(module) not in inside
     }
 
 

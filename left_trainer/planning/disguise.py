@@ -147,6 +147,7 @@ def disguised(device: torch.device) -> Iterator[Disguise]:
             stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
             stack.enter_context(patch("torch.cuda.is_bf16_supported", return_value=True))
             stack.enter_context(patch("torch.cuda.synchronize"))
+            stack.enter_context(patch("left_trainer.kernels.cross_entropy_rows.has_triton", return_value=True))
         disguise = Disguise(device)
         # The engine turns function modes off for the Python code that it runs: backward passes and recomputation.
         node = torch.autograd.function.BackwardCFunction

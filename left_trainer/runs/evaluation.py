@@ -12,7 +12,8 @@ from datasets import Dataset
 
 from left_trainer.adapters.run_settings import RunSettings
 from left_trainer.data.arguments import DataArguments
-from left_trainer.data.loading import load_test_rows, to_prompts
+from left_trainer.data.loading import load_test_rows
+from left_trainer.data.prompts import to_prompts
 from left_trainer.evaluation.generation import scored_generation_config
 from left_trainer.evaluation.scores import without_prefix
 from left_trainer.evaluation.text_metrics import text_metrics
@@ -27,6 +28,7 @@ from left_trainer.runs.report import REPORT_FILE, Sample, Scores, TrainingReport
 from left_trainer.tasks import Task, get_task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.trainer.model_card import package_versions
+from left_trainer.trainer.run_checks import check_generation
 from left_trainer.training_args import LeftTrainingArguments
 
 EVALUATION_FILE = "evaluation_report.json"
@@ -113,6 +115,7 @@ def evaluate_saved(asked: Evaluation) -> EvaluationReport:
     task, prompt = _task_and_prompt(asked)
     rows = load_test_rows(task, asked.data)
     source = source_for_use(asked.path, asked.trust_remote_code, asked.dtype)
+    check_generation(asked.generation_num_beams, asked.generation_max_length, source.config)
     settings = source.settings or RunSettings()
     tokenizer = load_tokenizer(source)
     with tempfile.TemporaryDirectory() as folder:

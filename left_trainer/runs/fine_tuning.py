@@ -7,7 +7,6 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from transformers.trainer_utils import PredictionOutput
-from trl import TrlParser
 
 from left_trainer.callbacks import MemoryProfilerCallback, TrainableParametersCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
@@ -17,10 +16,13 @@ from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.models import load_tokenizer
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share, write_report
 from left_trainer.runs.report import TrainingReport
+from left_trainer.runs.training_parser import TrainingParser
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
+from left_trainer.trainer.checks import Request, check_model_and_method, check_output_dir
 from left_trainer.trainer.divergence import TrainingDivergedError
-from left_trainer.training_args import FLAGS_OF_OTHERS, LeftTrainingArguments
+from left_trainer.trainer.preparation import method_of
+from left_trainer.training_args import LeftTrainingArguments
 
 N_SAMPLES = 3
 # What a run on a task differs in from Hugging Face's defaults; a user's flags beat them.
@@ -47,20 +49,7 @@ class Run:
     prompt: str | None
 
 
-class TrainingParser(TrlParser):
-    """A parser of `ModelArguments`, `DataArguments` and `LeftTrainingArguments`.
-
-    Three flags that Hugging Face's scripts have in their `ModelArguments` stand there here too, and are handed on.
-    """
-
-    def parse_args_into_dataclasses(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """As in `HfArgumentParser`."""
-        model_args, data_args, training_args, *rest = super().parse_args_into_dataclasses(*args, **kwargs)
-        given = {name: getattr(model_args, name) for name in FLAGS_OF_OTHERS}
-        return (model_args, data_args, training_args.replaced(**given), *rest)
-
-
-def training_parser(**defaults: Any) -> TrlParser:
+def training_parser(**defaults: Any) -> TrainingParser:
     """A parser of `ModelArguments`, `DataArguments` and `LeftTrainingArguments`, from flags or, with `--config`, YAML.
 
     Args:
@@ -75,6 +64,8 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
     """Load data, tokenizer and model, and build the trainer. Raises what these raise on bad input."""
     args = with_task_settings(task, args)
     source = model_args.source(args)
+    check_model_and_method(Request(source, args, method_of(source, args, None)))  # before the rows are read
+    check_output_dir(args)
     tokenizer = load_tokenizer(source)
     data = prepare_task_data(task, data_args, source, tokenizer, args)
     trainer = LeftTrainer(

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from left_trainer.adapters.run_settings import RunSettings
 from left_trainer.adapters.task_ids import task_inputs
 from left_trainer.data.features import tokenize_sources, without_appended_end
-from left_trainer.data.loading import PromptFormat, length_limit, model_positions, room_for_answers
+from left_trainer.data.prompts import PromptFormat, length_limit, model_positions, room_for_answers
 from left_trainer.evaluation.generation import (
     DEFAULT_MAX_NEW_TOKENS,
     generate_completions,
@@ -27,10 +27,12 @@ from left_trainer.evaluation.text_metrics import decode
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.apply import find_method
+from left_trainer.methods.option_ranges import check_config
 from left_trainer.methods.saving import adapter_method, adapter_positions, load_trained
 from left_trainer.models import ModelSource, load_tokenizer, without_adapter
 from left_trainer.models.languages import generate_in_target_language
 from left_trainer.runs.report import REPORT_FILE, TrainingReport
+from left_trainer.trainer.run_checks import check_generation
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Generator:
         dtype: str | None = None,
     ) -> None:
         source = source_for_use(path, trust_remote_code, dtype)
+        check_generation(num_beams, max_new_tokens, source.config)
         self.family = source.family
         self.settings = source.settings or RunSettings()
         self.tokenizer = load_tokenizer(source)
@@ -159,6 +162,8 @@ def source_for_use(path: str, trust_remote_code: bool = False, dtype: str | None
     """The model in `path`, to be loaded with the dtype of its run, else that of the checkpoint."""
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"dtype": dtype} if dtype else {})}
     source = ModelSource.of(path, options)
+    if source.adapter is not None:
+        check_config(source.adapter, path)
     return dataclasses.replace(source, options={"dtype": "auto", **source.options})
 
 

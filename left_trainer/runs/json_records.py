@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -65,8 +65,18 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises `ValueError` where it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply.") from None
     except ValueError as error:
         raise ValueError(f"it is not valid JSON ({error}).") from error
+
+
+def json_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a JSONL file that hold something, with their numbers, which count from 1.
+
+    Only a newline ends a line: `str.splitlines` also ends one at U+2028, U+2029 and U+0085, which JSON leaves in texts.
+    """
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,13 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
 from left_trainer.adapters.files import TRAINING_STATE_FILE
-from left_trainer.token_mean import IGNORE_INDEX
+from left_trainer.data.lengths import target_counts
 
 
 def machine_name() -> str:
@@ -37,4 +36,4 @@ def target_tokens_per_row(dataset: Any) -> float | None:
     """Mean number of tokens that a row's loss is taken over; `None` for a dataset that is streamed or has no labels."""
     if not isinstance(dataset, Dataset) or "labels" not in dataset.column_names:
         return None
-    return float(np.mean([np.not_equal(labels, IGNORE_INDEX).sum() for labels in dataset["labels"]]))
+    return float(target_counts(dataset).mean())

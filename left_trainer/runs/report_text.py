@@ -10,6 +10,7 @@ from left_trainer.callbacks.tables import format_bytes, format_table
 from left_trainer.data.cut_rows import describe_cuts
 from left_trainer.evaluation.scores import is_score
 from left_trainer.runs.report import Sample, TrainingReport
+from left_trainer.shown_text import code, markdown, printable, table_lines
 
 if TYPE_CHECKING:
     from left_trainer.runs.evaluation import EvaluationReport
@@ -19,17 +20,16 @@ MISSING = "-"
 
 def results_section(report: TrainingReport) -> str:
     """The report's main figures, and how to use the model, as sections of the model card."""
+    title = f"## Results on {markdown(report.task)}"
     if report.diverged_at_step is not None:
         return (
-            f"## Results on {report.task}\n\nThe training **diverged at step {report.diverged_at_step}**, at a "
+            f"{title}\n\nThe training **diverged at step {report.diverged_at_step}**, at a "
             f"learning rate of {report.learning_rate or 0:g}. Nothing was saved beside its checkpoints.\n"
         )
     lines = [
-        f"## Results on {report.task}",
+        title,
         "",
-        "| metric | before | after |",
-        "|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in _score_rows(report)),
+        *table_lines(("metric", "before", "after"), [(markdown(name), *rest) for name, *rest in _score_rows(report)]),
         "",
         *([f"{_majority(report)}", ""] if report.majority_share is not None else []),
         f"{report.trainable_parameters or 0:,} of {report.total_parameters:,} parameters trained "
@@ -38,7 +38,7 @@ def results_section(report: TrainingReport) -> str:
         "",
         *_cuts(report),
         *_memory(report),
-        f"The prompt was `{report.prompt!r}`; this uses it:",
+        f"The prompt was {code(repr(report.prompt))}; this uses it:",
         "",
         "```bash",
         "echo 'Your text' | left-trainer generate --adapter THIS_FOLDER",
@@ -58,7 +58,7 @@ def format_report(report: TrainingReport, folder: str) -> str:
     what = "Model" if report.method == "full" else "Adapter"
     majority = [_majority(report)] if report.majority_share is not None else []
     where = f"{pace}{what}, report, model card and plots are in {folder}"
-    return "\n".join(["", *samples, table, *majority, "", *_cuts(report), *_memory(report), where])
+    return printable("\n".join(["", *samples, table, *majority, "", *_cuts(report), *_memory(report), where]))
 
 
 def _cuts(report: TrainingReport) -> list[str]:
@@ -85,7 +85,7 @@ def format_evaluation(report: EvaluationReport, path: Path | None) -> str:
     rows = "1 row" if report.test_rows == 1 else f"{report.test_rows} rows"
     title = f"Test scores, {report.task}: {rows} of {report.test_file} ({beams}{limit})"
     lines = ["", *samples, format_table(title, ("metric", "score"), scores)]
-    return "\n".join([*lines, *([] if path is None else ["", f"The report is in {path}"])])
+    return printable("\n".join([*lines, *([] if path is None else ["", f"The report is in {path}"])]))
 
 
 def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -100,7 +100,8 @@ def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)", title=title)
+    axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)")
+    axes.set_title(title, parse_math=False)
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

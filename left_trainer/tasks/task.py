@@ -81,10 +81,16 @@ class Task:
 def check_prompt(prompt: str) -> None:
     """Raise `ValueError` unless `{source}` is the only field of `prompt`."""
     try:
-        fields = [name for _, name, _, _ in Formatter().parse(prompt) if name is not None]
+        parts = [part for part in Formatter().parse(prompt) if part[1] is not None]
     except ValueError as error:
         raise ValueError(f"prompt={prompt!r} is not a template: {error}. Write braces as {{{{ and }}}}.") from error
-    if fields != ["source"]:
+    fields = [name for _, name, _, _ in parts]
+    formatted = any(form or conversion for _, _, form, conversion in parts)
+    if fields != ["source"] or formatted:
+        if fields == ["source"]:
+            raise ValueError(
+                f"prompt={prompt!r} formats its field. Write {{source}} and nothing more between the braces."
+            )
         raise ValueError(
             f"prompt={prompt!r} has the fields {fields}; it needs {{source}} once and no other. "
             "For example: 'Summarize: {source}\\nSummary:'."

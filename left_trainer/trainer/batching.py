@@ -11,7 +11,8 @@ from datasets import Dataset
 from torch.utils.data import Sampler, SequentialSampler
 
 from left_trainer.data.dataset_types import is_lazy
-from left_trainer.data.sampling import PADDED_COLUMNS, LengthGroupedSampler, row_lengths
+from left_trainer.data.lengths import row_lengths
+from left_trainer.data.sampling import PADDED_COLUMNS, LengthGroupedSampler
 from left_trainer.kernels.fast_paths import first_reason
 from left_trainer.models import ModelFamily
 from left_trainer.training_args import LeftTrainingArguments

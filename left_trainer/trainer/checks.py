@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from left_trainer.adapters.task_ids import TASK_IDS, number_of_tasks
+from left_trainer.argument_checks import check_arguments
 from left_trainer.data.dataset_types import AnyDataset, is_lazy
 from left_trainer.data.features import MASKS, dataset_form, named_datasets
-from left_trainer.data.sampling import row_lengths
+from left_trainer.data.lengths import row_lengths
 from left_trainer.methods import PeftMethod, get_method
 from left_trainer.methods.apply import check_packages, is_made_by
 from left_trainer.methods.method import Feature
@@ -28,10 +28,10 @@ from left_trainer.models.positions import Limits
 from left_trainer.models.source import HUB_ARGUMENTS
 from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
+from left_trainer.trainer.run_checks import check_best_metric, check_precision, check_run_arguments, check_writable
 from left_trainer.training_args import LeftTrainingArguments
 
 RESULT_FILES = (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-FP16_OVERFLOW_TYPES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Request:
         optimizer_cls_and_kwargs: The same.
         makes_models: Whether the model is of `model_init`.
         names_method: Whether `peft_method` was an argument of the trainer, and not of `args`.
+        compute_metrics: As given.
     """
 
     source: ModelSource
@@ -69,6 +70,7 @@ class Request:
     optimizer_cls_and_kwargs: ClassAndArguments | None = None
     makes_models: bool = False
     names_method: bool = False
+    compute_metrics: Callable[..., Any] | None = None
 
     @property
     def rows_are_tokens(self) -> bool:
@@ -97,6 +99,7 @@ def check(request: Request) -> None:
     check_losses(request)
     check_devices(request.args)
     check_evaluation_loss(request.args, request.eval_dataset)
+    check_best_metric(request.args, request.compute_metrics, request.eval_dataset)
     check_task_ids(request)
     check_output_dir(request.args)
     check_datasets(request)
@@ -116,7 +119,9 @@ def check_model_and_method(request: Request) -> None:
     """What is wrong whatever the data: a field that the family ignores, precision, what the method cannot do."""
     request.args.check_family(request.source.family)
     check_no_adapter_inside(request.source)
+    check_arguments(request.args)  # fields may have been set since
     check_precision(request.args, request.source.config)
+    check_run_arguments(request.args, request.source)
     check_method(request)
 
 
@@ -209,17 +214,7 @@ def check_output_dir(args: LeftTrainingArguments) -> None:
             "continue that run with resume_from_checkpoint, or replace it with overwrite_output_dir=True "
             "(--overwrite_output_dir)."
         )
-    existing = directory
-    while not existing.exists():
-        existing = existing.parent
-    try:
-        with tempfile.TemporaryDirectory(dir=existing):
-            pass
-    except OSError as error:
-        raise PermissionError(
-            f"output_dir={str(directory)!r} cannot be written to ({str(existing)!r}: {error.strerror}). Choose "
-            "another output_dir."
-        ) from error
+    check_writable(directory)
 
 
 def check_devices(args: LeftTrainingArguments) -> None:
@@ -246,15 +241,6 @@ def check_evaluation_loss(args: LeftTrainingArguments, eval_dataset: Any) -> Non
             f"metric_for_best_model={args.metric_for_best_model!r} (what load_best_model_at_end=True uses unless told "
             "otherwise) is not computed with eval_loss_with_generation=False. Remove that, or name another metric, for "
             "example metric_for_best_model='rougeL'."
-        )
-
-
-def check_precision(args: LeftTrainingArguments, config: PreTrainedConfig) -> None:
-    """Refuse fp16 for models whose activations overflow it."""
-    if (args.fp16 or args.mixed_precision == "fp16") and config.model_type in FP16_OVERFLOW_TYPES:
-        raise ValueError(
-            f"fp16=True overflows in {config.model_type.upper()} models, which were trained in bfloat16: the loss "
-            "becomes NaN or learning stops. Use bf16=True."
         )
 
 

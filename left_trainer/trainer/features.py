@@ -19,7 +19,8 @@ from left_trainer.data.features import (
     tokenize_pairs,
     tokenize_prompts,
 )
-from left_trainer.data.lengths import CUTS, count_cut_rows, cut_sequences, has_target
+from left_trainer.data.lengths import CUTS, count_cut_rows, cut_sequences, with_targets
+from left_trainer.data.texts import are_plain_texts, tokenize_texts
 from left_trainer.models import ModelFamily
 from left_trainer.models.positions import Limits
 from left_trainer.trainer.checks import check_fits
@@ -36,6 +37,7 @@ class FeaturesHost(Protocol):
     free_positions: Limits
     cut_rows: dict[str, CutRows]
     chat_template: str | None
+    completion_only_loss: bool
 
 
 def given_datasets(train: Any, evaluation: Any) -> tuple[AnyDataset | None, Any]:
@@ -100,7 +102,7 @@ def sft_features(
     whole = _sft_tokens(host, tokenize, dataset, tokenizer, args, formatting_func, split)
     kept = cut_sequences(whole, None if packing else limit, args.truncation_mode, keeps_prompts=not trains)
     if trains:
-        kept = kept.filter(has_target)
+        kept = with_targets(kept)
     if isinstance(kept, Dataset):
         counted = count_cut_rows(kept, len(whole))
         if trains:
@@ -125,14 +127,17 @@ def _sft_tokens(
 ) -> AnyDataset:
     """Rows of a decoder-only model with `input_ids` and `labels`, of any length; arguments as in `sft_features`."""
     columns, field = list(next(iter(dataset), {})), args.dataset_text_field
+    form: tuple[str, ...] | None = None
     has_prompts = are_prompts(dataset) or (args.predict_with_generate and have_no_labels(dataset))
     if has_prompts and split != "train" and formatting_func is None:
         return tokenize_prompts(dataset, tokenizer, chat_template=host.chat_template)
     if "input_ids" not in columns and formatting_func is not None:
-        dataset = dataset.map(lambda row: {field: formatting_func(row)}, remove_columns=columns)
+        dataset, form = dataset.map(lambda row: {field: formatting_func(row)}, remove_columns=columns), (field,)
     elif "input_ids" not in columns:
         form = dataset_form(dataset, "decoder_only", f"the {split} dataset", field)
         dataset = dataset.remove_columns(columns_of_other_forms(columns, form, field))
+    if form is not None and are_plain_texts(dataset, form) and not args.assistant_only_loss:
+        return tokenize_texts(dataset, form, tokenizer, host.completion_only_loss, args.dataset_num_proc)
     return tokenize(dataset, tokenizer, args.replaced(max_length=None, shuffle_dataset=False), False, None, split)
 
 

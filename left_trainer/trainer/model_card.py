@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import TrainerState
 
 from left_trainer.evaluation.scores import is_score, without_prefix
 from left_trainer.methods import PeftMethod
 from left_trainer.models import ModelFamily
+from left_trainer.secret_values import masked
+from left_trainer.shown_text import code, code_block, markdown, one_line, table_lines
 from left_trainer.training_args import LeftTrainingArguments
 
 PACKAGES = ("left_trainer", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "evaluate")
@@ -56,7 +61,7 @@ def build_model_card(
 
     Args:
         model_name: Title.
-        base_model: Hub name or path; a path stays out of the metadata, where the hub expects a name.
+        base_model: Hub name or path; what is no hub name stays out of the metadata, where the hub expects one.
         family: Of the base model.
         method: What was trained; `None` for a PEFT config without a record.
         args: Of the training.
@@ -70,34 +75,34 @@ def build_model_card(
     is_adapter = method is None or method.config_class is not None
     name = method.name if method else "PEFT"
     metadata = ModelCardData(
-        base_model=None if Path(base_model).exists() else base_model,
+        base_model=base_model if _is_hub_name(base_model) else None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=PIPELINE_TAGS[family],
-        tags=list(dict.fromkeys([*_as_list(tags), "left_trainer", name])),
-        datasets=_as_list(datasets) or None,
-        language=language,
-        license=license,
+        tags=list(dict.fromkeys([*map(one_line, _as_list(tags)), "left_trainer", name])),
+        datasets=[one_line(name) for name in _as_list(datasets)] or None,
+        language=language and one_line(language),
+        license=license and one_line(license),
     )
     described = f"{method.summary} ({method.paper})" if method else "an explicit PEFT config"
     sections = [
         f"---\n{metadata.to_yaml()}\n---",
-        f"# {model_name}",
-        f"`{base_model}`, fine-tuned with **{name}**: {described}.",
+        f"# {markdown(model_name)}",
+        f"{code(base_model)}, fine-tuned with **{name}**: {described}.",
         "## Load it",
-        f"```python\n{_loading_code(base_model, family, method)}\n```",
+        code_block(_loading_code(base_model, family, method), "python"),
         "## Training",
-        _table(("argument", "value"), [(key, f"`{value}`") for key, value in _hyperparameters(args).items()]),
+        _table(("argument", "value"), [(key, code(str(value))) for key, value in _hyperparameters(args).items()]),
     ]
     if data:
-        sections.append(f"Data: {data}.")
+        sections.append(f"Data: {markdown(data)}.")
     evaluation = next((entry for entry in reversed(log_history) if "eval_loss" in entry), None)
     if evaluation:
         metrics = without_prefix(evaluation, "eval_")
-        rows = [(name, f"{value:.4g}") for name, value in metrics.items() if is_score(name)]
+        rows = [(markdown(name), f"{value:.4g}") for name, value in metrics.items() if is_score(name)]
         sections += [f"Last evaluation, at step {evaluation['step']}:", _table(("metric", "value"), rows)]
     versions = ", ".join(f"{package} {version}" for package, version in package_versions().items() if version)
     sections.append(f"Versions: {versions}.")
-    return ModelCard("\n\n".join(sections) + "\n")
+    return ModelCard(masked("\n\n".join(sections) + "\n"))
 
 
 class CardHost(Protocol):
@@ -176,6 +181,14 @@ def _as_list(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 
 
+def _is_hub_name(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
+
+
 def _loading_code(base_model: str, family: ModelFamily, method: PeftMethod | None) -> str:
     auto = AUTO_CLASSES[family]
     package = method.config_class.__module__.partition(".")[0] if method and method.config_class else "peft"
@@ -185,7 +198,7 @@ def _loading_code(base_model: str, family: ModelFamily, method: PeftMethod | Non
         return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("THIS_FOLDER")'
     return (
         f"{registers}from peft import PeftModel\nfrom transformers import {auto}\n\n"
-        f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base_model}"), "THIS_FOLDER")'
+        f'model = PeftModel.from_pretrained({auto}.from_pretrained({json.dumps(base_model)}), "THIS_FOLDER")'
     )
 
 
@@ -205,5 +218,4 @@ def _hyperparameters(args: LeftTrainingArguments) -> dict[str, Any]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-    return "\n".join(lines)
+    return "\n".join(table_lines(header, rows))

@@ -158,7 +158,7 @@ class LeftTrainer(ReadingTrainer):
         given = (peft_config, quantization_config, train_dataset, eval_dataset, compute_loss_func, formatting_func)
         of_training = (data_collator, optimizers, optimizer_cls_and_kwargs, model_init is not None)
         method = method_of(source, args, peft_config)
-        request = Request(source, args, method, *given, *of_training, names_method=peft_method is not None)
+        request = Request(source, args, method, *given, *of_training, peft_method is not None, compute_metrics)
         check(request)
         ready = prepare(request, processing_class)
         self.cut_rows = {}

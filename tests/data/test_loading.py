@@ -20,7 +20,8 @@ from left_trainer import (
     load_tokenizer,
     prepare_task_data,
 )
-from left_trainer.data.loading import embedded_data, to_prompts
+from left_trainer.data.loading import embedded_data
+from left_trainer.data.prompts import to_prompts
 from left_trainer.models import ModelSource
 from left_trainer.tasks.task import check_prompt
 from tiny import tiny_model, tiny_tokenizer
@@ -73,14 +74,14 @@ def test_files_of_a_folder_whose_columns_differ(tmp_path):
         ({"train_file": "rows.txt"}, ValueError, r"ends in '.txt'. Allowed: .jsonl"),
         ({"validation_file": "rows.jsonl"}, ValueError, "without train_file"),
         ({"train_file": "rows.jsonl", "dataset_name": "x"}, ValueError, "both given"),
-        ({"train_file": "empty.jsonl"}, ValueError, "is empty"),
-        ({"train_file": "broken.jsonl"}, ValueError, "cannot be read as json"),
+        ({"train_file": "empty.jsonl"}, ValueError, "is empty: it has no rows"),
+        ({"train_file": "broken.jsonl"}, ValueError, "broken.jsonl', line 1 is no JSON"),
         (
             {"train_file": "rows.jsonl", "source_column": "documents"},
             ValueError,
             r"no column 'documents'.*Did you mean 'document'\? Present: document, summary, other.*--source_column",
         ),
-        ({"train_file": "blank.jsonl"}, ValueError, "Row 1 of the .* rows has ' ' as its target"),
+        ({"train_file": "blank.jsonl"}, ValueError, "blank.jsonl', line 2 has ' ' as its target"),
         ({"train_file": "rows.jsonl", "prompt": "no field"}, ValueError, r"needs \{source\} once"),
     ],
 )

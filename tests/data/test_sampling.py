@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from left_trainer.data.sampling import POOL_STEPS, LengthGroupedSampler, row_lengths
+from left_trainer.data.lengths import row_lengths
+from left_trainer.data.sampling import POOL_STEPS, LengthGroupedSampler
 
 N_ROWS = 203
 

@@ -167,9 +167,11 @@ def test_a_plain_trainer_gets_no_method_that_needs_ours(method, monkeypatch, tmp
     assert f"--peft_method {method} does more than wrap the model. Use it with LeftTrainer." in capsys.readouterr().err
 
 
-def test_your_own_method_says_what_it_cannot_do(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match=r"cross_attention_lora.*it has no cross-attention"):
+def test_your_own_method_says_what_it_cannot_do(monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
         run_here(monkeypatch, "your_own_method.py", tmp_path, "--model_name_or_path", "embedded/llama")
+    assert stop.value.code == 2
+    assert "'cross_attention_lora': it has no cross-attention" in capsys.readouterr().err
 
 
 @pytest.mark.real
