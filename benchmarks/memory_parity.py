@@ -1,8 +1,8 @@
 """Hold plans against the bytes of tensors that torch's profiler records: `python benchmarks/memory_parity.py`.
 
-Trains T5, BART, Llama and GPT-2 of some millions of parameters, made from configs, with LoRA under seven settings, and
-generates with them. The profiler sees every block that torch's allocator for this CPU hands out, the ones inside kernels
-too, and misses none, unlike the size of the process.
+Trains T5, BART, Llama and GPT-2 of some millions of parameters, made from configs, with LoRA and in full, under several
+settings, and generates with them. The profiler sees every block that torch's allocator for this CPU hands out, those
+inside kernels too.
 """
 
 from __future__ import annotations
@@ -194,6 +194,7 @@ def compare(model: str, setting: str, shape: BatchShape = SHAPE) -> Row:
         resident = resident_bytes(trainer.model)
         generation = trainer.model.generation_config
         generation.min_new_tokens = args.generation_max_length  # as a plan has it: to the last token
+        trainer.evaluate()  # the first one also makes what later ones find
         with memory_profiler() as profiler:
             trainer.evaluate()
         states = plan.step.parts.get("optimizer state", 0)  # an evaluation before training has none
