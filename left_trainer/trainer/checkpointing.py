@@ -21,7 +21,6 @@ from left_trainer.trainer.checkpoints import (
     checkpoint_to_resume,
     make_way,
     remove_old_checkpoints,
-    step_reached,
 )
 from left_trainer.trainer.reading import ReadingTrainer
 from left_trainer.trainer.run_identity import RUN, check_identity, identity
@@ -32,27 +31,25 @@ class CheckpointingTrainer(ReadingTrainer):
 
     _written_beside: Path | None = None
     _identity: Mapping[str, Any] = {}
-    _goes_on_from: str | None = None
 
     def checkpoint_of_run(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """The checkpoint that `train` goes on from, `None` for the beginning. Raises what `train` does."""
-        self._identity = identity(self)
-        self._goes_on_from = checkpoint_to_resume(resume_from_checkpoint, self.args, self.state.global_step > 0)
-        if self._goes_on_from:
-            check_identity(self._identity, self._goes_on_from)
-        return self._goes_on_from
-
-    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        """As in `Trainer`, with no epoch left where the checkpoint is of the last step or a later one.
-
-        `Trainer` would train one step more unless an epoch ends with that step (transformers 5.23).
-        """
-        n_epochs, *others, max_steps = super().set_initial_training_values(args, dataloader)
-        is_done = self._goes_on_from is not None and step_reached(self._goes_on_from) >= max_steps
-        return (0 if is_done else n_epochs, *others, max_steps)
+        if not self._identity or self.model_init is not None:  # a training changes some configs of adapters
+            self._identity = identity(self)
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args, self.state.global_step > 0)
+        if checkpoint:
+            check_identity(self._identity, checkpoint)
+        return checkpoint
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._written_beside is None else str(self._written_beside)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that had come to its end within an epoch would train one more step when resumed (transformers 5.23).
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = Path(super()._get_output_dir(trial))

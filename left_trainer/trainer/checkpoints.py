@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -168,11 +167,6 @@ def remove_old_checkpoints(written: Path, limit: int | None, best: str | None) -
     n_kept = len(checkpoints) - len(others)
     for checkpoint in others[: len(others) - max(0, limit - n_kept)]:
         shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def step_reached(checkpoint: str | Path) -> int:
-    """The step after which a whole checkpoint was written."""
-    return int(json.loads((Path(checkpoint) / TRAINER_STATE_FILE).read_bytes())["global_step"])
 
 
 def make_way(target: Path) -> None:

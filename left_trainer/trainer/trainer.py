@@ -28,10 +28,6 @@ from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
-from left_trainer.methods.saving import (
-    complete_adapter_directory,
-    saving_active_adapter,
-)
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
 from left_trainer.trainer.checkpointing import CheckpointingTrainer
@@ -41,6 +37,7 @@ from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets
 from left_trainer.trainer.fresh_models import first_source, prepare_fresh_model, with_method_options
 from left_trainer.trainer.generation import use_generation_config
+from left_trainer.trainer.guarded import guarded_training
 from left_trainer.trainer.losses import AddedTerms, compute_loss
 from left_trainer.trainer.model_card import create_model_card_as_transformers, create_model_card_as_trl
 from left_trainer.trainer.neftune import neftune_callbacks
@@ -53,7 +50,7 @@ from left_trainer.trainer.preparation import (
     unrounded_adapter,
     without_adapter_on_head,
 )
-from left_trainer.trainer.saving import write_settings
+from left_trainer.trainer.saving import saved_whole
 from left_trainer.training_args import LeftTrainingArguments
 
 
@@ -168,7 +165,7 @@ class LeftTrainer(CheckpointingTrainer):
             super().__init__(
                 model=ready.model,
                 # TRL would warn that model_init_kwargs is ignored; the model was loaded with it.
-                args=ready.args.replaced(model_init_kwargs=None),
+                args=batching.with_own_batches(ready.args, train_dataset).replaced(model_init_kwargs=None),
                 data_collator=self._collator(data_collator, ready.tokenizer, ready.args),
                 train_dataset=self._features(train_dataset, ready.tokenizer, ready.args, "train"),
                 eval_dataset=self._features(eval_dataset, ready.tokenizer, ready.args, "eval"),
@@ -238,15 +235,19 @@ class LeftTrainer(CheckpointingTrainer):
         Raises:
             FileExistsError: A fresh run, and `output_dir` holds the result or checkpoints of another.
             ValueError: The checkpoint is not whole, or is of another run.
+            FolderInUseError: Another process trains in `output_dir`.
+            WriteFailedError: The disk is full, read-only or gone; the checkpoints that were there still are.
+            KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved (`save_on_signal`); `SystemExit` after SIGTERM.
         """
-        checkpoint = self.checkpoint_of_run(resume_from_checkpoint)
-        self.starts_anew = not checkpoint
-        if self.starts_anew and self.model_init is None:
-            self.initialize_method()
-        # What a run left that was killed before its first checkpoint was whole, such as adapters, is written over.
-        over = self.starts_anew and asks_to_resume(resume_from_checkpoint) is not False
-        with self.with_arguments(overwrite_output_dir=True) if over else contextlib.nullcontext():
-            return super().train(checkpoint, *args, **kwargs)
+        with guarded_training(self):
+            checkpoint = self.checkpoint_of_run(resume_from_checkpoint)
+            self.starts_anew = not checkpoint
+            if self.starts_anew and self.model_init is None:
+                self.initialize_method()
+            # What a run left that was killed before its first checkpoint was whole, such as adapters, is written over.
+            over = self.starts_anew and asks_to_resume(resume_from_checkpoint) is not False
+            with self.with_arguments(overwrite_output_dir=True) if over else contextlib.nullcontext():
+                return super().train(checkpoint, *args, **kwargs)
 
     def initialize_method(self) -> None:
         """Set the weights of a new adapter from the model or the first batches."""
@@ -314,12 +315,8 @@ class LeftTrainer(CheckpointingTrainer):
     # Files
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        model, directory = unwrapped(self.model), output_dir or str(self.args.output_dir)
-        with saving_active_adapter(model, directory):
-            super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            complete_adapter_directory(model, directory)
-            write_settings(self, directory)
+        with saved_whole(self, output_dir or str(self.args.output_dir)) as directory:
+            super()._save(directory, state_dict)
 
 
 class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):
