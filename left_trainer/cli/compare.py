@@ -48,6 +48,20 @@ grid.yaml, with data for each task and options for each method:
     - {task: dialogue, train_file: chats.jsonl, source_column: context, target_column: answer}
 """
 JOBS = Range(at_least=1, at_most=1024)
+# What a YAML file may hold for the options of a comparison.
+TYPES: dict[str, tuple[type, ...]] = {
+    "general_text_file": (str,),
+    "jobs": (int,),
+    "methods": (str, list),
+    "output_dir": (str,),
+    "save_adapters": (bool,),
+    "seeds": (int,),
+    "tasks": (str, list),
+    "title": (str,),
+    "tune": (str,),
+    "tune_factors": (list,),
+}
+WORDS = {bool: "true or false", int: "an integer", list: "a list", str: "a text"}
 DEFAULT_OUTPUT_DIR = "outputs/compare"
 
 
@@ -144,6 +158,12 @@ def _read_config(options: argparse.Namespace) -> None:
         return
     content = read_yaml_arguments(options.config)
     for name, value in content.items():
+        expected = TYPES.get(name)
+        if value is not None and expected and type(value) not in expected:
+            raise TypeError(
+                f"config={options.config!r} has {name}={value!r}, which must be "
+                f"{' or '.join(WORDS[kind] for kind in expected)}."
+            )
         if name in ("config", "arguments") or not hasattr(options, name):
             options.arguments[name] = value
         elif getattr(options, name) is None:

@@ -20,6 +20,7 @@ from left_trainer.methods.apply import apply_built, apply_config, build_config, 
 from left_trainer.methods.patterns import check_patterns
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.saving import adapter_method, load_trained
+from left_trainer.methods.trial import check_shapes
 from left_trainer.methods.virtual_tokens import Positions
 from left_trainer.models import ModelFamily, ModelSource, build_skeleton, load_model, load_tokenizer, without_adapter
 from left_trainer.models.languages import generate_in_target_language
@@ -227,6 +228,8 @@ def prepare_model(request: Request, options: Mapping[str, Any]) -> PreTrainedMod
         _check_quantization(request, asked)
     if config is not None:
         check_patterns(shape, config)
+        if not source.is_loaded:
+            check_shapes(shape, config, request.args.peft_method)
     model = source.model if source.is_loaded else load_model(source, quantization_config=_quantization(request))
     if request.peft_config is not None:
         return apply_config(model, request.peft_config, seed=seed, name=method.name if method else None)

@@ -165,7 +165,7 @@ class LeftTrainer(CheckpointingTrainer):
             super().__init__(
                 model=ready.model,
                 # TRL would warn that model_init_kwargs is ignored; the model was loaded with it.
-                args=ready.args.replaced(model_init_kwargs=None),
+                args=batching.with_own_batches(ready.args, train_dataset).replaced(model_init_kwargs=None),
                 data_collator=self._collator(data_collator, ready.tokenizer, ready.args),
                 train_dataset=self._features(train_dataset, ready.tokenizer, ready.args, "train"),
                 eval_dataset=self._features(eval_dataset, ready.tokenizer, ready.args, "eval"),
