@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from left_trainer.adapters.text_files import write_whole
 from left_trainer.comparison.cell import PREDICTIONS_FILE
 from left_trainer.comparison.page import write_page
 from left_trainer.comparison.plots import draw_plots
@@ -32,7 +33,7 @@ def write_outputs(
     write_results(results, folder)
     summary = summarize(results, title, command, predictions_of(results, folder))
     for name, text in (("table.md", markdown(summary)), ("table.csv", to_csv(summary)), ("table.tex", latex(summary))):
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
     write_page(summary.to_json(), folder / "index.html")
     if plots:
         draw_plots(summary, folder)
