@@ -71,7 +71,7 @@ TRAINING_RANGES: dict[str, Range] = {
     "weight_decay": NOT_NEGATIVE,
 }
 MODEL_RANGES = {"pad_to_multiple_of": COUNT}
-DATA_RANGES = {"max_train_samples": COUNT, "max_eval_samples": COUNT}
+DATA_RANGES = {"max_train_samples": COUNT, "max_eval_samples": COUNT, "shuffle_buffer_size": COUNT}
 RANGES = {**TRAINING_RANGES, **MODEL_RANGES, **DATA_RANGES}
 
 

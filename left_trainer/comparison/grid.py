@@ -18,6 +18,7 @@ from left_trainer.data.loading import load_task_data
 from left_trainer.methods import get_method, list_methods
 from left_trainer.methods.apply import build_config
 from left_trainer.methods.patterns import check_patterns
+from left_trainer.methods.trial import check_shapes
 from left_trainer.models import build_skeleton, load_tokenizer
 from left_trainer.ranges import POSITIVE, Range, is_number
 from left_trainer.secret_values import take_tokens
@@ -150,6 +151,7 @@ def check_cell(cell: Cell, output_dir: Path) -> None:
         planned = build_config(skeleton, method, args.peft_options, source.family)
         if planned is not None:
             check_patterns(skeleton, planned)
+            check_shapes(skeleton, planned, method.name)
 
 
 def _check(options: GridOptions) -> None:
@@ -228,6 +230,11 @@ def _unusable(options: GridOptions, method: str, output_dir: Path) -> str | None
 
 def _data(options: GridOptions, task: Entry, output_dir: Path) -> dict[str, str]:
     _, data_args, _ = Cell("base", task.name, {**options.arguments, **task.arguments}, {}).parse(output_dir)
+    if data_args.streaming:
+        raise ValueError(
+            "streaming=True cannot be compared: cells are known by the content of their data, which is read in whole. "
+            "Remove --streaming; rows of files are stored once, for all cells."
+        )
     return {"data_sha256": data_sha256(load_task_data(get_task(task.name), data_args))}
 
 

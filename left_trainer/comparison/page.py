@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from left_trainer.adapters.text_files import write_whole
 from left_trainer.runs.json_records import to_json
 
 SCRIPTS = ("elements.js", "charts.js", "run.js", "page.js")
@@ -39,7 +40,7 @@ def write_page(summary: Mapping[str, Any], path: Path) -> None:
     }
     # One pass, so that what is filled in is not searched for places to fill.
     page = re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _read("page.html"))
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _read(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from left_trainer.comparison.cell import BASE
 from left_trainer.comparison.rows import Row, Summary, TaskSummary
+from left_trainer.storage.whole import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,4 +184,5 @@ def _curves(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=130, format="png")

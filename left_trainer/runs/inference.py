@@ -19,6 +19,7 @@ from left_trainer.data.features import tokenize_sources, without_appended_end
 from left_trainer.data.prompts import PromptFormat, length_limit, model_positions, room_for_answers
 from left_trainer.evaluation.generation import (
     DEFAULT_MAX_NEW_TOKENS,
+    end_of_prompt,
     generate_completions,
     read_generation_config,
     scored_generation_config,
@@ -30,6 +31,7 @@ from left_trainer.methods.apply import find_method
 from left_trainer.methods.option_ranges import check_config
 from left_trainer.methods.saving import adapter_method, adapter_positions, load_trained
 from left_trainer.models import ModelSource, load_tokenizer, without_adapter
+from left_trainer.models.folder_files import check_has_weights
 from left_trainer.models.languages import generate_in_target_language
 from left_trainer.runs.report import REPORT_FILE, TrainingReport
 from left_trainer.trainer.run_checks import check_generation
@@ -112,7 +114,8 @@ class Generator:
         if self.family == "encoder_decoder":
             return tokenize_sources(prompts, self.tokenizer, limit, self.settings.truncation_mode)
         # A decoder-only model goes on from the end of its prompt.
-        return {name: [row[-limit:] for row in rows] for name, rows in features.items()}
+        begin = self.tokenizer.bos_token_id
+        return {"input_ids": [end_of_prompt(torch.tensor(row), limit, begin).tolist() for row in features["input_ids"]]}
 
     def _answer(self, features: Mapping[str, Any]) -> list[str]:
         if self.family == "encoder_decoder":
@@ -164,6 +167,7 @@ def source_for_use(path: str, trust_remote_code: bool = False, dtype: str | None
     source = ModelSource.of(path, options)
     if source.adapter is not None:
         check_config(source.adapter, path)
+    check_has_weights(source.base_name)
     return dataclasses.replace(source, options={"dtype": "auto", **source.options})
 
 

@@ -128,7 +128,7 @@ def train(options: dict[str, Any]) -> None:
 
 
 KWARGS = {
-    "adalora": {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 1, "deltaT": 1},
+    "adalora": {"init_r": 4, "target_r": 2},
     "p_tuning": {"num_virtual_tokens": 4, "encoder_hidden_size": 8},
 }
 
