@@ -159,7 +159,7 @@ def _victim(options: dict[str, object]) -> tuple[int, str]:
 
 
 def _train(out: Path) -> list[str]:
-    return ["train", *SMALL, "--max_test_samples", "4", "--overwrite_output_dir", "--output_dir", str(out)]
+    return ["train", *SMALL, "--overwrite_output_dir", "--output_dir", str(out)]
 
 
 def _merge(out: Path) -> list[str]:
