@@ -71,7 +71,7 @@ TRAINING_RANGES: dict[str, Range] = {
     "weight_decay": NOT_NEGATIVE,
 }
 MODEL_RANGES = {"pad_to_multiple_of": COUNT}
-DATA_RANGES = {"max_train_samples": COUNT, "max_eval_samples": COUNT}
+DATA_RANGES = {"max_train_samples": COUNT, "max_eval_samples": COUNT, "shuffle_buffer_size": COUNT}
 RANGES = {**TRAINING_RANGES, **MODEL_RANGES, **DATA_RANGES}
 
 
@@ -90,7 +90,7 @@ def check_fields(arguments: Any) -> None:
         TypeError: A value of another type than the field's.
         ValueError: A number outside of its range, or a name that is none of the choices.
     """
-    hints = hints_of(type(arguments))
+    hints = hints_of(type(arguments))  # type: ignore[arg-type]
     for field in dataclasses.fields(arguments):
         value, hint = getattr(arguments, field.name, None), hints[field.name]
         if value is None and allows_none(hint):

@@ -21,6 +21,8 @@ LEVELS = [
         "token_mean",
         "secret_values",
         "shown_text",
+        "storage",
+        "interrupts",
         "recording",
         "ranges",
         "argument_parser",

@@ -208,7 +208,7 @@ class _Planner:
             source_tokens=self.source if source_tokens is None else source_tokens,
             target_tokens=self.target if target_tokens is None else target_tokens,
             dtype=dtype or self.model_args.dtype,
-            device=self.device.kernels if self.device else self.options.device,
+            device=self.device or self.options.device,
         )
 
 

@@ -230,6 +230,11 @@ def _unusable(options: GridOptions, method: str, output_dir: Path) -> str | None
 
 def _data(options: GridOptions, task: Entry, output_dir: Path) -> dict[str, str]:
     _, data_args, _ = Cell("base", task.name, {**options.arguments, **task.arguments}, {}).parse(output_dir)
+    if data_args.streaming:
+        raise ValueError(
+            "streaming=True cannot be compared: cells are known by the content of their data, which is read in whole. "
+            "Remove --streaming; rows of files are stored once, for all cells."
+        )
     return {"data_sha256": data_sha256(load_task_data(get_task(task.name), data_args))}
 
 

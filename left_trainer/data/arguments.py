@@ -87,6 +87,9 @@ class DataArguments:
         test_file: File with rows that are scored before and after training. Without it, the validation rows are used.
         encoding: Encoding of files of text; by default UTF-8, or that of the mark at the start of a file.
         overwrite_cache: Read the files anew, and all that was made of them, even where an earlier run has stored it.
+        streaming: Read the training rows while training, and start at once. Needs `max_steps`. Without validation rows,
+            the first 200 rows are held out.
+        shuffle_buffer_size: Rows of a stream that are shuffled with each other.
         source_column: Column that the model reads; by default the column of the task or of its Hub dataset. A dot
             selects a nested column, `translation.en`.
         target_column: Column that the model learns to write; same default and form.
@@ -111,6 +114,12 @@ class DataArguments:
         default=None, metadata={"help": "Encoding of text files: utf-16, latin-1, ... Default: UTF-8."}
     )
     overwrite_cache: bool = field(default=False, metadata={"help": "Read and tokenize files anew."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the training rows while training. Needs --max_steps."}
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Rows of a stream that are shuffled with each other."}
+    )
     source_column: str | None = field(
         default=None, metadata={"help": "Column to read. Default: the column of the task."}
     )

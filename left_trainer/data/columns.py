@@ -7,15 +7,16 @@ from typing import Any
 
 import pyarrow
 import pyarrow.compute
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, IterableDataset, Value
 
+from left_trainer.data.dataset_types import AnyDataset
 from left_trainer.registry import did_you_mean
 
 ROLES = ("source", "target")
 ARROW_ROWS = 10_000
 
 
-def text_columns(rows: Dataset, columns: Mapping[str, str], split: str) -> Dataset:
+def text_columns(rows: AnyDataset, columns: Mapping[str, str], split: str) -> AnyDataset:
     """Rows with nothing but the text columns `source` and `target`.
 
     Args:
@@ -27,6 +28,8 @@ def text_columns(rows: Dataset, columns: Mapping[str, str], split: str) -> Datas
     Raises:
         ValueError: A missing column, or a row whose source or target is no text or empty.
     """
+    if isinstance(rows, IterableDataset):
+        return _streamed_columns(rows, columns, split)
     rows = rows.flatten()
     for role in ROLES:
         if columns[role] not in rows.column_names:
@@ -51,6 +54,17 @@ def text_columns(rows: Dataset, columns: Mapping[str, str], split: str) -> Datas
         }
 
     return rows.map(texts, batched=True, with_indices=True, remove_columns=rows.column_names, desc="Columns")
+
+
+def _streamed_columns(rows: IterableDataset, columns: Mapping[str, str], split: str) -> IterableDataset:
+    kinds = dict(rows.features or {})
+
+    def texts(row: Mapping[str, Any], number: int) -> dict[str, str]:
+        named = {name: _class_name(value, kinds.get(name)) for name, value in row.items()}
+        source, target = record_texts(named, columns, f"Row {number} of the {split} rows")
+        return {"source": source, "target": target}
+
+    return rows.map(texts, with_indices=True, remove_columns=list(next(iter(rows), {})))
 
 
 def record_texts(row: Mapping[str, Any], columns: Mapping[str, str], named: str) -> tuple[str, str]:

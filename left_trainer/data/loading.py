@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+import re
 from collections.abc import Mapping
 from itertools import islice
+from pathlib import Path
 from random import Random
 
 from datasets import Dataset, DatasetDict, load_dataset
@@ -13,8 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.columns import text_columns
-from left_trainer.data.files import read_file
+from left_trainer.data.dataset_types import AnyDataset
+from left_trainer.data.files import read_file, stream_file
 from left_trainer.data.prompts import to_prompts
+from left_trainer.data.splits import first_rows, stored_splits, streamed_splits
 from left_trainer.methods import get_method
 from left_trainer.models.languages import set_languages
 from left_trainer.models.source import ModelSource
@@ -24,9 +29,8 @@ from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT_FRACTION = 0.05
-SPLIT_SEED = 0
 MAX_DRAWS_PER_ROW = 10
+HUB_NAME = re.compile(r"[\w.-]*\w(/[\w.-]*\w)?")
 
 
 def load_task_data(task: Task, data: DataArguments, token: str | None = None) -> DatasetDict:
@@ -34,7 +38,8 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
 
     Args:
         task: Names the columns, and generates the data when `data` names none.
-        data: What the user asked for. The task's own `hub_dataset` brings its configuration and columns.
+        data: What the user asked for. The task's own `hub_dataset` brings its configuration and columns. With
+            `streaming`, the training rows are an `IterableDataset`, and the splits a plain dict.
         token: Hub token for private data.
 
     Raises:
@@ -54,14 +59,14 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
     known = _known_columns(task, data)
     columns = _columns(data, known)
     if given:
-        rows = DatasetDict({split: _read(split, path, columns, data) for split, path in given.items()})
+        rows = {split: _read(split, path, columns, data) for split, path in given.items()}
     else:
         name, config_name = data.dataset_name, data.dataset_config_name or known.config_name
-        loaded = embedded_data(task) if name is None else _load(name, config_name, token)
-        rows = DatasetDict({split: text_columns(loaded[split], columns, split) for split in SPLITS if split in loaded})
-    splits = _complete_splits(rows, data.dataset_name or "the data")
+        loaded = embedded_data(task) if name is None else _load(name, config_name, token, data.streaming)
+        rows = {split: text_columns(loaded[split], columns, split) for split in SPLITS if split in loaded}
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
-    return DatasetDict({split: _first(splits[split], limits[split], split) for split in SPLITS})
+    name = data.dataset_name or "the data"
+    return streamed_splits(rows, limits, name) if data.streaming else stored_splits(rows, limits, name)
 
 
 def prepare_task_data(
@@ -86,14 +91,22 @@ def prepare_task_data(
     """
     set_languages(tokenizer, data.source_lang, data.target_lang)
     source = ModelSource.of(model, loading_options(args))
+    if data.streaming and args.max_steps <= 0:
+        raise ValueError(
+            "streaming=True does not know how many rows there are, so a run needs max_steps. Pass for example "
+            "--max_steps 1000."
+        )
     splits = load_task_data(task, data, token=source.options.get("token"))
+    if data.streaming:
+        seed = args.seed if args.data_seed is None else args.data_seed
+        splits["train"] = splits["train"].shuffle(seed=seed, buffer_size=data.shuffle_buffer_size)
     reserved = get_method(args.peft_method).positions(args.peft_options, source.family).source
 
-    def prompts(name: str, rows: Dataset) -> Dataset:
+    def prompts(name: str, rows: AnyDataset) -> AnyDataset:
         answers = (args.generation_max_length or 0) if args.predict_with_generate and name != "train" else 0
         return to_prompts(rows, task, tokenizer, source, args.max_length, data.prompt, reserved, answers)
 
-    return DatasetDict({name: prompts(name, rows) for name, rows in splits.items()})
+    return type(splits)({name: prompts(name, rows) for name, rows in splits.items()})
 
 
 def load_test_rows(task: Task, data: DataArguments) -> Dataset:
@@ -106,7 +119,7 @@ def load_test_rows(task: Task, data: DataArguments) -> Dataset:
     if data.prompt is not None:
         check_prompt(data.prompt)
     columns = _columns(data, _known_columns(task, data))
-    return _first(_read("test", str(data.test_file), columns, data), data.max_eval_samples, "test")
+    return first_rows(_read("test", str(data.test_file), columns, data), data.max_eval_samples, "test")
 
 
 def _columns(data: DataArguments, known: HubDataset) -> dict[str, str]:
@@ -147,13 +160,17 @@ def _known_columns(task: Task, data: DataArguments) -> HubDataset:
     return HubDataset(data.dataset_name or "", task.source_column, task.target_column)
 
 
-def _read(split: str, path: str, columns: Mapping[str, str], data: DataArguments) -> Dataset:
+def _read(split: str, path: str, columns: Mapping[str, str], data: DataArguments) -> AnyDataset:
+    if data.streaming and split == "train":
+        return stream_file("train_file", path, columns, data.encoding)
     return read_file(f"{split}_file", path, columns, data.encoding, data.overwrite_cache)
 
 
-def _load(name: str, config_name: str | None, token: str | None) -> DatasetDict:
+def _load(name: str, config_name: str | None, token: str | None, streaming: bool) -> Mapping[str, AnyDataset]:
+    if Path(name).exists():
+        _check_folder(name)
     try:
-        return load_dataset(name, config_name, token=token)
+        return load_dataset(name, config_name, token=token, streaming=streaming)
     except DatasetGenerationError as error:
         lines = str(error.__cause__ or error).strip().splitlines()
         cause = " ... ".join(dict.fromkeys((lines[0], lines[-1])))
@@ -163,22 +180,15 @@ def _load(name: str, config_name: str | None, token: str | None) -> DatasetDict:
         ) from error
 
 
-def _complete_splits(rows: DatasetDict, name: str) -> DatasetDict:
-    if "train" not in rows:
-        raise ValueError(f"{name} has the splits {', '.join(map(str, rows))} and no 'train'. Pass files instead.")
-    if "validation" not in rows:
-        if len(rows["train"]) < 2:
-            raise ValueError(f"{name} has one training row and no validation rows. Pass --validation_file.")
-        n_held_out = max(1, int(len(rows["train"]) * HELD_OUT_FRACTION))
-        held_out = rows["train"].train_test_split(test_size=n_held_out, seed=SPLIT_SEED)
-        rows["train"], rows["validation"] = held_out["train"], held_out["test"]
-    if "test" not in rows:
-        rows["test"] = rows["validation"]
-    return rows
-
-
-def _first(rows: Dataset, limit: int | None, split: str) -> Dataset:
-    """The first `limit` rows, or all."""
-    if len(rows) == 0:
-        raise ValueError(f"The {split} rows are empty. Pass data with at least one row.")
-    return rows.select(range(min(len(rows), limit or len(rows))))
+def _check_folder(name: str) -> None:
+    """Refuse what `datasets` would take for something else than the folder of that name."""
+    path = Path(name).absolute()
+    if path.is_file():
+        raise ValueError(f"dataset_name={name!r} is a file. Pass it with --train_file.")
+    if glob.has_magic(str(path)) or "::" in str(path):
+        raise ValueError(
+            f"dataset_name={name!r} is the folder {str(path)!r}, and datasets takes the characters *, ?, [ and "
+            ":: in it for a pattern of several names. Rename it, or pass its files with --train_file, ..."
+        )
+    if HUB_NAME.fullmatch(name):
+        logger.warning("dataset_name=%r is read from the folder %r, not from the Hub.", name, str(path))

@@ -10,7 +10,11 @@ from torch.utils.data import Sampler
 
 from left_trainer.models import ModelFamily
 
-POOL_STEPS = 100  # more leave less padding and less chance in which rows meet; benchmarks/NOTES.md has the figures
+# Larger pools leave less padding. They also fill steps with rows of one kind, such as those of one label, which a short
+# run does not recover from; docs/speed.md has the figures.
+POOL_STEPS = 100
+LEAST_POOL_STEPS = 8
+POOLS = 16  # of an epoch, at least, where pools are smaller than POOL_STEPS
 # What a batch pads: for decoder-only models prompt and completion are one sequence.
 PADDED_COLUMNS: dict[ModelFamily, tuple[str, ...]] = {
     "encoder_decoder": ("input_ids", "labels"),
@@ -21,10 +25,10 @@ PADDED_COLUMNS: dict[ModelFamily, tuple[str, ...]] = {
 class LengthGroupedSampler(Sampler[int]):
     """Rows in an order in which every batch has rows of about the same lengths, and batches come in random order.
 
-    Rows are drawn into pools at random. A pool is halved, again and again, along the column whose lengths differ most
-    in the part at hand, until a part is what one step reads. The step with the longest rows comes first in an epoch, so
-    that a batch that does not fit into the memory shows at once. Rows that fill no step, others in each epoch, come
-    last.
+    Rows are drawn into pools at random, of 8 steps in a short epoch and of 100 in a long one. A pool is halved, again
+    and again, along the column whose lengths differ most in the part at hand, until a part is what one step reads. The
+    step with the longest rows comes first in an epoch, so that a batch that does not fit into the memory shows at once.
+    Rows that fill no step, others in each epoch, come last.
 
     Args:
         lengths: In tokens, `(rows, columns)`: of sources and targets, or of whole sequences.
@@ -52,7 +56,7 @@ class LengthGroupedSampler(Sampler[int]):
         rows = generator.permutation(len(self.lengths))
         n_steps = len(rows) // self.step_rows
         whole, rest = np.split(rows, [n_steps * self.step_rows])
-        pools = np.array_split(whole.reshape(n_steps, self.step_rows), -(-n_steps // POOL_STEPS) or 1)
+        pools = np.array_split(whole.reshape(n_steps, self.step_rows), -(-n_steps // pool_steps(n_steps)) or 1)
         steps = [step for pool in pools for step in self._alike(pool.reshape(-1), self.step_rows)]
         generator.shuffle(steps)
         longest = max(range(len(steps)), key=lambda number: self._width(steps[number]))
@@ -73,3 +77,8 @@ class LengthGroupedSampler(Sampler[int]):
     def _width(self, rows: NDArray[np.int64]) -> int:
         """Tokens of a row of the batch, padding included."""
         return int(self.lengths[rows].max(axis=0, initial=0).sum())
+
+
+def pool_steps(n_steps: int) -> int:
+    """Steps of a pool in an epoch of `n_steps`."""
+    return min(POOL_STEPS, max(LEAST_POOL_STEPS, n_steps // POOLS))

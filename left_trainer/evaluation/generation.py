@@ -94,10 +94,11 @@ def split_prompts(
             "predict_with_generate=True needs to know where each prompt ends, and a row of the evaluation data has no "
             "prompt: its labels cover the whole text. Pass prompt/completion rows, or set predict_with_generate=False."
         )
-    return rows if room is None else [_end_of_prompt(row, room, bos_token_id) for row in rows]
+    return rows if room is None else [end_of_prompt(row, room, bos_token_id) for row in rows]
 
 
-def _end_of_prompt(prompt: torch.Tensor, room: int, bos_token_id: int | None) -> torch.Tensor:
+def end_of_prompt(prompt: torch.Tensor, room: int, bos_token_id: int | None) -> torch.Tensor:
+    """The last `room` tokens of `prompt`, of which the first is the one that begins a text where the prompt has it."""
     if len(prompt) <= room:
         return prompt
     begins = int(room > 1 and int(prompt[0]) == bos_token_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +18,11 @@ from left_trainer.models import load_tokenizer
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share, write_report
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.training_parser import TrainingParser
+from left_trainer.storage.locks import folder_lock
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
-from left_trainer.trainer.checks import Request, check_model_and_method, check_output_dir
+from left_trainer.trainer.checkpoints import check_room
+from left_trainer.trainer.checks import Request, check_model_and_method
 from left_trainer.trainer.divergence import TrainingDivergedError
 from left_trainer.trainer.preparation import method_of
 from left_trainer.training_args import LeftTrainingArguments
@@ -65,7 +68,7 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
     args = with_task_settings(task, args)
     source = model_args.source(args)
     check_model_and_method(Request(source, args, method_of(source, args, None)))  # before the rows are read
-    check_output_dir(args)
+    check_room(args)
     tokenizer = load_tokenizer(source)
     data = prepare_task_data(task, data_args, source, tokenizer, args)
     trainer = LeftTrainer(
@@ -105,7 +108,15 @@ def fine_tune(run: Run) -> TrainingReport:
 
     Raises:
         TrainingDivergedError: The training diverged. The report says so, and no adapter is saved.
+        FolderInUseError: Another process runs in `output_dir`.
+        WriteFailedError: The disk is full, read-only or gone.
     """
+    args = run.trainer.args
+    with folder_lock(str(args.output_dir)) if args.process_index == 0 else contextlib.nullcontext():
+        return _fine_tune(run)
+
+
+def _fine_tune(run: Run) -> TrainingReport:
     trainer, rows = run.trainer, run.data["test"]
     with trainer.without_adapter():
         before = score(trainer, rows)

@@ -19,6 +19,7 @@ from left_trainer.data.features import tokenize_sources, without_appended_end
 from left_trainer.data.prompts import PromptFormat, length_limit, model_positions, room_for_answers
 from left_trainer.evaluation.generation import (
     DEFAULT_MAX_NEW_TOKENS,
+    end_of_prompt,
     generate_completions,
     read_generation_config,
     scored_generation_config,
@@ -113,7 +114,8 @@ class Generator:
         if self.family == "encoder_decoder":
             return tokenize_sources(prompts, self.tokenizer, limit, self.settings.truncation_mode)
         # A decoder-only model goes on from the end of its prompt.
-        return {name: [row[-limit:] for row in rows] for name, rows in features.items()}
+        begin = self.tokenizer.bos_token_id
+        return {"input_ids": [end_of_prompt(torch.tensor(row), limit, begin).tolist() for row in features["input_ids"]]}
 
     def _answer(self, features: Mapping[str, Any]) -> list[str]:
         if self.family == "encoder_decoder":

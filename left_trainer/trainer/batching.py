@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler, SequentialSampler
 
 from left_trainer.data.dataset_types import is_lazy
@@ -52,6 +52,17 @@ def sequential_sampler(args: LeftTrainingArguments, dataset: Any) -> Sampler[int
     `Trainer` would permute them too: predictions would no longer be in the order of their rows.
     """
     return SequentialSampler(dataset) if args.world_size == 1 else None
+
+
+def with_own_batches(args: LeftTrainingArguments, dataset: Any) -> LeftTrainingArguments:
+    """Arguments with which each process makes its batches of a stream itself, as `SFTTrainer` has it.
+
+    By default the first process makes all of them, and fails to join those of different lengths (accelerate 1.15).
+    """
+    config = args.accelerator_config
+    if not isinstance(dataset, IterableDataset) or config.dispatch_batches is not None or config.split_batches:
+        return args
+    return args.replaced(accelerator_config=dataclasses.replace(config, dispatch_batches=False))
 
 
 def were_text(dataset: Any) -> bool:

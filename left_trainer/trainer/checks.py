@@ -11,7 +11,6 @@ from datasets import Dataset
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from left_trainer.adapters.task_ids import TASK_IDS, number_of_tasks
 from left_trainer.argument_checks import check_arguments
@@ -30,8 +29,6 @@ from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
 from left_trainer.trainer.run_checks import check_best_metric, check_precision, check_run_arguments, check_writable
 from left_trainer.training_args import LeftTrainingArguments
-
-RESULT_FILES = (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def check(request: Request) -> None:
     check_evaluation_loss(request.args, request.eval_dataset)
     check_best_metric(request.args, request.compute_metrics, request.eval_dataset)
     check_task_ids(request)
-    check_output_dir(request.args)
+    check_writable(Path(request.args.output_dir or ""))
     check_datasets(request)
     check_prompts(request)
 
@@ -202,19 +199,6 @@ def check_losses(request: Request) -> None:
         raise ValueError(
             f"{given[0]} and {given[1]} each define the loss, and only one of them would be used. Remove one of them."
         )
-
-
-def check_output_dir(args: LeftTrainingArguments) -> None:
-    """Raise unless `output_dir` can be written and holds no earlier result that the run would replace."""
-    directory = Path(args.output_dir or "")
-    found = [name for name in RESULT_FILES if (directory / name).exists()]
-    if found and not (args.overwrite_output_dir or args.resume_from_checkpoint):
-        raise FileExistsError(
-            f"output_dir={str(directory)!r} already holds {found[0]} of an earlier run. Choose another directory, "
-            "continue that run with resume_from_checkpoint, or replace it with overwrite_output_dir=True "
-            "(--overwrite_output_dir)."
-        )
-    check_writable(directory)
 
 
 def check_devices(args: LeftTrainingArguments) -> None:

@@ -27,6 +27,7 @@ from left_trainer.models.languages import generate_in_target_language
 from left_trainer.models.positions import Limits, position_limits
 from left_trainer.trainer.checks import Request, check_fits, check_text_tokenizer, check_tokenizer, check_vocabulary
 from left_trainer.trainer.generation import completed_generation_config
+from left_trainer.trainer.guarded import check_folder_free_for
 from left_trainer.training_args import LeftTrainingArguments
 
 if TYPE_CHECKING:
@@ -66,8 +67,10 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
 
     Raises:
         ValueError: A tokenizer that cannot be used, or as `prepare_model`.
+        FolderInUseError: Another process trains in `output_dir`.
     """
     source, args, method = request.source, request.args, request.method
+    check_folder_free_for(args)
     tokenizer = tokenizer or _own_tokenizer(request)
     if tokenizer is not None:
         check_tokenizer(tokenizer, request)

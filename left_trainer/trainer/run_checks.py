@@ -153,7 +153,7 @@ def check_best_metric(
 ) -> None:
     """Refuse a `metric_for_best_model` that no evaluation of the run computes, where its scores are known."""
     asked = args.metric_for_best_model
-    metrics = DEFAULT_METRICS if args.predict_with_generate else ()
+    metrics: tuple[str, ...] | None = DEFAULT_METRICS if args.predict_with_generate else ()
     if compute_metrics is not None:
         metrics = getattr(compute_metrics, METRICS_ATTRIBUTE, None)
     names = None if metrics is None else score_names(metrics)

@@ -27,20 +27,16 @@ from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
-from left_trainer.methods.saving import (
-    check_saved_adapter,
-    complete_adapter_directory,
-    restore_training_state,
-    saving_active_adapter,
-)
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
+from left_trainer.trainer.checkpointing import CheckpointingTrainer
 from left_trainer.trainer.checkpoints import checkpoint_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
 from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets
 from left_trainer.trainer.fresh_models import first_source, prepare_fresh_model, with_method_options
 from left_trainer.trainer.generation import use_generation_config
+from left_trainer.trainer.guarded import guarded_training
 from left_trainer.trainer.losses import AddedTerms, compute_loss
 from left_trainer.trainer.model_card import create_model_card_as_transformers, create_model_card_as_trl
 from left_trainer.trainer.neftune import neftune_callbacks
@@ -53,12 +49,12 @@ from left_trainer.trainer.preparation import (
     unrounded_adapter,
     without_adapter_on_head,
 )
-from left_trainer.trainer.reading import ReadingTrainer
-from left_trainer.trainer.saving import write_settings
+from left_trainer.trainer.run_identity import check_identity
+from left_trainer.trainer.saving import saved_whole
 from left_trainer.training_args import LeftTrainingArguments
 
 
-class LeftTrainer(ReadingTrainer):
+class LeftTrainer(CheckpointingTrainer):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
@@ -158,8 +154,7 @@ class LeftTrainer(ReadingTrainer):
         given = (peft_config, quantization_config, train_dataset, eval_dataset, compute_loss_func, formatting_func)
         of_training = (data_collator, optimizers, optimizer_cls_and_kwargs, model_init is not None)
         method = method_of(source, args, peft_config)
-        names = {"names_method": peft_method is not None, "compute_metrics": compute_metrics}
-        request = Request(source, args, method, *given, *of_training, **names)
+        request = Request(source, args, method, *given, *of_training, peft_method is not None, compute_metrics)
         check(request)
         ready = prepare(request, processing_class)
         self.cut_rows = {}
@@ -170,7 +165,7 @@ class LeftTrainer(ReadingTrainer):
             super().__init__(
                 model=ready.model,
                 # TRL would warn that model_init_kwargs is ignored; the model was loaded with it.
-                args=ready.args.replaced(model_init_kwargs=None),
+                args=batching.with_own_batches(ready.args, train_dataset).replaced(model_init_kwargs=None),
                 data_collator=self._collator(data_collator, ready.tokenizer, ready.args),
                 train_dataset=self._features(train_dataset, ready.tokenizer, ready.args, "train"),
                 eval_dataset=self._features(eval_dataset, ready.tokenizer, ready.args, "eval"),
@@ -229,8 +224,8 @@ class LeftTrainer(ReadingTrainer):
         """Train, or go on with an interrupted run.
 
         Args:
-            resume_from_checkpoint: Path of a checkpoint, or `True` for the last one in `output_dir` that was written
-                to its end.
+            resume_from_checkpoint: Path of a checkpoint, or `True` for the last whole one in `output_dir`, and for the
+                beginning where there is none.
             args: Passed to `Trainer.train`.
             kwargs: Passed to `Trainer.train`.
 
@@ -238,14 +233,20 @@ class LeftTrainer(ReadingTrainer):
         `model_init` it starts from a fresh model.
 
         Raises:
-            FileExistsError: A fresh run, and `output_dir` holds checkpoints of another.
-            FileNotFoundError: `True`, and there is no complete checkpoint.
+            FileExistsError: A fresh run, and `output_dir` holds the result or checkpoints of another.
+            ValueError: The checkpoint is not whole, or is of another run.
+            FolderInUseError: Another process trains in `output_dir`.
+            WriteFailedError: The disk is full, read-only or gone; the checkpoints that were there still are.
+            KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved (`save_on_signal`); `SystemExit` after SIGTERM.
         """
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args, self.state.global_step > 0)
-        self.starts_anew = not checkpoint
-        if self.starts_anew and self.model_init is None:
-            self.initialize_method()
-        return super().train(checkpoint, *args, **kwargs)
+        with guarded_training(self):
+            checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args, self.state.global_step > 0)
+            if checkpoint:
+                check_identity(self, checkpoint)
+            self.starts_anew = not checkpoint
+            if self.starts_anew and self.model_init is None:
+                self.initialize_method()
+            return super().train(checkpoint, *args, **kwargs)
 
     def initialize_method(self) -> None:
         """Set the weights of a new adapter from the model or the first batches."""
@@ -313,22 +314,8 @@ class LeftTrainer(ReadingTrainer):
     # Files
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        model, directory = unwrapped(self.model), output_dir or str(self.args.output_dir)
-        with saving_active_adapter(model, directory):
-            super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            complete_adapter_directory(model, directory)
-            write_settings(self, directory)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.hooks.restore(unwrapped(self.model), resume_from_checkpoint)
-        check_saved_adapter(unwrapped(self.model), resume_from_checkpoint)
-        if not restore_training_state(unwrapped(self.model), resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not restore_training_state(unwrapped(self.model), self.state.best_model_checkpoint):
-            super()._load_best_model()
+        with saved_whole(self, output_dir or str(self.args.output_dir)) as directory:
+            super()._save(directory, state_dict)
 
 
 class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):

@@ -67,6 +67,47 @@ def test_files_of_a_folder_whose_columns_differ(tmp_path):
         load_task_data(TASK, DataArguments(dataset_name=str(tmp_path)))
 
 
+@pytest.mark.parametrize("name", ["run[1]", "run?", "a*", "a::b"])
+def test_a_folder_whose_name_would_be_a_pattern(name, tmp_path):
+    for folder in (name, "run1", "runx", "ab"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "train.jsonl")
+    with pytest.raises(ValueError, match=r"dataset_name=.* is the folder .* pattern .*--train_file"):
+        load_task_data(TASK, DataArguments(dataset_name=str(tmp_path / name)))
+
+
+def test_a_folder_with_the_name_of_a_data_set(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    name = TASK.hub_dataset.name
+    Path(name).mkdir(parents=True)
+    write(Path(name, "train.jsonl"))
+    columns = {"source_column": "document", "target_column": "summary", "dataset_config_name": "default"}
+    with caplog.at_level("WARNING"):
+        data = load_task_data(TASK, DataArguments(dataset_name=name, **columns))
+    assert len(data["train"]) == 38
+    assert f"dataset_name={name!r} is read from the folder" in caplog.text
+    with pytest.raises(ValueError, match=r"is a file\. Pass it with --train_file"):
+        load_task_data(TASK, DataArguments(dataset_name=f"{name}/train.jsonl"))
+
+
+def test_rows_are_cut_as_without_the_quick_look(tokenizers, monkeypatch):
+    """Texts that surely fit are not tokenized to see whether they do."""
+    rows = Dataset.from_list(
+        [
+            {"source": text * number, "target": "red" * number}
+            for text in ("word ", "été", "日本")
+            for number in range(30)
+        ]
+    )
+    for family, model_type in (("encoder_decoder", "t5"), ("decoder_only", "llama")):
+        source, tokenizer = ModelSource.of(tiny_model(model_type)), tokenizers[family]
+        quick = to_prompts(rows, TASK, tokenizer, source, 60, max_new_tokens=8).to_list()
+        with monkeypatch.context() as patched:
+            patched.setattr("left_trainer.data.prompts.most_tokens", lambda text: 10**9)
+            assert to_prompts(rows, TASK, tokenizer, source, 60, max_new_tokens=8).to_list() == quick
+        assert 0 < sum(row["source_was_cut"] for row in quick) < len(quick)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -36,9 +36,24 @@ def test_every_row_comes_once(n_rows, batches_per_step, lengths):
 def test_sources_and_targets_are_both_padded_little(lengths):
     random = padded_share(lengths, np.random.default_rng(1).permutation(N_ROWS), 4)
     grouped = padded_share(lengths, order(lengths), 4)
+    assert all(grouped < 0.55 * random)
+
+
+def test_the_longer_an_epoch_the_less_is_padded():
+    lengths = np.random.default_rng(0).integers(1, 100, (8000, 2))
+    random = padded_share(lengths, np.random.default_rng(1).permutation(8000), 4)
     by_sum = padded_share(lengths, lengths.sum(1).argsort(), 4)
-    assert all(grouped < 0.35 * random)
+    grouped = padded_share(lengths, order(lengths), 4)
+    assert all(grouped < 0.25 * random)
     assert all(grouped < 0.5 * by_sum)
+
+
+def test_a_short_epoch_has_several_kinds_of_rows_in_each_step():
+    """Though the two kinds differ in length, by the one token that their labels differ in."""
+    kinds = np.random.default_rng(0).integers(0, 2, 2400)
+    lengths = np.stack([np.random.default_rng(1).normal(50, 8, 2400).astype(int), 4 + kinds], axis=1)
+    steps = kinds[order(lengths, batch_size=16)].reshape(-1, 16).mean(axis=1)
+    assert (np.abs(steps - 0.5) < 0.5).mean() > 0.98
 
 
 def test_the_order_is_seeded_and_another_in_each_epoch(lengths):

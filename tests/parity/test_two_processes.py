@@ -65,6 +65,13 @@ def test_two_processes_evaluate_by_length_as_in_order(model_type, python, tmp_pa
     assert by_length["loss"] == pytest.approx(in_order["loss"], rel=1e-6)
 
 
+@pytest.mark.parametrize("model_type", ["t5", "llama"])
+def test_two_processes_read_a_stream_as_one_reads_it(model_type, python, tmp_path):
+    """Batches of several lengths included, which the first process could not join for the others."""
+    one, two = (run(python, model_type, number, 8 // number, 1, tmp_path, "streamed") for number in (1, 2))
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+
+
 def test_the_fused_lora_pass_under_fsdp2(python):
     launch = [python, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     result = subprocess.run(

@@ -34,8 +34,12 @@ args = LeftTrainingArguments(
     use_cpu=True,
     seed=5,
 )
+rows = Dataset.from_list(tiny_rows())
 trainer = LeftTrainer(
-    model, args, train_dataset=Dataset.from_list(tiny_rows()), processing_class=tiny_tokenizer(model_family(model))
+    model,
+    args,
+    train_dataset=rows.to_iterable_dataset() if sort == "streamed" else rows,
+    processing_class=tiny_tokenizer(model_family(model)),
 )
 trainer.train()
 prediction = trainer.predict(Dataset.from_list(tiny_rows(5)))

@@ -113,6 +113,18 @@ def test_prompts_beyond_the_positions_are_cut_and_counted(family, saved_models, 
     assert "2 of 3 prompts are too long" in caplog.text
 
 
+def test_a_cut_prompt_begins_as_a_text_and_ends_as_it_did(saved_models, tmp_path, monkeypatch):
+    """As in the evaluations of the run, which keep the token that begins a text."""
+    train(str(saved_models["decoder_only"]), tmp_path / "run", peft_method="lora")
+    generator, asked = Generator(str(tmp_path / "run")), []
+    monkeypatch.setattr(generator, "_answer", lambda features: asked.extend(features["input_ids"]) or [])
+    long = "green " * 200 + "and red:"
+    generator([long, "red"])
+    whole, begin = generator.tokenizer(long)["input_ids"], generator.tokenizer.bos_token_id
+    assert asked[0] == [begin, *whole[1 - generator.limits.tokens :]]
+    assert asked[1] == generator.tokenizer("red")["input_ids"]
+
+
 @pytest.mark.parametrize("kind", ["add_eos_token", "template"])
 def test_a_tokenizer_that_ends_every_text_does_not_end_prompts(kind, saved_models, tmp_path):
     tokenizer = tiny_tokenizer("decoder_only")

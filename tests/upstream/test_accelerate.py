@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 from accelerate import PartialState
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
+from accelerate.utils import concatenate
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from package_walk import home
@@ -28,4 +31,17 @@ def test_a_sampler_does_not_hear_of_the_epoch_once_batches_are_skipped():
     assert sampler.epoch == 1, (
         "accelerate now tells a sampler of its epoch when batches are skipped too: LengthGroupedSampler can have "
         f"set_epoch instead of the epoch that {home('length_grouped_sampler')} gives it."
+    )
+
+
+def test_batches_of_several_lengths_cannot_be_joined():
+    """`DataLoaderDispatcher` joins those that the first process makes for the others."""
+    batches = [{"input_ids": torch.zeros(2, length)} for length in (3, 4)]
+    try:
+        concatenate(batches, dim=0)
+    except RuntimeError:
+        return
+    pytest.fail(
+        f"accelerate now joins batches of several lengths: {home('with_own_batches')} can go where Trainer's default "
+        "reads a stream as well."
     )

@@ -1,0 +1,106 @@
+"""A trainer whose checkpoints are whole or absent, and say what they belong to."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from left_trainer.methods.saving import check_saved_adapter, restore_training_state
+from left_trainer.models import unwrapped
+from left_trainer.storage.errors import write_errors
+from left_trainer.storage.manifest import why_not_whole, write_manifest
+from left_trainer.storage.whole import finish, hidden_name, put_in_place, sweep
+from left_trainer.trainer.checkpoints import TRAINER_STATE_FILE, remove_old_checkpoints
+from left_trainer.trainer.reading import ReadingTrainer
+from left_trainer.trainer.run_identity import RUN, identity
+
+
+class CheckpointingTrainer(ReadingTrainer):
+    """Writes each checkpoint under a hidden name, describes its files, and renames it. All processes write into it."""
+
+    _written_beside: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._written_beside is None else str(self._written_beside)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that had come to its end within an epoch would train one more step when resumed (transformers 5.23).
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_dir = Path(super()._get_output_dir(trial))
+        target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        # One name for all processes, which may be on machines without a common disk.
+        names = broadcast_object_list([str(hidden_name(target))])
+        beside = Path(names[0])
+        try:
+            with write_errors(target):
+                beside.mkdir(parents=True, exist_ok=True)
+                self._written_beside = beside
+                super()._save_checkpoint(model, trial)
+                self._written_beside = None
+                self._finish(beside, target)
+        finally:
+            self._written_beside = None
+            if self.args.should_save:
+                shutil.rmtree(beside, ignore_errors=True)
+        if self.args.should_save:
+            remove_old_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(target))
+
+    def _finish(self, beside: Path, target: Path) -> None:
+        """Put what all processes have written in its place."""
+        written = beside / target.name
+        self._name_best(target)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            sweep(target.parent, target.name)
+            self.state.save_to_json(str(written / TRAINER_STATE_FILE))
+            self._put_in_place(written, target)
+        self.accelerator.wait_for_everyone()
+        # Of processes on another machine's own disk.
+        if not self.args.should_save and self.args.local_process_index == 0 and written.is_dir():
+            self._put_in_place(written, target)
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def _put_in_place(self, written: Path, target: Path) -> None:
+        write_manifest(written, {RUN: identity(self)})
+        finish(written)
+        put_in_place(written, target)
+
+    def _name_best(self, target: Path) -> None:
+        """The best checkpoint by the name that it will have, also where it is this one."""
+        if self.state.best_global_step:
+            best = target.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            if best == target or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._written_beside is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.hooks.restore(unwrapped(self.model), resume_from_checkpoint)
+        check_saved_adapter(unwrapped(self.model), resume_from_checkpoint)
+        if not restore_training_state(unwrapped(self.model), resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        reason = why_not_whole(best) if Path(best).is_dir() else "it is gone"
+        if reason:
+            raise ValueError(
+                f"load_best_model_at_end=True, but {best!r} cannot be loaded: {reason}. The checkpoints beside it hold "
+                "the weights of other steps."
+            )
+        if not restore_training_state(unwrapped(self.model), best):
+            super()._load_best_model()
