@@ -10,6 +10,7 @@ recorded in place of the allocator's.
 | planned | `TrainingPlan.peak_bytes` and cuBLAS's workspace |
 | allocated | `torch.cuda.max_memory_allocated` of a step once the optimizer has its state |
 | reserved | `torch.cuda.max_memory_reserved` of the same steps; the allocator's cache was emptied before the first |
+| planned | `TrainingPlan.held_bytes`, which stands beside reserved |
 | used | what the driver counts at the end, context included, as `nvidia-smi` does |
 """
 
@@ -134,6 +135,7 @@ class Row:
     shape: str
     method: str
     planned_bytes: int
+    planned_held_bytes: int
     planned_phase: str
     planned_parts: dict[str, int]
     plan_seconds: float
@@ -295,7 +297,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(shape, method, folder, n_steps, device)
         began = time.perf_counter()
-        plan = planned(shape, args, device)
+        plan = planned(shape, args, device, record)
         plan_seconds = time.perf_counter() - began
         model: Any = saved_model(name, shape, device, saved) if is_quantized else base_model(shape, device)
         watch = StepWatch(device, n_steps)
@@ -316,7 +318,8 @@ def measure(
         row = Row(
             name,
             method,
-            plan.peak_bytes + (plan.device.workspace_bytes if device.type == "cuda" else 0),
+            plan.peak_bytes + plan.device.workspace_bytes,
+            plan.held_bytes,
             plan.peak_phase,
             dict(plan.step.parts),
             plan_seconds,
@@ -337,7 +340,7 @@ def measure(
     return row
 
 
-def planned(shape: Shape, args: LeftTrainingArguments, device: torch.device) -> TrainingPlan:
+def planned(shape: Shape, args: LeftTrainingArguments, device: torch.device, record: str | None) -> TrainingPlan:
     config = shape.config
     if shape.own_output_head:
         config.name_or_path = "bigscience/mt0-large"  # whose checkpoint has a head of its own
@@ -347,7 +350,7 @@ def planned(shape: Shape, args: LeftTrainingArguments, device: torch.device) -> 
         source_tokens=shape.batch.source,
         target_tokens=shape.batch.target,
         dtype=shape.dtype,
-        device=device.type,
+        device=record or device.type,
     )
 
 
@@ -376,7 +379,8 @@ def line(row: Row) -> str:
     probed = f"{1000 * row.seconds_by_probe:9.1f}" if row.seconds_by_probe else ""
     return (
         f"{row.shape:10} {row.method:14} {row.planned_bytes / GIB:9.3f} {row.allocated_bytes / GIB:9.3f} "
-        f"{row.error:+7.1%} {row.recorded_bytes / GIB:9.3f} {reserved} {used} {1000 * row.step_seconds:9.1f} "
+        f"{row.error:+7.1%} {row.recorded_bytes / GIB:9.3f} {reserved} {row.planned_held_bytes / GIB:9.3f} {used} "
+        f"{1000 * row.step_seconds:9.1f} "
         f"{time_} {probed}  {row.planned_phase}, {row.bound or ''}"
     )
 
@@ -397,7 +401,15 @@ def main() -> None:
     probed = probe(device.type)
     print(f"Probe: {probed}")
     record = options.record or ("h100" if device.type == "cuda" else None)
-    head = [("planned", 9), ("allocated", 9), ("error", 7), ("recorded", 9), ("reserved", 9), ("used", 9)]
+    head = [
+        ("planned", 9),
+        ("allocated", 9),
+        ("error", 7),
+        ("recorded", 9),
+        ("reserved", 9),
+        ("planned", 9),
+        ("used", 9),
+    ]
     head += [("ms a step", 9), ("planned", 9), ("by probe", 9)]
     print(f"{'shape':10} {'method':14} " + " ".join(f"{title:>{width}}" for title, width in head) + "   GiB, ms")
     rows: list[Row] = []

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from left_trainer.callbacks.step_timer import StepTimerCallback
     from left_trainer.cli.errors import user_errors
+    from left_trainer.cli.program import run_program
     from left_trainer.data.arguments import DataArguments, ModelArguments
     from left_trainer.data.loading import load_task_data, prepare_task_data
     from left_trainer.embedded import MODEL_PATHS
@@ -65,6 +66,7 @@ _HOMES = {
     "decode": "left_trainer.evaluation.text_metrics",
     "fine_tune": "left_trainer.runs.fine_tuning",
     "format_report": "left_trainer.runs.report_text",
+    "run_program": "left_trainer.cli.program",
     "get_method": "left_trainer.methods",
     "get_task": "left_trainer.tasks",
     "list_methods": "left_trainer.methods",
@@ -121,6 +123,7 @@ __all__ = [
     "prepare_task_data",
     "register_method",
     "register_task",
+    "run_program",
     "score",
     "set_up",
     "text_metrics",

@@ -69,6 +69,8 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         train_sampling_strategy: How rows are grouped into batches. If unset, rows of text are batched by similar length
             and rows of token ids randomly; see `left_trainer.data.sampling`. Otherwise as in `TrainingArguments`.
         stop_on_divergence: Stop with `TrainingDivergedError` before a step whose loss or gradients are not finite.
+        save_on_signal: After Ctrl-C or SIGTERM, save a checkpoint at the end of the step, with any `save_strategy`,
+            and stop; a second signal stops at once. Without it the first does.
         overwrite_output_dir: Allow training into an `output_dir` that contains the result of an earlier run.
         use_linear_cross_entropy: Compute the loss without storing the logits, where that is exact; see
             `left_trainer.kernels.linear_cross_entropy`. `training_report.json` shows where it was not used.
@@ -125,6 +127,9 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     )
     stop_on_divergence: bool = field(
         default=True, metadata={"help": "Stop before a step whose loss or gradients are not finite."}
+    )
+    save_on_signal: bool = field(
+        default=True, metadata={"help": "After Ctrl-C or SIGTERM, save a checkpoint at the end of the step, then stop."}
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Allow writing into an output_dir that contains the result of an earlier run."}

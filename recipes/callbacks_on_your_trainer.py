@@ -29,7 +29,8 @@ from left_trainer import AdapterSaverCallback, MemoryProfilerCallback, Trainable
 
 # isort: split
 # What this script trains: the embedded model and data, with a method of the library.
-from left_trainer import MODEL_PATHS, DataArguments, apply_method, get_method, get_task, load_task_data
+from left_trainer import MODEL_PATHS, DataArguments, apply_method, get_method, get_task, load_task_data, user_errors
+from left_trainer.argument_parser import ArgumentParser
 
 
 @dataclass
@@ -41,19 +42,26 @@ class ScriptArguments(DataArguments):
     peft_kwargs: str | None = None
 
 
-def main() -> None:
-    parser = HfArgumentParser((ScriptArguments, Seq2SeqTrainingArguments))
-    parser.set_defaults(output_dir="outputs/callbacks_on_your_trainer", learning_rate=None, num_train_epochs=1)
-    parser.set_defaults(per_device_train_batch_size=16, eval_strategy="steps", eval_steps=0.5, save_steps=0.5)
-    parser.set_defaults(metric_for_best_model="loss", logging_steps=0.1, report_to="none", dataloader_pin_memory=False)
-    script, args = parser.parse_args_into_dataclasses()
-    method = get_method(script.peft_method)
-    if not method.only_wraps:
-        parser.error(f"--peft_method {method.name} does more than wrap the model. Use it with LeftTrainer.")
-    args.learning_rate = args.learning_rate or method.learning_rate
+class ScriptParser(ArgumentParser, HfArgumentParser):
+    """Hugging Face's parser, with errors of one paragraph."""
 
-    tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
-    data = load_task_data(get_task("summarization"), script)  # any rows with the columns source and target
+
+def main() -> None:
+    with user_errors():
+        parser = ScriptParser((ScriptArguments, Seq2SeqTrainingArguments))
+        parser.set_defaults(output_dir="outputs/callbacks_on_your_trainer", learning_rate=None, num_train_epochs=1)
+        parser.set_defaults(per_device_train_batch_size=16, eval_strategy="steps", eval_steps=0.5, save_steps=0.5)
+        parser.set_defaults(
+            metric_for_best_model="loss", logging_steps=0.1, report_to="none", dataloader_pin_memory=False
+        )
+        script, args = parser.parse_args_into_dataclasses()
+        method = get_method(script.peft_method)
+        if not method.only_wraps:
+            parser.error(f"--peft_method {method.name} does more than wrap the model. Use it with LeftTrainer.")
+        args.learning_rate = args.learning_rate or method.learning_rate
+
+        tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
+        data = load_task_data(get_task("summarization"), script)  # any rows with the columns source and target
 
     def tokenize(rows: Dataset) -> Dataset:
         prompts = [f"Summarize: {source}" for source in rows["source"]]

@@ -20,7 +20,7 @@ On your own model and data, with less memory: recomputed activations, Adafactor,
 other methods work here too. `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import fine_tune, format_report, get_task, set_up, training_parser, user_errors
+from left_trainer import fine_tune, format_report, get_task, run_program, set_up, training_parser, user_errors
 
 
 def main() -> None:
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

@@ -15,7 +15,7 @@ The factors can be merged into the base weights. The merged model needs no PEFT 
 To use any other method, set `--peft_method`. `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import fine_tune, format_report, get_task, set_up, training_parser, user_errors
+from left_trainer import fine_tune, format_report, get_task, run_program, set_up, training_parser, user_errors
 
 
 def main() -> None:
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

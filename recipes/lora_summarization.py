@@ -29,6 +29,7 @@ from left_trainer import (
     get_task,
     load_tokenizer,
     prepare_task_data,
+    run_program,
     score,
     text_metrics,
     training_parser,
@@ -79,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

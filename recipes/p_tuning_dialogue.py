@@ -18,7 +18,7 @@ Options set the number of virtual tokens, the width of the network, and an LSTM 
 To use any other method, set `--peft_method`. `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import fine_tune, format_report, get_task, set_up, training_parser, user_errors
+from left_trainer import fine_tune, format_report, get_task, run_program, set_up, training_parser, user_errors
 
 
 def main() -> None:
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

@@ -15,7 +15,7 @@ with `--gradient_checkpointing`, which prefix tuning does not. To use any other 
 lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import fine_tune, format_report, get_task, set_up, training_parser, user_errors
+from left_trainer import fine_tune, format_report, get_task, run_program, set_up, training_parser, user_errors
 
 
 def main() -> None:
@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

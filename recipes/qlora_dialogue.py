@@ -16,7 +16,7 @@ method, set `--peft_method`; `--peft_method loftq` initializes the adapter from 
 `--help` lists every option and `--config FILE` reads them from YAML.
 """
 
-from left_trainer import fine_tune, format_report, get_task, set_up, training_parser, user_errors
+from left_trainer import fine_tune, format_report, get_task, run_program, set_up, training_parser, user_errors
 
 
 def main() -> None:
@@ -39,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

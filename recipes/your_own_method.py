@@ -25,6 +25,7 @@ from left_trainer import (
     format_report,
     get_task,
     register_method,
+    run_program,
     set_up,
     training_parser,
     user_errors,
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

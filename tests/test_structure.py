@@ -22,6 +22,7 @@ LEVELS = [
         "secret_values",
         "shown_text",
         "storage",
+        "interrupts",
         "recording",
         "ranges",
         "argument_parser",

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from left_trainer.storage.whole import whole_file
+
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file. A kill leaves the old file or the new one, never a part of it."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    """Write a text file. A kill or a full disk leaves the old file or the new one, never a part of it.
+
+    Raises:
+        WriteFailedError: The disk is full, read-only or gone.
+    """
+    content = text.encode()
+    with whole_file(path, len(content)) as part:
+        part.write_bytes(content)

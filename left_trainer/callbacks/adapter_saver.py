@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from left_trainer.methods.saving import save_adapter
+from left_trainer.storage.errors import write_errors
+from left_trainer.storage.whole import hidden_name, sweep, whole_directory
 
 BEST = "best"
 BEST_FILE = "best.json"
@@ -61,6 +62,8 @@ class AdapterSaverCallback(TrainerCallback):
             )
         self.directory = self.directory or Path(args.output_dir) / "adapters"
         self.best_metric, self._is_training, self._written = None, True, set()
+        if state.is_world_process_zero:
+            sweep(self.directory)
         if state.global_step == 0:
             self._start_afresh(args, state)
             return
@@ -167,10 +170,14 @@ def _remove(path: Path) -> None:
 
 def _point(link: Path, target: Path) -> None:
     """Make `link` mean `target`, in one step where the system has symbolic links, by a copy where it has not."""
-    beside = link.with_name(f".{link.name}.{uuid.uuid4().hex}")
-    try:
-        beside.symlink_to(target.name, target_is_directory=True)
-    except OSError:
-        shutil.copytree(target, beside)
-        _remove(link)
-    beside.replace(link)
+    with write_errors(link):
+        beside = hidden_name(link)
+        try:
+            beside.symlink_to(target.name, target_is_directory=True)
+        except OSError:
+            if link.is_symlink():
+                raise
+            with whole_directory(link) as folder:
+                shutil.copytree(target, folder, dirs_exist_ok=True)
+        else:
+            beside.replace(link)

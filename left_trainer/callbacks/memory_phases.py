@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from left_trainer.callbacks.tables import format_bytes
+from left_trainer.storage.errors import write_errors
+from left_trainer.storage.whole import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,8 +79,10 @@ def draw_phases(phases: Sequence[PhaseMemory], device: str, baseline_bytes: int,
     figure.suptitle(f"Peak memory of each phase on {device}, {above}", x=0.012, ha="left", fontsize=10)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120, format="png")
 
 
 def _draw_bars(axes: Axes, phases: Sequence[PhaseMemory], kept: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,20 @@ grid.yaml, with data for each task and options for each method:
     - {task: dialogue, train_file: chats.jsonl, source_column: context, target_column: answer}
 """
 JOBS = Range(at_least=1, at_most=1024)
+# What a YAML file may hold for the options of a comparison.
+TYPES: dict[str, tuple[type, ...]] = {
+    "general_text_file": (str,),
+    "jobs": (int,),
+    "methods": (str, list),
+    "output_dir": (str,),
+    "save_adapters": (bool,),
+    "seeds": (int,),
+    "tasks": (str, list),
+    "title": (str,),
+    "tune": (str,),
+    "tune_factors": (list,),
+}
+WORDS = {bool: "true or false", int: "an integer", list: "a list", str: "a text"}
 DEFAULT_OUTPUT_DIR = "outputs/compare"
 
 
@@ -60,11 +75,12 @@ def main(argv: list[str]) -> int:
     options, flags = parser.parse_known_args(argv)
 
     from datasets import disable_progress_bars
-    from filelock import FileLock, Timeout
     from transformers.utils.logging import disable_progress_bar
 
     from left_trainer.comparison.grid import make_grid
     from left_trainer.comparison.results import check_comparable, read_cells
+    from left_trainer.storage.locks import folder_lock
+    from left_trainer.storage.whole import sweep
 
     disable_progress_bar()
     disable_progress_bars()
@@ -75,20 +91,14 @@ def main(argv: list[str]) -> int:
         grid = make_grid(grid_options, output_dir)
         earlier = {name: result for name, result in read_cells(output_dir).items() if result.report is not None}
         check_comparable([*grid.cells, *(result.cell for result in earlier.values())])
-        output_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output_dir / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"Another comparison is writing to output_dir={options.output_dir!r}. Wait for it, or pass another "
-                "--output_dir."
-            ) from None
+        lock = contextlib.ExitStack()
+        lock.enter_context(folder_lock(output_dir))
     for method, reason in grid.left_out.items():
         print(f"Skipping {method}: {reason}", file=sys.stderr)
     if grid.no_general_loss:
         print(f"Forgetting is not measured: {grid.no_general_loss}", file=sys.stderr)
     with lock:
+        sweep(output_dir)
         return _run(grid, earlier, output_dir, options, shown_command(["left-trainer", "compare", *argv]))
 
 
@@ -148,6 +158,12 @@ def _read_config(options: argparse.Namespace) -> None:
         return
     content = read_yaml_arguments(options.config)
     for name, value in content.items():
+        expected = TYPES.get(name)
+        if value is not None and expected and type(value) not in expected:
+            raise TypeError(
+                f"config={options.config!r} has {name}={value!r}, which must be "
+                f"{' or '.join(WORDS[kind] for kind in expected)}."
+            )
         if name in ("config", "arguments") or not hasattr(options, name):
             options.arguments[name] = value
         elif getattr(options, name) is None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from left_trainer.secret_values import masked
+from left_trainer.shown_text import printable
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 TRACEBACK_VARIABLE = "LEFT_TRAINER_TRACEBACK"
@@ -29,7 +30,7 @@ def user_errors() -> Iterator[None]:
     except USER_ERRORS as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        print(masked(f"left-trainer: error: {paragraph(error)}"), file=sys.stderr)
+        print(printable(masked(f"left-trainer: error: {paragraph(error)}")), file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 from left_trainer.cli.options import add_loading_options, positive
+from left_trainer.shown_text import one_line
 
 DESCRIPTION = """Read one text per line from standard input or --input_file, and write one answer per line to standard
 output. Prompt, number of beams and length limits are those that the run was scored with: they are read from the folder.
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
     for start in range(0, len(lines), options.batch_size):
         prompts = [prompt.format(source=line) for line in lines[start : start + options.batch_size]]
         for answer in generator(prompts):
-            print(" ".join(answer.split()), flush=True)
+            print(one_line(answer), flush=True)
     return 0
 
 

@@ -9,6 +9,7 @@ import traceback
 from types import TracebackType
 
 from left_trainer.argument_parser import ArgumentParser
+from left_trainer.cli.program import run_program
 from left_trainer.registry import did_you_mean
 from left_trainer.secret_values import masked, public_words
 
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one subcommand.
 
     Returns:
-        0 on success; 2 for input that cannot be used, with one paragraph on stderr and no traceback.
+        0 on success; 2 for input that cannot be used, with one paragraph on stderr and no traceback; else as
+        `run_program`.
     """
     parser = ArgumentParser(
         prog="left-trainer",
@@ -71,8 +73,11 @@ def main(argv: list[str] | None = None) -> int:
             f"unknown command {options.command!r}.{did_you_mean(options.command, COMMANDS)} Allowed: "
             f"{', '.join(COMMANDS)}."
         )
-    module = importlib.import_module(f"left_trainer.cli.{options.command}")
-    return int(module.main(arguments[1:]))
+
+    def run() -> int:
+        return int(importlib.import_module(f"left_trainer.cli.{options.command}").main(arguments[1:]))
+
+    return run_program(run)
 
 
 def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
+from left_trainer.cli.options import number, positive
 from left_trainer.cli.plan_text import (
     GIB,
     RunTime,
@@ -26,6 +27,7 @@ from left_trainer.cli.plan_text import (
     together_text,
     verdict_text,
 )
+from left_trainer.ranges import POSITIVE
 
 if TYPE_CHECKING:
     from left_trainer.planning.devices import Device
@@ -58,14 +60,13 @@ def main(argv: list[str]) -> int:
     from left_trainer.tasks import get_task
 
     with user_errors():
-        if options.memory_gib is not None and options.memory_gib <= 0:
-            raise ValueError(f"memory_gib={options.memory_gib:g} must be positive.")
         device = _device(options.device)
         memory_bytes = device.memory_bytes if device else None
         if options.memory_gib is not None:
             memory_bytes = int(options.memory_gib * GIB)
         task = get_task(options.task)
         full = training_parser(output_dir="outputs/plan")
+        full.prog = parser.prog
         model_args, data_args, args, *_ = full.parse_args_and_config([*rest])
         args = with_task_settings(task, args)
         planner = _Planner(
@@ -98,7 +99,10 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--task", default="summarization", help="task, for generation settings (default: %(default)s)")
     parser.add_argument(
-        "--memory_gib", type=float, metavar="X", help="memory of the device; by default that of --device"
+        "--memory_gib",
+        type=number(POSITIVE, float),
+        metavar="X",
+        help="memory of the device; by default that of --device",
     )
     parser.add_argument(
         "--device",
@@ -108,11 +112,13 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--source_tokens",
-        type=int,
+        type=positive,
         metavar="N",
         help="tokens of the longest source or prompt; by default of the data that --train_file or --dataset_name names",
     )
-    parser.add_argument("--target_tokens", type=int, metavar="N", help="tokens of the longest target or completion")
+    parser.add_argument(
+        "--target_tokens", type=positive, metavar="N", help="tokens of the longest target or completion"
+    )
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="rank these methods, or all")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--plot", nargs="?", const=PLOT_FILE, metavar="FILE", help=f"write a plot ({PLOT_FILE})")
@@ -202,7 +208,7 @@ class _Planner:
             source_tokens=self.source if source_tokens is None else source_tokens,
             target_tokens=self.target if target_tokens is None else target_tokens,
             dtype=dtype or self.model_args.dtype,
-            device=self.device.kernels if self.device else self.options.device,
+            device=self.device or self.options.device,
         )
 
 

@@ -47,6 +47,7 @@ def as_record(plan: TrainingPlan, device: Device | None = None) -> dict[str, Any
         "trained_parameters": plan.trained_parameters,
         "all_parameters": plan.all_parameters,
         "peak_bytes": plan.peak_bytes,
+        "held_bytes": plan.held_bytes,
         "peak_phase": plan.peak_phase,
         "peak_module": plan.step.module,
         "parts": plan.step.parts,
@@ -75,8 +76,8 @@ def plan_text(plan: TrainingPlan) -> str:
         *_sizes(plan.step.parts),
         "The most memory at other times:",
         *_sizes({"loading": plan.loading_bytes, "evaluation": plan.evaluation_bytes, "saving": plan.saving_bytes}),
-        f"{'Needed':18} {_size(plan.run_bytes)}, of which {plan.device.overhead_bytes / GIB:.2f} GiB are the device's "
-        "own",
+        f"{'Needed':18} {_size(plan.run_bytes)}, with {plan.device.context_bytes / GIB:.2f} GiB of the device's own"
+        + (f"; in steps the allocator holds {plan.held_bytes / GIB:.2f} GiB" if plan.device.has_segments else ""),
         "",
         *_bar(plan),
     ]

@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
     from left_trainer.comparison.output import copy_predictions, write_outputs
     from left_trainer.comparison.results import check_comparable, merge
     from left_trainer.comparison.tables import terminal
+    from left_trainer.storage.locks import folder_lock
+    from left_trainer.storage.whole import sweep
 
     with user_errors():
         folders = [Path(folder) for folder in options.folders]
@@ -53,7 +55,10 @@ def main(argv: list[str]) -> int:
         results = merge(folders)
         if not options.allow_mixed:
             check_comparable(result.cell for result in results)
-    copy_predictions(folders, results, output_dir)
     command = shown_command(["left-trainer", "report", *argv])
-    print(terminal(write_outputs(results, output_dir, options.title, command), output_dir))
+    with folder_lock(output_dir):
+        sweep(output_dir)
+        copy_predictions(folders, results, output_dir)
+        summary = write_outputs(results, output_dir, options.title, command)
+    print(terminal(summary, output_dir))
     return 0

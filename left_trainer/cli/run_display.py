@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from left_trainer.shown_text import printable
+
 QUIET_SECONDS = 30  # between two lines of one run where they stay
 
 
@@ -87,7 +89,7 @@ class RunDisplay:
     def _write(self, text: str) -> None:
         """Print a line that stays."""
         with self._bar.external_write_mode(file=sys.stdout):
-            print(f"[{self.finished}/{self.total}] {text}", flush=True)
+            print(printable(f"[{self.finished}/{self.total}] {text}"), flush=True)
 
     def _say(self, title: str, text: str) -> None:
         self._said[title] = time.monotonic()

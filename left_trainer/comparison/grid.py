@@ -18,6 +18,7 @@ from left_trainer.data.loading import load_task_data
 from left_trainer.methods import get_method, list_methods
 from left_trainer.methods.apply import build_config
 from left_trainer.methods.patterns import check_patterns
+from left_trainer.methods.trial import check_shapes
 from left_trainer.models import build_skeleton, load_tokenizer
 from left_trainer.ranges import POSITIVE, Range, is_number
 from left_trainer.secret_values import take_tokens
@@ -150,6 +151,7 @@ def check_cell(cell: Cell, output_dir: Path) -> None:
         planned = build_config(skeleton, method, args.peft_options, source.family)
         if planned is not None:
             check_patterns(skeleton, planned)
+            check_shapes(skeleton, planned, method.name)
 
 
 def _check(options: GridOptions) -> None:

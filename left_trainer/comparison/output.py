@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from left_trainer.adapters.text_files import write_whole
 from left_trainer.comparison.cell import PREDICTIONS_FILE
 from left_trainer.comparison.page import write_page
 from left_trainer.comparison.plots import draw_plots
@@ -14,6 +15,8 @@ from left_trainer.comparison.results import CELLS, Result, write_results
 from left_trainer.comparison.rows import Summary
 from left_trainer.comparison.summary import summarize
 from left_trainer.comparison.tables import latex, markdown, to_csv
+from left_trainer.storage.errors import write_errors
+from left_trainer.storage.whole import whole_file
 
 
 def write_outputs(
@@ -28,11 +31,12 @@ def write_outputs(
         command: That made the results.
         plots: Draw the PNG files, which takes a second or two.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_results(results, folder)
     summary = summarize(results, title, command, predictions_of(results, folder))
     for name, text in (("table.md", markdown(summary)), ("table.csv", to_csv(summary)), ("table.tex", latex(summary))):
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
     write_page(summary.to_json(), folder / "index.html")
     if plots:
         draw_plots(summary, folder)
@@ -54,5 +58,7 @@ def copy_predictions(folders: Sequence[Path], results: Sequence[Result], folder:
     for source in folders:
         for place in predictions_of(results, source).values():
             if source != folder:
-                (folder / place).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / place, folder / place)
+                with write_errors(folder / place):
+                    (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                    with whole_file(folder / place, (source / place).stat().st_size) as part:
+                        shutil.copyfile(source / place, part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from left_trainer.adapters.text_files import write_whole
 from left_trainer.comparison.cell import BASE, CELL_FILE, FAILURE_FILE, Cell
 from left_trainer.runs.json_records import from_json, json_lines, read_json, to_json
 from left_trainer.runs.report import REPORT_FILE, TrainingReport
+from left_trainer.tasks import get_task
+
+logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.jsonl"
 CELLS = "cells"
@@ -39,7 +43,7 @@ class Result:
         """From JSON values, those of version 0.1 included. Raises `ValueError` as `TrainingReport.from_json` does."""
         parts = from_json(_ResultParts, content)
         report = TrainingReport.from_json(parts.report) if parts.report is not None else None
-        return cls(Cell.from_json(parts.cell), report, parts.failure)
+        return cls(_checked(Cell.from_json(parts.cell)), report, parts.failure)
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,32 @@ def read_cell(folder: Path) -> Result | None:
     if not (folder / CELL_FILE).is_file():
         return None
     if (folder / REPORT_FILE).is_file():
-        return Result(Cell.read(folder), TrainingReport.read(folder))
+        return Result(_read_cell(folder), TrainingReport.read(folder))
     if (folder / FAILURE_FILE).is_file():
-        return Result(Cell.read(folder), None, read_failure(folder))
+        return Result(_read_cell(folder), None, read_failure(folder))
     return None
+
+
+def _read_cell(folder: Path) -> Cell:
+    cell = Cell.read(folder)
+    try:
+        return _checked(cell)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(folder / CELL_FILE)!r} is not a cell of a comparison: {error}") from error
+
+
+def _checked(cell: Cell) -> Cell:
+    """`cell`, if it is one that can be shown. Raises `ValueError` otherwise."""
+    get_task(cell.task)
+    for name in ("base_model", "prompt", "data_sha256"):
+        if not isinstance(cell.conditions.get(name), str):
+            raise ValueError(f"the field 'conditions.{name}' must be a string, got {cell.conditions.get(name)!r}.")
+    for name in ("max_new_tokens", "num_beams"):
+        if not isinstance(cell.conditions.get(name), int | None):
+            raise ValueError(f"the field 'conditions.{name}' must be an integer, got {cell.conditions.get(name)!r}.")
+    if not isinstance(cell.arguments.get("seed", 0), int):
+        raise ValueError(f"the field 'arguments.seed' must be an integer, got {cell.arguments['seed']!r}.")
+    return cell
 
 
 def read_failure(folder: Path) -> str:
@@ -78,11 +104,31 @@ def read_failure(folder: Path) -> str:
         raise ValueError(f"{str(path)!r} does not say why a run failed: {error}") from error
 
 
+def finished_cell(folder: Path) -> Result | None:
+    """As `read_cell`; `None` also where a file in the folder is damaged, so that the run is done again."""
+    try:
+        return read_cell(folder)
+    except (ValueError, OSError):
+        return None
+
+
 def read_cells(output_dir: Path) -> dict[str, Result]:
-    """Every finished cell below `output_dir`, by its name."""
-    folders = sorted((output_dir / CELLS).glob("*/"))
-    found = (read_cell(folder) for folder in folders)
-    return {result.cell.name: result for result in found if result is not None}
+    """Every finished cell below `output_dir`, by its name. A damaged one is said and left out."""
+    found = {}
+    for folder in sorted((output_dir / CELLS).glob("*/")):
+        try:
+            result = read_cell(folder)
+        except (ValueError, OSError) as error:
+            logger.warning(
+                "%s This run does not count. It is done again where the comparison has it; otherwise remove the folder "
+                "%r. All other runs stay.",
+                str(error).rstrip(".") + ".",
+                str(folder),
+            )
+            continue
+        if result is not None:
+            found[result.cell.name] = result
+    return found
 
 
 def write_results(results: Iterable[Result], output_dir: Path) -> None:
@@ -152,7 +198,7 @@ def check_comparable(cells: Iterable[Cell]) -> None:
 
 def _check_same(cells: Sequence[Cell], conditions: Mapping[str, str], subject: str) -> None:
     for key, title in conditions.items():
-        values = list(dict.fromkeys(cell.conditions[key] for cell in cells))
+        values = list(dict.fromkeys(cell.conditions.get(key) for cell in cells))
         if len(values) > 1:
             raise ValueError(
                 f"{subject} different {title}: {_shorten(values[0])} and {_shorten(values[1])}. The scores would not "

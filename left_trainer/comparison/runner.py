@@ -22,7 +22,7 @@ from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell
 from left_trainer.comparison.grid import Grid, Plan
 from left_trainer.comparison.planned import arranged
 from left_trainer.comparison.progress import LEAST_SECONDS, read_progress, remove_progress
-from left_trainer.comparison.results import CELLS, Result, read_cell
+from left_trainer.comparison.results import CELLS, Result, finished_cell
 from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.runs.json_records import write_json
 from left_trainer.runs.report import TrainingReport
@@ -80,7 +80,7 @@ class Runner:
 
     def _is_done(self, plan: Plan) -> bool:
         """Whether all runs of a plan are finished at the best learning rate that its trials give: these are kept."""
-        found = [read_cell(self.output_dir / CELLS / cell.name) for cell in tuned_runs(plan, self.output_dir)]
+        found = [finished_cell(self.output_dir / CELLS / cell.name) for cell in tuned_runs(plan, self.output_dir)]
         return all(result is not None and result.report is not None for result in found)
 
     def _run(self, cells: Sequence[Cell]) -> None:
@@ -90,7 +90,7 @@ class Runner:
     def _results(self, cells: Sequence[Cell]) -> Iterator[Result]:
         left = []
         for cell in cells:
-            done = read_cell(self.output_dir / CELLS / cell.name)
+            done = finished_cell(self.output_dir / CELLS / cell.name)
             if done is not None and done.report is not None:
                 yield done
             else:
@@ -131,9 +131,9 @@ class Runner:
         finally:
             self._slots.put(slot)
             remove_progress(folder)
-        if not self._stopped.is_set() and read_cell(folder) is None:
+        if not self._stopped.is_set() and finished_cell(folder) is None:
             write_json(folder / FAILURE_FILE, {"reason": _reason(return_code, folder)})
-        return read_cell(folder) or Result(cell, None, "stopped")
+        return finished_cell(folder) or Result(cell, None, "stopped")
 
     def _start(self, folder: Path, slot: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "left_trainer.comparison.cell", str(folder), EXIT_WITH_PARENT]
@@ -225,7 +225,7 @@ def _rates(plan: Plan) -> list[float]:
 
 def _finished(trials: Sequence[Cell], output_dir: Path) -> dict[float, TrainingReport]:
     """Reports of the trials that ended well, by learning rate."""
-    results = [(cell, read_cell(output_dir / CELLS / cell.name)) for cell in trials]
+    results = [(cell, finished_cell(output_dir / CELLS / cell.name)) for cell in trials]
     return {cell.arguments["learning_rate"]: result.report for cell, result in results if result and result.report}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from left_trainer.argument_ranges import check_fields
 from left_trainer.embedded import DEFAULT_MODEL, MODEL_NAMES
 from left_trainer.models.source import ModelSource
+from left_trainer.registry import did_you_mean
 from left_trainer.secret_values import remember
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
@@ -65,6 +67,9 @@ class ModelArguments:
         options = {name: value for name, value in given.items() if value is not None} | loading_options(args)
         options["trust_remote_code"] = options["trust_remote_code"] or self.trust_remote_code
         name = self.model_name_or_path or DEFAULT_MODEL
+        meant = did_you_mean(name, MODEL_NAMES) if "embed" in name and not Path(name).exists() else ""
+        if meant and name not in MODEL_NAMES:
+            raise ValueError(f"model_name_or_path={name!r} is not known.{meant} Or pass a folder or a name on the Hub.")
         return ModelSource.of(MODEL_NAMES.get(name, name), options)
 
 

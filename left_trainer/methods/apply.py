@@ -112,7 +112,10 @@ def build_config(
     if "fan_in_fan_out" in known and is_conv1d(model):
         fixed["fan_in_fan_out"] = True
     with without_upstream_warnings():
-        config = method.config_class(task_type=TASK_TYPES[family], **with_nested_configs(fixed, known))
+        try:
+            config = method.config_class(task_type=TASK_TYPES[family], **with_nested_configs(fixed, known))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"peft_kwargs of peft_method={method.name!r} do not go together: {error}") from error
     if method.resolve_targets and not _has_targets(config, model):
         targets = method.resolve_targets(model)
         if targets is not None and not targets:

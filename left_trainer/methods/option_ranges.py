@@ -12,7 +12,18 @@ from typing import Any
 from peft import PeftConfig
 
 from left_trainer.methods.method import PeftMethod
-from left_trainer.ranges import ANY, COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, SHARE, Range, check_range
+from left_trainer.ranges import (
+    ANY,
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    SEED,
+    SHARE,
+    Range,
+    check_range,
+    is_number,
+)
 
 # No weight of today's models is larger on a side; what fits the model at hand is checked when its shapes are known.
 RANK = Range(at_least=1, at_most=2**16)
@@ -194,10 +205,33 @@ def range_of(config_class: type | None, name: str) -> Range | None:
     return OF_CONFIG.get((config_class.__name__ if config_class else "", name), OPTION_RANGES.get(name))
 
 
+@dataclasses.dataclass
+class Nothing:
+    """The options of a method without a config."""
+
+
+# Options that may not be above another one of the same method.
+AT_MOST = {
+    "num_frozen_tokens": "num_virtual_tokens",
+    "mini_r": "r",
+    "target_r": "init_r",
+    "topk": "num_vectors",
+}
+
+
 def check_numbers(method: PeftMethod, options: Mapping[str, Any]) -> None:
     """Raise `ValueError` where a number among `options` of `method`, or in a config that they hold, is out of range."""
     for name, value in options.items():
         _check(method, method.config_class, name, name, value)
+    defaults = {field.name: field.default for field in dataclasses.fields(method.config_class or Nothing)}
+    values = {**defaults, **method.defaults, **options, **method.preset}
+    for name, other in AT_MOST.items():
+        if (name in options or other in options) and is_number(values.get(name)) and is_number(values.get(other)):
+            check_range(
+                f"peft_kwargs of peft_method={method.name!r}: {name}",
+                values[name],
+                Range(at_most=values[other], advice=f"{values[other]} is the value of {other}."),
+            )
 
 
 def _check(method: PeftMethod, config_class: type | None, name: str, shown: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.option_ranges import check_numbers
-from left_trainer.ranges import check_regex
+from left_trainer.ranges import check_regex, shown_value
 from left_trainer.registry import did_you_mean
 
 PYTHON_CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
@@ -30,14 +30,24 @@ def parse_peft_kwargs(value: str | Mapping[str, Any] | None) -> dict[str, Any]:
     """
     if value is None:
         return {}
+    if not isinstance(value, (str, Mapping)):
+        raise TypeError(
+            f"peft_kwargs={shown_value(value)} ({type(value).__name__}) must be a dict, a JSON object, or "
+            "'r=16,lora_alpha=32'."
+        )
     if not isinstance(value, str):
+        wrong = next((name for name in value if not isinstance(name, str)), None)
+        if wrong is not None:
+            raise TypeError(f"peft_kwargs has {wrong!r}, which is not the name of an option.")
         return dict(value)
     text = value.strip()
     if text.startswith("{"):
         try:
             return dict(json.loads(text))
         except json.JSONDecodeError as error:
-            raise ValueError(f"peft_kwargs={value!r} is not a valid JSON object: {error}.") from error
+            raise ValueError(
+                f"peft_kwargs={value!r} is not a valid JSON object: {error}. Write '{{\"r\": 16}}'."
+            ) from error
     options: dict[str, Any] = {}
     for part in filter(None, re.split(r",(?=\s*\w+\s*=)", text)):
         name, equals, item = part.partition("=")

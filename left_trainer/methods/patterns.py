@@ -25,6 +25,9 @@ PARAMETERS = ("target_parameters",)
 BY_TARGET = ("rank_pattern", "alpha_pattern", "lambda_pattern", "block_size_pattern", "n_frequency_pattern")
 # Options that hold ids of tokens, of the input embeddings or of modules by name.
 TOKENS = ("trainable_token_indices", "token_indices", "cpt_token_ids")
+# Options that are the rank of an update, and what is still common on small models.
+COMMON_RANK = 256
+RANKS = ("r", "init_r", "target_r", "bottleneck_size")
 LAYERS = ("layers_to_transform", "layers_pattern")
 
 
@@ -60,6 +63,7 @@ def check_patterns(model: PreTrainedModel, config: PeftConfig) -> None:
                 )
     _check_layers(config, targets)
     _check_tokens(model, config, unread)
+    _check_ranks(model, config, targets)
 
 
 def _check_in_forward_pass(model: PreTrainedModel, config: PeftConfig, targets: Sequence[str]) -> None:
@@ -117,6 +121,19 @@ def _check_layers(config: PeftConfig, targets: Sequence[str]) -> None:
             f"layers_to_transform has {missing[0]}, and no target is in a layer of that number. Layers with targets: "
             f"{', '.join(map(str, sorted(found)))}."
         )
+
+
+def _check_ranks(model: PreTrainedModel, config: PeftConfig, targets: Sequence[str]) -> None:
+    """Refuse a rank above every side of every target's weight: an update of that rank is the weight many times over."""
+    weights = [getattr(model.get_submodule(name), "weight", None) for name in targets]
+    largest = max((max(weight.shape) for weight in weights if weight is not None and weight.dim() > 1), default=0)
+    for name in RANKS:
+        rank = getattr(config, name, None)
+        if largest and isinstance(rank, int) and rank > max(largest, COMMON_RANK):
+            raise ValueError(
+                f"{name}={rank} is more than the largest side, {largest}, of the weights that the method adapts. "
+                "Common ranks are 4 to 64."
+            )
 
 
 def _indices(names: Iterable[str], *patterns: str) -> set[int]:

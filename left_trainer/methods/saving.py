@@ -15,12 +15,8 @@ from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
-from left_trainer.adapters.files import (
-    TRAINING_STATE_FILE,
-    read_training_state,
-    whole_directory,
-    write_training_state,
-)
+from left_trainer.adapters.files import TRAINING_STATE_FILE, read_training_state, write_training_state
+from left_trainer.adapters.text_files import write_whole
 from left_trainer.methods.apply import find_method, method_name
 from left_trainer.methods.fit import check_fit, no_fit, saved_weights, take_saved_embeddings
 from left_trainer.methods.input_prompts import wrap
@@ -28,6 +24,7 @@ from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.virtual_tokens import Positions
 from left_trainer.models import ModelSource, load_model, without_upstream_warnings
+from left_trainer.storage.whole import whole_directory
 from left_trainer.tuners.input_prompts.config import InputPrompt
 
 MAX_CAUSE_LENGTH = 300
@@ -132,7 +129,12 @@ def explain_loading(model: PreTrainedModel | PeftModel, directory: str | Path) -
             "without a scale and with one table of embeddings, unless `prompt_position` is `after`.\n"
         )
     if f"import {package}" not in text:
-        readme.write_text(f"{text.rstrip()}\n\n## Load it\n\n{note}", encoding="utf-8")
+        write_whole(readme, f"{text.rstrip()}\n\n## Load it\n\n{note}")
+
+
+def trainable_bytes(model: torch.nn.Module) -> int:
+    """Bytes of what is trained, which is about what saving it takes."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
 
 
 def save_adapter(model: PeftModel, directory: str | Path, notes: Mapping[str, str] | None = None) -> Path:
@@ -145,12 +147,12 @@ def save_adapter(model: PeftModel, directory: str | Path, notes: Mapping[str, st
         directory: Where.
         notes: Further text files by name.
     """
-    with whole_directory(directory) as folder:
+    with whole_directory(directory, trainable_bytes(model)) as folder:
         with saving_active_adapter(model, folder):
             model.save_pretrained(folder, safe_serialization=True)
         complete_adapter_directory(model, folder)
         for name, text in (notes or {}).items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_whole(folder / name, text)
     return Path(directory)
 
 

@@ -15,6 +15,7 @@ MAX_CAUSE_LENGTH = 300
 JSON_FILES = (
     "*_config.json", "*_map.json", "*.index.json", "added_tokens.json", "config.json", "tokenizer.json",
 )  # fmt: skip
+WEIGHT_FILES = ("*.safetensors", "*.bin")
 LENGTH_BYTES = 8  # in front of the header of a safetensors file
 
 
@@ -32,7 +33,7 @@ def reading(what: str, path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tokenizers raises Exception itself, safetensors and json classes of their own
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_CAUSE_LENGTH]
+        cause = " ".join(str(error).split())[:MAX_CAUSE_LENGTH]
         found = broken_file(path)
         reason = found or f"The loader said: {cause}"
         raise ValueError(f"{what}={path!r} cannot be read. {reason}") from error
@@ -87,4 +88,12 @@ def check_folder(folder: str, is_adapter: bool) -> None:
         raise FileNotFoundError(
             f"model={folder!r} has {CONFIG_NAME} and no {SAFETENSORS_WEIGHTS_NAME}: the adapter has no weights. Copy "
             "the whole folder, or pass another one."
+        )
+
+
+def check_has_weights(folder: str) -> None:
+    """Raise `FileNotFoundError` where a local folder holds no weights of a model. Other names are left alone."""
+    if Path(folder).is_dir() and not any(file for pattern in WEIGHT_FILES for file in Path(folder).glob(pattern)):
+        raise FileNotFoundError(
+            f"model={folder!r} has no weights ({', '.join(WEIGHT_FILES)}). Copy the whole folder, or pass another one."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def load_model(model: str | ModelSource, quantization_config: Any = None) -> Pre
         quantization_config: For `from_pretrained`; beats the one among the options.
 
     Raises:
-        ValueError: The checkpoint lacks weights of the model, which transformers would leave random.
+        ValueError: The checkpoint lacks weights of the model, or has them in other sizes; transformers would leave
+            these random.
     """
     source = ModelSource.of(model)
     options = {"dtype": "float32", **source.options}
@@ -35,18 +37,33 @@ def load_model(model: str | ModelSource, quantization_config: Any = None) -> Pre
     if isinstance(options["dtype"], str) and options["dtype"] != "auto":
         options["dtype"] = getattr(torch, options["dtype"])
     config = copy.deepcopy(source.config)
+    # Sizes are compared here, where they can be named: transformers raises an error that says to look at its log.
+    options["ignore_mismatched_sizes"] = True
     loaded, info = auto_class(source.family).from_pretrained(
         source.base_name, config=config, output_loading_info=True, **options
     )
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        shown = ", ".join(missing[:MAX_NAMES_SHOWN]) + (", ..." if len(missing) > MAX_NAMES_SHOWN else "")
-        raise ValueError(
-            f"model={source.base_name!r} has no weights for {shown} of {type(loaded).__name__}, which would be random. "
-            "Pass a checkpoint that has them. To train them from a random start, load the model yourself and pass it: "
-            "LeftTrainer(AutoModel...from_pretrained(...), ...)."
-        )
+    _check_complete(source.base_name, loaded, info)
     return loaded
+
+
+def _check_complete(name: str, loaded: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where weights of `loaded` are random: `info` is what transformers says about the loading."""
+    sizes = [f"{key} ({_shape(found)} in place of {_shape(own)})" for key, found, own in info["mismatched_keys"]]
+    for names, problem in (
+        (sorted(info["missing_keys"]), "no weights for"),
+        (sorted(sizes), "weights of another size for"),
+    ):
+        if names:
+            shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (", ..." if len(names) > MAX_NAMES_SHOWN else "")
+            raise ValueError(
+                f"model={name!r} has {problem} {shown} of {type(loaded).__name__}, which would be random. Pass a "
+                "checkpoint that has them, with its own config.json. To train them from a random start, load the model "
+                "yourself and pass it: LeftTrainer(AutoModel...from_pretrained(...), ...)."
+            )
+
+
+def _shape(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def load_tokenizer(model: str | Path | ModelSource, **options: Any) -> PreTrainedTokenizerBase:

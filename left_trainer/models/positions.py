@@ -6,6 +6,17 @@ from typing import NamedTuple
 
 from transformers import PreTrainedConfig
 
+# Their first token has the position behind that of the padding token, so that some of the table go unused.
+COUNTING_FROM_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+
 
 class Limits(NamedTuple):
     """Most tokens of a row; `None` where nothing bounds them.
@@ -52,4 +63,6 @@ def _positions(config: PreTrainedConfig, names: tuple[str, ...], with_rotary: bo
     if is_relative or (is_rotary and not with_rotary):
         return None
     found = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
+    if found and config.model_type in COUNTING_FROM_PADDING:
+        found -= (config.pad_token_id or 0) + 1
     return found if found and found > 0 else None  # XLNet says -1

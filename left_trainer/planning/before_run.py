@@ -93,7 +93,7 @@ class RunPlanner:
             source_tokens=self.source,
             target_tokens=self.target,
             dtype=dtype,
-            device=self.device.kernels,
+            device=self.device,
             quantization_config=self.request.quantization_config,
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import psutil
 import torch
 
+from left_trainer.recording.storage_bytes import CPU, CUDA, DeviceMemory, cuda_memory
 from left_trainer.registry import did_you_mean
 
 MIB, GB, TERA = 2**20, 10**9, 10**12
@@ -26,7 +27,7 @@ class Device:
         bandwidth: Bytes a second between memory and processor; `None` where only the memory is known.
         flops: Operations a second in products of matrices without sparsity, with sums in float32, by dtype.
         source: Where the figures are from.
-        kernels: `cuda` or `cpu`: as which of the two it is planned.
+        memory: What memory costs on it beside tensors.
         is_measured: Whether bandwidth and arithmetic are what a training reaches, and not what the maker states.
         launch_seconds: What an operation costs the host; on a CPU, which is its own host, beside its arithmetic.
     """
@@ -36,9 +37,14 @@ class Device:
     bandwidth: float | None = None
     flops: Mapping[Dtype, float] = field(default_factory=dict, hash=False)
     source: str = ""
-    kernels: str = "cuda"
+    memory: DeviceMemory = CUDA
     is_measured: bool = False
     launch_seconds: float = LAUNCH_SECONDS
+
+    @property
+    def kernels(self) -> str:
+        """`cuda` or `cpu`: as which of the two it is planned."""
+        return self.memory.kind
 
     def peak_flops(self, dtype: Dtype) -> float:
         """Operations a second in `dtype`; in float32 where the device has no faster form of it."""
@@ -46,18 +52,27 @@ class Device:
 
 
 def _gpu(
-    name: str, mib: int, gb_per_second: float, float32: float, half: float, source: str, bf16: bool = True
+    name: str,
+    mib: int,
+    gb_per_second: float,
+    float32: float,
+    half: float,
+    source: str,
+    bf16: bool = True,
+    memory: DeviceMemory = CUDA,
 ) -> Device:
     """A GPU by MiB of memory, GB/s, and TFLOPS in float32 and in half precision."""
     flops = {torch.float32: float32 * TERA, torch.float16: half * TERA}
     if bf16:
         flops[torch.bfloat16] = half * TERA
-    return Device(name, mib * MIB, gb_per_second * GB, flops, source)
+    return Device(name, mib * MIB, gb_per_second * GB, flops, source, memory)
 
 
 AMPERE = "NVIDIA Ampere GA102 GPU architecture, whitepaper"
 ADA = "NVIDIA Ada GPU architecture, whitepaper"
 APPLE = "Apple, technical specifications; three quarters of the memory are lent to the GPU"
+# Measured on an H100 SXM with torch 2.11: what the driver counts beside what the allocator holds.
+HOPPER = cuda_memory(context_mib=788, workspace_kib=32 * 1024)
 _DEVICES = (
     _gpu("rtx-3060", 12_288, 360, 12.7, 25.5, "NVIDIA GeForce RTX 3060, specifications; " + AMPERE),
     _gpu("rtx-3090", 24_576, 936, 35.6, 71, AMPERE),
@@ -71,11 +86,11 @@ _DEVICES = (
     _gpu("l40s", 46_068, 864, 91.6, 362, "NVIDIA L40S, datasheet"),
     _gpu("a100-40gb", 40_960, 1555, 19.5, 312, "NVIDIA A100, datasheet"),
     _gpu("a100-80gb", 81_920, 2039, 19.5, 312, "NVIDIA A100, datasheet"),
-    _gpu("h100", 81_559, 3350, 67, 989, "NVIDIA H100 SXM, datasheet"),
-    _gpu("h200", 143_771, 4800, 67, 989, "NVIDIA H200 SXM, datasheet"),
+    _gpu("h100", 81_559, 3350, 67, 989, "NVIDIA H100 SXM, datasheet", memory=HOPPER),
+    _gpu("h200", 143_771, 4800, 67, 989, "NVIDIA H200 SXM, datasheet", memory=HOPPER),
     _gpu("mi300x", 196_592, 5300, 163.4, 1307, "AMD Instinct MI300X, datasheet"),
     *(
-        Device(f"apple-{gib}gb", gib * 768 * MIB, source=APPLE, kernels="cpu")
+        Device(f"apple-{gib}gb", gib * 768 * MIB, source=APPLE, memory=CPU)
         for gib in (8, 16, 24, 32, 64, 128)
     ),
 )  # fmt: skip
@@ -90,7 +105,7 @@ def device_at_hand(device: torch.device) -> Device:
         known = _record_of(name)
         total = torch.cuda.get_device_properties(device).total_memory
         return replace(known, memory_bytes=total) if known else Device(name, total)
-    return Device(f"this {device.type.upper()}", int(psutil.virtual_memory().available), kernels="cpu")
+    return Device(f"this {device.type.upper()}", int(psutil.virtual_memory().available), memory=CPU)
 
 
 def _record_of(name: str) -> Device | None:

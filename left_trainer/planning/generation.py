@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -34,7 +35,10 @@ def record_generation(model: nn.Module, recorder: StepRecorder, batch: BatchShap
         length = new_tokens
     else:
         prompt = _ones(rows * beams, max(batch.source, 1))
-        outputs = base(input_ids=prompt, attention_mask=_ones(*prompt.shape), use_cache=True, logits_to_keep=1)
+        mask = _ones(*prompt.shape)
+        outputs = base(
+            input_ids=prompt, attention_mask=mask, use_cache=True, logits_to_keep=1, **_positions(base, mask)
+        )
         length = prompt.shape[1] + new_tokens
     cache = outputs.past_key_values
     _fill(cache, length - 1)
@@ -43,7 +47,8 @@ def record_generation(model: nn.Module, recorder: StepRecorder, batch: BatchShap
     if base.config.is_encoder_decoder:
         step.update(decoder_input_ids=_ones(rows * beams, 1), encoder_outputs=(outputs.encoder_last_hidden_state,))
     else:
-        step.update(input_ids=_ones(rows * beams, 1), attention_mask=_ones(rows * beams, length))
+        new = _ones(rows * beams, 1)
+        step.update(input_ids=new, attention_mask=_ones(rows * beams, length), **_positions(base, new))
     del outputs
     scores = base(**step).logits[:, -1].float().log_softmax(-1)
     if beams > 1:
@@ -62,6 +67,11 @@ def _encoder_decoder_prompt(base: Any, rows: int, beams: int, source: int) -> An
         decoder_input_ids=_ones(rows * beams, 1),
         use_cache=True,
     )
+
+
+def _positions(base: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of each row its own, as `generate` passes them: rows are padded on the left."""
+    return {"position_ids": tokens} if "position_ids" in inspect.signature(base.forward).parameters else {}
 
 
 def _ones(*shape: int) -> torch.Tensor:

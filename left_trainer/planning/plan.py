@@ -19,12 +19,13 @@ from left_trainer.models import ModelSource
 from left_trainer.models.family import model_family
 from left_trainer.models.positions import position_limits
 from left_trainer.planning import known_values
-from left_trainer.planning.devices import Device
+from left_trainer.planning.devices import Device, find_device
 from left_trainer.planning.disguise import disguised
 from left_trainer.planning.generation import record_generation
 from left_trainer.planning.lengths import row_lengths
 from left_trainer.planning.rehearsal import BatchShape, Rehearsal, model_on_meta, trainer_on_shapes, with_method
 from left_trainer.planning.timing import StepTime, step_time
+from left_trainer.recording.allocator import held_bytes
 from left_trainer.recording.modules import ModuleTracker
 from left_trainer.recording.recorder import Operation, Phase, StepRecorder
 from left_trainer.recording.storage_bytes import CPU, CUDA, DeviceMemory
@@ -47,6 +48,8 @@ class TrainingPlan:
         batch: The longest micro-batch.
         device: What memory costs beside tensors.
         step: The moment of most memory in a training step.
+        held_bytes: The most that the allocator holds during steps, `torch.cuda.max_memory_reserved`; where it takes no
+            segments, the most that tensors take.
         loading_bytes: The most that tensors take while the model is loaded and the method applied.
         evaluation_bytes: The same in an evaluation, with generation where the arguments ask for it.
         saving_bytes: The same while a checkpoint is written.
@@ -62,6 +65,7 @@ class TrainingPlan:
     batch: BatchShape
     device: DeviceMemory
     step: Moment
+    held_bytes: int
     loading_bytes: int
     evaluation_bytes: int
     saving_bytes: int
@@ -84,8 +88,8 @@ class TrainingPlan:
     @property
     def run_bytes(self) -> int:
         """The most that the whole run needs of the device, its own overhead included."""
-        most = max(self.peak_bytes, self.loading_bytes, self.evaluation_bytes, self.saving_bytes)
-        return most + self.device.overhead_bytes
+        others = max(self.loading_bytes, self.evaluation_bytes, self.saving_bytes) + self.device.workspace_bytes
+        return max(self.held_bytes, others) + self.device.context_bytes
 
     def time_on(self, device: Device) -> StepTime:
         """How long a step takes on `device`; `ValueError` where only its memory is known."""
@@ -105,7 +109,7 @@ def plan_training(
     target_tokens: int | None = None,
     tokens: int | None = None,
     dtype: str | torch.dtype | None = None,
-    device: str | DeviceMemory | None = None,
+    device: str | Device | DeviceMemory | None = None,
     quantization_config: Any = None,
     train_dataset: Any = None,
     processing_class: PreTrainedTokenizerBase | None = None,
@@ -122,7 +126,8 @@ def plan_training(
         tokens: Of the longest batch of plain text, in place of the two; decoder-only models. By default
             `args.max_length`.
         dtype: Of the weights; by default the one that the model is loaded in.
-        device: `cuda` or `cpu`, which decides on kernels and on what memory costs; `cuda` by default.
+        device: `cuda`, `cpu` or a device of `left-trainer plan --device`, which decides on kernels and on what memory
+            costs; `cuda` by default.
         quantization_config: As for `LeftTrainer`; methods such as `qlora` bring their own.
         train_dataset: As for `LeftTrainer`. Its rows of most characters are tokenized to find the longest.
         processing_class: The tokenizer; rows of token ids need none.
@@ -181,6 +186,7 @@ class _Planning:
             batch=self.batch,
             device=self.memory,
             step=step,
+            held_bytes=self._held(recorder, step),
             loading_bytes=loading_bytes,
             evaluation_bytes=resident + self._evaluation(model),
             saving_bytes=resident,
@@ -190,6 +196,11 @@ class _Planning:
             operations=tuple(recorder.recording.operations),
             fallbacks=fallbacks,
         )
+
+    def _held(self, recorder: StepRecorder, step: Moment) -> int:
+        if not self.memory.has_segments:
+            return step.n_bytes + self.memory.workspace_bytes
+        return held_bytes(recorder.recording, self.memory.workspaces)
 
     def _load(self, recorder: StepRecorder) -> tuple[PreTrainedModel | PeftModel, int]:
         """The model with its method, and the memory that takes."""
@@ -239,13 +250,13 @@ def _source_of(model: Any, args: LeftTrainingArguments) -> ModelSource:
     return ModelSource.of(model, loading_options(args))
 
 
-def _memory_of(device: str | DeviceMemory | None) -> DeviceMemory:
+def _memory_of(device: str | Device | DeviceMemory | None) -> DeviceMemory:
     if isinstance(device, DeviceMemory):
         return device
-    known = {"cuda": CUDA, "cpu": CPU}
-    if (device or "cuda") not in known:
-        raise ValueError(f"device={device!r} is not known. Expected one of {', '.join(known)}.")
-    return known[device or "cuda"]
+    if isinstance(device, Device):
+        return device.memory
+    known = {None: CUDA, "cuda": CUDA, "cpu": CPU}
+    return known[device] if device in known else find_device(str(device)).memory
 
 
 def _dtype_of(dtype: str | torch.dtype | None, source: ModelSource) -> torch.dtype:

@@ -10,8 +10,9 @@ import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from left_trainer.planning.devices import Device
+from left_trainer.planning.devices import HOPPER, Device
 from left_trainer.recording.recorder import StepRecorder
+from left_trainer.recording.storage_bytes import CPU, CUDA, DeviceMemory
 
 TOKENS, WIDTH = 2048, 4096  # of the products: a batch of a language model of some billions of parameters
 CPU_TOKENS, CPU_WIDTH = 256, 1024
@@ -47,10 +48,16 @@ def probe(kind: str | None = None) -> Device:
         bandwidth=_bandwidth(kind),
         flops={dtype: _flops(kind, dtype) for dtype in dtypes},
         source="measured",
-        kernels=kind,
+        memory=_memory(kind),
         is_measured=True,
         launch_seconds=_launch_seconds(kind),
     )
+
+
+def _memory(kind: str) -> DeviceMemory:
+    if kind == "cpu":
+        return CPU
+    return HOPPER if torch.cuda.get_device_capability()[0] == 9 else CUDA
 
 
 def memory_of(kind: str) -> int:

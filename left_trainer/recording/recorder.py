@@ -161,6 +161,7 @@ class StepRecorder(TorchDispatchMode):
         self.recording = Recording()
         self.phase: Phase = "loading"
         self._blocks: dict[int, Block] = {}
+        self._sum: tuple[Block | None, int, int] = (None, 0, 0)
         self._watchers: dict[int, weakref.ref[Any]] = {}
 
     # Phases and parts
@@ -211,6 +212,8 @@ class StepRecorder(TorchDispatchMode):
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         result = self.compute(func, args, kwargs)
         made, given = _tensors(result), _tensors((args, kwargs))
+        if func is SUM and self.phase == "backward":
+            self._sum = (self._watch(given[0]), len(self.recording.events), len(self.recording.operations) + 1)
         for tensor in made:
             self._watch(tensor)
         operation = self._operation(func, args, kwargs, given, made, result)
@@ -264,8 +267,23 @@ class StepRecorder(TorchDispatchMode):
     def _end(self, key: int) -> None:
         block = self._blocks.pop(key, None)
         self._watchers.pop(key, None)
-        if block is not None:
+        if block is not None and not self._end_of_sum(block):
             self._event(block, False)
+
+    def _end_of_sum(self, block: Block) -> bool:
+        """Let the first of two gradients that were added end before their sum is allocated, where the sum outlives it.
+
+        The engine adds gradients in place, but not under a dispatch mode, such as this recorder (torch 2.11).
+        """
+        summand, index, operation = self._sum
+        if block is not summand or operation != len(self.recording.operations) or not block.n_bytes:
+            return False
+        before = self.recording.events[index] if index < len(self.recording.events) else None
+        if before is None:
+            return False
+        self.recording.events.insert(index, Event(block, False, before.phase, before.operation))
+        self._sum = (None, 0, 0)
+        return True
 
     def _event(self, block: Block, is_allocation: bool) -> None:
         if block.n_bytes:
@@ -274,6 +292,7 @@ class StepRecorder(TorchDispatchMode):
 
 
 aten = torch.ops.aten
+SUM = aten.add.Tensor
 SYNCHRONOUS = frozenset((aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.equal))
 WITHOUT_KERNEL = frozenset((aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided))
 

@@ -29,20 +29,34 @@ class DeviceMemory:
         kind: As in `torch.device(kind)`: it decides which kernels run.
         rounding: Of a block.
         context_bytes: What the driver and the libraries take before the first tensor.
-        workspace_bytes: What the matrix products keep for themselves once they have run.
+        workspaces: Sizes of what the matrix products keep for themselves once they have run: a block for each thread
+            that launches them, the one of the forward and the one of the backward pass.
+        has_segments: Whether torch's caching allocator takes segments from the device and cuts blocks from them.
     """
 
     kind: str
     rounding: RoundingRule = as_requested
     context_bytes: int = 0
-    workspace_bytes: int = 0
+    workspaces: tuple[int, ...] = ()
+    has_segments: bool = False
+
+    @property
+    def workspace_bytes(self) -> int:
+        return sum(self.workspaces)
 
     @property
     def overhead_bytes(self) -> int:
         return self.context_bytes + self.workspace_bytes
 
 
-# The context of CUDA 12 and 13 with torch's kernels loaded lazily takes 0.3 to 0.6 GiB, by `nvidia-smi` after the first
-# operation; cuBLAS keeps 8 MiB a stream (32 on Hopper), see CUBLAS_WORKSPACE_CONFIG in its documentation.
-CUDA = DeviceMemory("cuda", in_cuda_blocks, context_bytes=450 * 2**20, workspace_bytes=8 * 2**20)
+def cuda_memory(context_mib: int = 450, workspace_kib: int = 8320) -> DeviceMemory:
+    """Of a CUDA device.
+
+    The context of CUDA 12 and 13 with kernels that are loaded when they are first used takes 0.3 to 0.8 GiB, the more
+    the larger the GPU. cuBLAS keeps 8.1 MiB for each thread, 32 MiB on Hopper (CUBLAS_WORKSPACE_CONFIG).
+    """
+    return DeviceMemory("cuda", in_cuda_blocks, context_mib * 2**20, (workspace_kib * 2**10,) * 2, has_segments=True)
+
+
+CUDA = cuda_memory()
 CPU = DeviceMemory("cpu")

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from left_trainer.adapters.text_files import write_whole
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
 from left_trainer.callbacks.trainable_parameters import count_parameters
@@ -132,7 +133,7 @@ def write_report(trainer: LeftTrainer, report: TrainingReport) -> Path:
         draw_losses(trainer.state.log_history, folder / "loss.png", report.method)
     trainer.create_model_card(tags=[report.task])
     card = folder / "README.md"
-    card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{results_section(report)}", encoding="utf-8")
+    write_whole(card, f"{card.read_text(encoding='utf-8').rstrip()}\n\n{results_section(report)}")
     return report.write(folder)
 
 

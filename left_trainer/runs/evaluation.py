@@ -25,6 +25,7 @@ from left_trainer.runs.inference import source_for_use, stored_generation_config
 from left_trainer.runs.json_records import write_json
 from left_trainer.runs.measurements import machine_name
 from left_trainer.runs.report import REPORT_FILE, Sample, Scores, TrainingReport
+from left_trainer.storage.errors import write_errors
 from left_trainer.tasks import Task, get_task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.trainer.model_card import package_versions
@@ -73,7 +74,8 @@ class EvaluationReport:
     def write(self, folder: str | Path) -> Path:
         """Write `evaluation_report.json` into `folder`, whole."""
         path = Path(folder) / EVALUATION_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, self)
         return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from left_trainer.models import load_tokenizer
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share, write_report
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.training_parser import TrainingParser
+from left_trainer.storage.locks import folder_lock
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.trainer.checkpoints import check_room
@@ -106,7 +108,15 @@ def fine_tune(run: Run) -> TrainingReport:
 
     Raises:
         TrainingDivergedError: The training diverged. The report says so, and no adapter is saved.
+        FolderInUseError: Another process runs in `output_dir`.
+        WriteFailedError: The disk is full, read-only or gone.
     """
+    args = run.trainer.args
+    with folder_lock(str(args.output_dir)) if args.process_index == 0 else contextlib.nullcontext():
+        return _fine_tune(run)
+
+
+def _fine_tune(run: Run) -> TrainingReport:
     trainer, rows = run.trainer, run.data["test"]
     with trainer.without_adapter():
         before = score(trainer, rows)

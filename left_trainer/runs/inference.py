@@ -31,6 +31,7 @@ from left_trainer.methods.apply import find_method
 from left_trainer.methods.option_ranges import check_config
 from left_trainer.methods.saving import adapter_method, adapter_positions, load_trained
 from left_trainer.models import ModelSource, load_tokenizer, without_adapter
+from left_trainer.models.folder_files import check_has_weights
 from left_trainer.models.languages import generate_in_target_language
 from left_trainer.runs.report import REPORT_FILE, TrainingReport
 from left_trainer.trainer.run_checks import check_generation
@@ -166,6 +167,7 @@ def source_for_use(path: str, trust_remote_code: bool = False, dtype: str | None
     source = ModelSource.of(path, options)
     if source.adapter is not None:
         check_config(source.adapter, path)
+    check_has_weights(source.base_name)
     return dataclasses.replace(source, options={"dtype": "auto", **source.options})
 
 

@@ -11,7 +11,6 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from left_trainer.adapters.files import whole_directory
 from left_trainer.adapters.run_settings import RunSettings
 from left_trainer.evaluation.generation import write_generation_config
 from left_trainer.methods.saving import adapter_method, load_trained
@@ -24,6 +23,8 @@ from left_trainer.models import (
     without_upstream_warnings,
 )
 from left_trainer.runs.inference import prepare_for_use, source_for_use, stored_generation_config
+from left_trainer.storage.locks import beside_lock, folder_lock
+from left_trainer.storage.whole import whole_directory
 
 # Largest difference of logits, as a part of their own size.
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -49,6 +50,8 @@ def merge_adapter(
 
     Raises:
         ValueError: The folder holds no adapter, or one that cannot be merged; the message says why.
+        FolderInUseError: Another process merges into `output_dir`.
+        WriteFailedError: The disk is full, read-only or gone; `output_dir` is as it was.
     """
     source = _mergeable_source(path, trust_remote_code, dtype)
     tokenizer = load_tokenizer(source)
@@ -66,7 +69,8 @@ def merge_adapter(
     weights_dtype: torch.dtype = merged.dtype
     _check(_probe(merged, source.family), expected, weights_dtype, path, "merging changes")
     settings = dataclasses.replace(source.settings or RunSettings(), dtype=str(weights_dtype).removeprefix("torch."))
-    with whole_directory(output_dir) as folder:
+    size = sum(weight.numel() * weight.element_size() for weight in merged.parameters())
+    with folder_lock(output_dir, lock_file=beside_lock(output_dir)), whole_directory(output_dir, size) as folder:
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_generation_config(generation, folder)

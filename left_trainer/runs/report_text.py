@@ -11,6 +11,7 @@ from left_trainer.data.cut_rows import describe_cuts
 from left_trainer.evaluation.scores import is_score
 from left_trainer.runs.report import Sample, TrainingReport
 from left_trainer.shown_text import code, markdown, printable, table_lines
+from left_trainer.storage.whole import whole_file
 
 if TYPE_CHECKING:
     from left_trainer.runs.evaluation import EvaluationReport
@@ -105,7 +106,8 @@ def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120, format="png")
 
 
 def _score_rows(report: TrainingReport) -> list[tuple[str, str, str]]:

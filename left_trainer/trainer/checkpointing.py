@@ -28,6 +28,13 @@ class CheckpointingTrainer(ReadingTrainer):
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._written_beside is None else str(self._written_beside)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that had come to its end within an epoch would train one more step when resumed (transformers 5.23).
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = Path(super()._get_output_dir(trial))
         target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

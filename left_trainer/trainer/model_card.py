@@ -19,6 +19,8 @@ from left_trainer.methods import PeftMethod
 from left_trainer.models import ModelFamily
 from left_trainer.secret_values import masked
 from left_trainer.shown_text import code, code_block, markdown, one_line, table_lines
+from left_trainer.storage.errors import write_errors
+from left_trainer.storage.whole import whole_file
 from left_trainer.training_args import LeftTrainingArguments
 
 PACKAGES = ("left_trainer", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "evaluate")
@@ -163,7 +165,10 @@ def create_model_card_as_transformers(
         language=language,
         license=license,
     )
-    card.save(folder / "README.md")
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "README.md") as part:
+        card.save(part)
 
 
 def create_model_card_as_trl(

@@ -20,12 +20,14 @@ from left_trainer.methods.apply import apply_built, apply_config, build_config, 
 from left_trainer.methods.patterns import check_patterns
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.saving import adapter_method, load_trained
+from left_trainer.methods.trial import check_shapes
 from left_trainer.methods.virtual_tokens import Positions
 from left_trainer.models import ModelFamily, ModelSource, build_skeleton, load_model, load_tokenizer, without_adapter
 from left_trainer.models.languages import generate_in_target_language
 from left_trainer.models.positions import Limits, position_limits
 from left_trainer.trainer.checks import Request, check_fits, check_text_tokenizer, check_tokenizer, check_vocabulary
 from left_trainer.trainer.generation import completed_generation_config
+from left_trainer.trainer.guarded import check_folder_free_for
 from left_trainer.training_args import LeftTrainingArguments
 
 if TYPE_CHECKING:
@@ -65,8 +67,10 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
 
     Raises:
         ValueError: A tokenizer that cannot be used, or as `prepare_model`.
+        FolderInUseError: Another process trains in `output_dir`.
     """
     source, args, method = request.source, request.args, request.method
+    check_folder_free_for(args)
     tokenizer = tokenizer or _own_tokenizer(request)
     if tokenizer is not None:
         check_tokenizer(tokenizer, request)
@@ -224,6 +228,8 @@ def prepare_model(request: Request, options: Mapping[str, Any]) -> PreTrainedMod
         _check_quantization(request, asked)
     if config is not None:
         check_patterns(shape, config)
+        if not source.is_loaded:
+            check_shapes(shape, config, request.args.peft_method)
     model = source.model if source.is_loaded else load_model(source, quantization_config=_quantization(request))
     if request.peft_config is not None:
         return apply_config(model, request.peft_config, seed=seed, name=method.name if method else None)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import DynamoBackend
 from transformers import GenerationConfig, PreTrainedConfig, Trainer
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, is_liger_kernel_available
 
 from left_trainer.argument_checks import check_trackers_installed
 from left_trainer.evaluation.metrics import score_names
@@ -16,9 +17,9 @@ from left_trainer.evaluation.scores import BOOKKEEPING, NOT_QUALITY
 from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, METRICS_ATTRIBUTE
 from left_trainer.methods.option_ranges import check_config
 from left_trainer.models import ModelSource
-from left_trainer.models.folder_files import reading
+from left_trainer.models.folder_files import check_has_weights, reading
 from left_trainer.models.positions import position_limits
-from left_trainer.ranges import shown_value
+from left_trainer.ranges import COUNT, shown_value
 from left_trainer.registry import did_you_mean
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -31,7 +32,10 @@ def check_run_arguments(args: LeftTrainingArguments, source: ModelSource) -> Non
     Raises:
         ValueError: A package is missing, a checkpoint or a file is not there, or a limit of the model is passed.
     """
+    if not source.is_loaded:
+        check_has_weights(source.base_name)
     check_trackers_installed(args.report_to)
+    check_packages_of(args)
     check_optimizer_class(args)
     check_resume(args)
     if source.adapter is not None and isinstance(source.model, str):
@@ -50,18 +54,35 @@ def check_precision(args: LeftTrainingArguments, config: PreTrainedConfig) -> No
         )
 
 
+def check_packages_of(args: LeftTrainingArguments) -> None:
+    """Refuse what needs a package that is not installed, and a compiler that does not exist."""
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ValueError(
+            "use_liger_kernel=True needs the package liger-kernel, which is not installed. Install it (pip install "
+            "liger-kernel), or remove the argument: use_linear_cross_entropy=True, the default, saves the same memory."
+        )
+    backends = [backend.value.lower() for backend in DynamoBackend]
+    given = args.torch_compile_backend
+    if given is not None and given.lower() not in backends:
+        raise ValueError(
+            f"torch_compile_backend={given!r} is not known.{did_you_mean(given, backends)} Expected one of "
+            f"{', '.join(backends)}."
+        )
+
+
 def check_optimizer_class(args: LeftTrainingArguments) -> None:
     """Refuse an optimizer whose package is not installed, and options that it does not read."""
+    name = getattr(args.optim, "value", args.optim)
     try:
         Trainer.get_optimizer_cls_and_kwargs(args.replaced(learning_rate=args.learning_rate or 0.0))
     except ImportError as error:
-        raise ValueError(f"optim={str(args.optim)!r} needs a package that is not installed: {error}") from error
+        raise ValueError(f"optim={name!r} needs a package that is not installed: {error}") from error
     except (ValueError, TypeError, KeyError) as error:
         if "pass a model" in str(error):  # the rest is right, and the model comes later
             return
         options = f" with optim_args={args.optim_args!r}" if args.optim_args else ""
         raise ValueError(
-            f"optim={str(args.optim)!r}{options} cannot be used: {error}. Write optim_args as name=value pairs, "
+            f"optim={name!r}{options} cannot be used: {error}. Write optim_args as name=value pairs, "
             "'momentum=0.9', or use another optimizer, such as optim='adamw_torch'."
         ) from error
 
@@ -104,7 +125,12 @@ def check_generation_config(path: str) -> None:
         )
     folder, name = (path, GENERATION_CONFIG_NAME) if Path(path).is_dir() else (str(Path(path).parent), Path(path).name)
     with reading("generation_config", path):
-        GenerationConfig.from_pretrained(folder, name)
+        config = GenerationConfig.from_pretrained(folder, name)
+        config.validate(strict=True)
+        for name in ("num_beams", "max_new_tokens", "max_length"):
+            value = getattr(config, name)
+            if value is not None and not (isinstance(value, int) and value in COUNT):
+                raise ValueError(f"{name}={value!r} must be an integer, {COUNT}.")
 
 
 def check_writable(directory: Path, argument: str = "output_dir") -> None:

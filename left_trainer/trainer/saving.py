@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,9 +13,13 @@ from peft import PeftModel
 from left_trainer.adapters.run_settings import RunSettings, storable
 from left_trainer.evaluation.generation import scored_generation_config, write_generation_config
 from left_trainer.methods import PeftMethod
+from left_trainer.methods.saving import complete_adapter_directory, saving_active_adapter, trainable_bytes
 from left_trainer.models import ModelSource, unwrapped, without_adapter
+from left_trainer.storage.whole import whole_files
 from left_trainer.trainer.generation import EvaluationHost, GenerationInEvaluation
 from left_trainer.training_args import LeftTrainingArguments
+
+CARD_FILE = "README.md"
 
 
 class SavingHost(EvaluationHost, Protocol):
@@ -22,6 +29,27 @@ class SavingHost(EvaluationHost, Protocol):
     source: ModelSource
     method: PeftMethod | None
     _generation: GenerationInEvaluation | None
+
+
+@contextlib.contextmanager
+def saved_whole(trainer: SavingHost, directory: str) -> Iterator[str]:
+    """A folder for the files of a model, which move into `directory` together with what says how to use it again.
+
+    Where another process saves for this one, it is `directory` itself, into which nothing is written.
+    """
+    model, card = unwrapped(trainer.model), Path(directory) / CARD_FILE
+    if not trainer.args.should_save:
+        with saving_active_adapter(model, directory):
+            yield directory
+        return
+    size = trainable_bytes(model) if isinstance(model, PeftModel) else model.num_parameters() * model.dtype.itemsize
+    with whole_files(directory, size) as folder:
+        if card.is_file():  # PEFT adds to it
+            shutil.copyfile(card, folder / CARD_FILE)
+        with saving_active_adapter(model, folder):
+            yield str(folder)
+        complete_adapter_directory(model, folder)
+        write_settings(trainer, folder)
 
 
 def write_settings(trainer: SavingHost, directory: str | Path) -> None:

@@ -27,10 +27,6 @@ from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
-from left_trainer.methods.saving import (
-    complete_adapter_directory,
-    saving_active_adapter,
-)
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
 from left_trainer.trainer.checkpointing import CheckpointingTrainer
@@ -40,6 +36,7 @@ from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets
 from left_trainer.trainer.fresh_models import first_source, prepare_fresh_model, with_method_options
 from left_trainer.trainer.generation import use_generation_config
+from left_trainer.trainer.guarded import guarded_training
 from left_trainer.trainer.losses import AddedTerms, compute_loss
 from left_trainer.trainer.model_card import create_model_card_as_transformers, create_model_card_as_trl
 from left_trainer.trainer.neftune import neftune_callbacks
@@ -53,7 +50,7 @@ from left_trainer.trainer.preparation import (
     without_adapter_on_head,
 )
 from left_trainer.trainer.run_identity import check_identity
-from left_trainer.trainer.saving import write_settings
+from left_trainer.trainer.saving import saved_whole
 from left_trainer.training_args import LeftTrainingArguments
 
 
@@ -238,14 +235,18 @@ class LeftTrainer(CheckpointingTrainer):
         Raises:
             FileExistsError: A fresh run, and `output_dir` holds the result or checkpoints of another.
             ValueError: The checkpoint is not whole, or is of another run.
+            FolderInUseError: Another process trains in `output_dir`.
+            WriteFailedError: The disk is full, read-only or gone; the checkpoints that were there still are.
+            KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved (`save_on_signal`); `SystemExit` after SIGTERM.
         """
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args, self.state.global_step > 0)
-        if checkpoint:
-            check_identity(self, checkpoint)
-        self.starts_anew = not checkpoint
-        if self.starts_anew and self.model_init is None:
-            self.initialize_method()
-        return super().train(checkpoint, *args, **kwargs)
+        with guarded_training(self):
+            checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args, self.state.global_step > 0)
+            if checkpoint:
+                check_identity(self, checkpoint)
+            self.starts_anew = not checkpoint
+            if self.starts_anew and self.model_init is None:
+                self.initialize_method()
+            return super().train(checkpoint, *args, **kwargs)
 
     def initialize_method(self) -> None:
         """Set the weights of a new adapter from the model or the first batches."""
@@ -313,12 +314,8 @@ class LeftTrainer(CheckpointingTrainer):
     # Files
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        model, directory = unwrapped(self.model), output_dir or str(self.args.output_dir)
-        with saving_active_adapter(model, directory):
-            super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            complete_adapter_directory(model, directory)
-            write_settings(self, directory)
+        with saved_whole(self, output_dir or str(self.args.output_dir)) as directory:
+            super()._save(directory, state_dict)
 
 
 class LeftSeq2SeqTrainer(LeftTrainer, Seq2SeqTrainer):

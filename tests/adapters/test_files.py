@@ -34,7 +34,7 @@ if point == "adapter":
 elif point == "sidecar":
     files.save_file = kill
 else:
-    files.os.fsync = kill
+    os.fsync = kill
 save_adapter(model, sys.argv[1])
 """
 

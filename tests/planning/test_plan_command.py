@@ -35,18 +35,18 @@ def test_a_plan_as_data_and_as_a_plot(folder, tmp_path, capsys):
 
 def test_a_run_that_does_not_fit_is_told_what_to_change(folder, capsys):
     flags = ["--source_tokens", "100", "--target_tokens", "8", "--per_device_train_batch_size", "256"]
-    assert main(["plan", "--model_name_or_path", folder, *flags, "--memory_gib", "0.46"]) == 0
+    assert main(["plan", "--model_name_or_path", folder, *flags, "--memory_gib", "0.5"]) == 0
     text = capsys.readouterr().out
-    assert "The run does not fit into 0.46 GiB" in text
+    assert "The run does not fit into 0.5 GiB" in text
     assert "What to change:\n  --" in text
     assert "Largest batch that fits: " in text.partition("Together")[2]
     advice = text.partition("Together, the run needs ")[2].splitlines()
-    assert float(advice[0].split()[0]) <= 0.46
+    assert float(advice[0].split()[0]) <= 0.5
     assert advice[1].split()[-2:-1] == ["--gradient_accumulation_steps"]
     assert max(map(len, text.splitlines())) <= 120
     capsys.readouterr()
     assert main(["plan", "--model_name_or_path", folder, *flags, *advice[1].split(), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["run_bytes"] <= 0.46 * 2**30
+    assert json.loads(capsys.readouterr().out)["run_bytes"] <= 0.5 * 2**30
 
 
 def test_methods_are_ranked_by_memory(folder, capsys):
@@ -55,7 +55,8 @@ def test_methods_are_ranked_by_memory(folder, capsys):
     title, *rows = capsys.readouterr().out.splitlines()
     assert title.split() == ["method", "needed", "trained", "parameters", "ms", "a", "step", "fits"]
     assert {row.split()[0] for row in rows} == {"lora", "full", "ia3"}
-    assert rows[-1].startswith("full")
+    needed = [float(row.split()[1]) for row in rows]
+    assert needed == sorted(needed)
     assert all(row.endswith("yes") for row in rows)
 
 

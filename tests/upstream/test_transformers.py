@@ -159,8 +159,27 @@ def test_the_id_that_pads_labels_cannot_be_decoded():
 def test_a_checkpoint_that_was_cut_off_is_taken_for_the_last(tmp_path):
     (tmp_path / "checkpoint-3").mkdir()
     assert get_last_checkpoint(str(tmp_path)), (
-        f"transformers now passes over checkpoints that were cut off: remove {home('last_complete_checkpoint')}."
+        f"transformers now passes over checkpoints that were cut off: remove {home('why_not_resumable')}."
     )
+
+
+def test_a_finished_run_that_is_resumed_trains_one_more_step(tmp_path):
+    """Where its last step is not the last of an epoch."""
+    options = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2}
+    make_trainer(tmp_path, **options).train()
+    again = make_trainer(tmp_path, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 2, (
+        f"Trainer now ends where a resumed run has no steps left: remove {home('_run_epoch')}."
+    )
+
+
+def test_a_checkpoint_without_optimizer_is_continued(tmp_path):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    make_trainer(tmp_path, **options).train()
+    make_trainer(tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    # Reached without an error: refuse less in why_not_resumable once Trainer refuses by itself.
+    assert (tmp_path / "checkpoint-2").is_dir(), f"Trainer now refuses: look at {home('why_not_resumable')}."
 
 
 def test_several_gpus_in_one_process_are_wrapped_in_data_parallel(tmp_path):

@@ -11,11 +11,19 @@ import sys
 
 from transformers import PreTrainedModel
 
-from left_trainer import user_errors
+import left_trainer
+from left_trainer.cli.errors import user_errors
 from left_trainer.cli.main import main
 from places import REPOSITORY
 
 WEIGHTS_WERE_LOADED = 3
+# What the code of a case may use.
+GIVEN = {
+    "LeftTrainer": left_trainer.LeftTrainer,
+    "LeftTrainingArguments": left_trainer.LeftTrainingArguments,
+    "ROWS": [{"prompt": "a red house", "completion": " red"}] * 4,
+    "T5": str(left_trainer.MODEL_PATHS["encoder_decoder"]),
+}
 
 
 def stop(*args: object, **kwargs: object) -> None:
@@ -26,7 +34,7 @@ def stop(*args: object, **kwargs: object) -> None:
 def run(entry: str, arguments: list[str]) -> int:
     if entry == "python":
         with user_errors():
-            exec(arguments[0], {})
+            exec(arguments[0], dict(GIVEN))
         return 0
     if entry.startswith("recipe:"):
         script = str(REPOSITORY / "recipes" / f"{entry.removeprefix('recipe:')}.py")

@@ -27,7 +27,7 @@ QUICK = {
 }
 GOES_ON = "the process dies; started again it ends with the losses and weights of a run that was not killed"
 WHOLE_OR_ABSENT = "the process dies; the result is whole or absent, and the command, given again, gives the same files"
-TRAINED = {"max_train_samples": "8", "max_test_samples": "4", "max_eval_samples": "4", "max_steps": "2"}
+TRAINED = {"max_train_samples": "8", "max_eval_samples": "4", "max_steps": "2"}
 _lock = threading.Lock()
 
 
@@ -215,7 +215,7 @@ def _adapter() -> Path:
 
 
 def _comparison() -> list[str]:
-    sizes = [word for key, value in TRAINED.items() for word in (f"--{key}", value) if key != "max_test_samples"]
+    sizes = [word for key, value in TRAINED.items() for word in (f"--{key}", value)]
     return ["compare", "--methods", "lora", "--tasks", "classification", *sizes]
 
 

@@ -128,7 +128,7 @@ def train(options: dict[str, Any]) -> None:
 
 
 KWARGS = {
-    "adalora": {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 1, "deltaT": 1},
+    "adalora": {"init_r": 4, "target_r": 2},
     "p_tuning": {"num_virtual_tokens": 4, "encoder_hidden_size": 8},
 }
 
@@ -158,7 +158,9 @@ def main() -> None:
         sys.argv = ["left-trainer", *options["command"]]
         status = command_line() or 0
     else:
-        train(options)
+        from left_trainer import run_program
+
+        status = run_program(lambda: train(options))
     if "count" in options:
         Path(options["count"]).write_text(str(killer.count))
     sys.exit(status)
