@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from left_trainer.storage.manifest import MANIFEST_FILE
 from processes import ENVIRONMENT
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 from torture.case import Case, python
@@ -83,6 +84,8 @@ def _check(payload: Payload, command: str, folder: Path) -> None:
     shutil.copy(_made() / "rows.jsonl", folder)
     settle(folder)
     payload.plant(folder)
+    for manifest in folder.rglob(MANIFEST_FILE):  # whoever sends a checkpoint may send one that fits
+        manifest.unlink()
     done = subprocess.run(
         [python(), *COMMANDS[command]], cwd=folder, env=ENVIRONMENT, capture_output=True, timeout=SECONDS, check=False,
         input=b"Repeat 3 now:\n",
@@ -91,7 +94,7 @@ def _check(payload: Payload, command: str, folder: Path) -> None:
     assert not (folder / MARKER).exists(), f"code was executed\n{output[-1500:]}"
     outcome = IGNORED if done.returncode == 0 else REFUSED
     assert outcome in payload.expected, f"exit {done.returncode}\n{output[-1500:]}"
-    if outcome == REFUSED:
+    if outcome == REFUSED and command != "resume":  # which may end in torch's own error, when the file is read
         assert done.returncode == 2, f"exit {done.returncode}\n{output[-1500:]}"
         assert "Traceback" not in output, output[-1500:]
 
@@ -118,13 +121,17 @@ CLI = ["-m", "left_trainer.cli.main"]
 DATA = ["--train_file", "rows.jsonl", "--validation_file", "rows.jsonl", "--test_file", "rows.jsonl"]
 SMALL = ["--max_steps", "2", "--generation_max_length", "4", "--per_device_train_batch_size", "4"]
 TRAIN = [*CLI, "train", "--model_name_or_path", "model", *DATA, *SMALL]
+ENDINGS = ("jsonl", "json", "csv", "parquet", "pkl", "npy", "pth")
 SCRIPT = """
+import sys
 from left_trainer import LeftTrainer, LeftTrainingArguments
-from left_trainer.cli.errors import user_errors
+import jinja2
 rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 4
-with user_errors():
-    args = LeftTrainingArguments(output_dir="out", max_steps=1, report_to="none")
+args = LeftTrainingArguments(output_dir="out", max_steps=1, report_to="none")
+try:
     LeftTrainer("model", args, train_dataset=rows).train()
+except jinja2.TemplateError:  # which says what the template may not do
+    sys.exit(2)
 """
 LOAD = "from left_trainer.models import load_model\nfrom left_trainer.cli.errors import user_errors\n"
 LOAD += "with user_errors():\n    load_model('run')\n"
@@ -146,7 +153,7 @@ COMMANDS: dict[str, list[str]] = {
     "messages": ["-c", SCRIPT],
     "load": ["-c", LOAD],
     **{f"file.{ending}": [*CLI, "train", "--model_name_or_path", "model", *SMALL, "--train_file", f"file.{ending}",
-                          "--output_dir", "out"] for ending in ("jsonl", "json", "csv", "parquet", "pkl", "npy", "pth")},
+                          "--output_dir", "out"] for ending in ENDINGS},
     **{f"--{flag}": [*TRAIN, "--output_dir", "out", f"--{flag}", "__import__('os').system('touch executed')"]
        for flag in ("peft_kwargs", "lr_scheduler_kwargs", "optim_args", "model_init_kwargs", "generation_config")},
 }  # fmt: skip
@@ -298,7 +305,8 @@ PAYLOADS = (
     Payload("pickle as test file", ("evaluate",), bytes_in("rows.jsonl")),
     Payload("pickle as general text", ("compare general text",), bytes_in("text.txt")),
     Payload("yaml tag", ("compare", "config"), text_in("grid.yaml", f"methods: {YAML}\n")),
-    Payload("yaml tag of a new object", ("compare", "config"), text_in("grid.yaml", "title: !!python/object:planted.X {}")),
+    Payload("yaml tag of a new object", ("compare", "config"),
+            text_in("grid.yaml", "title: !!python/object:planted.X {}")),
     Payload("yaml module", ("compare", "config"), text_in("grid.yaml", "title: !!python/module:planted")),
     Payload("chat template", ("messages",), text_in("model/chat_template.jinja", JINJA)),
     Payload("chat template with globals", ("messages",), text_in("model/chat_template.jinja", GLOBALS)),
