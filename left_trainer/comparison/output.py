@@ -16,13 +16,13 @@ from left_trainer.comparison.rows import Summary
 from left_trainer.comparison.summary import summarize
 from left_trainer.comparison.tables import latex, markdown, to_csv
 from left_trainer.storage.errors import write_errors
-from left_trainer.storage.whole import whole_file
+from left_trainer.storage.whole import whole_file, whole_files
 
 
 def write_outputs(
     results: Sequence[Result], folder: Path, title: str = "", command: str = "", plots: bool = True
 ) -> Summary:
-    """Write the tables, `index.html`, if asked for the plots, and `results.jsonl`. Returns the summary.
+    """Write the tables, `index.html`, if asked for the plots, and `results.jsonl`, all or none. Returns the summary.
 
     Args:
         results: Of comparable runs.
@@ -31,16 +31,16 @@ def write_outputs(
         command: That made the results.
         plots: Draw the PNG files, which takes a second or two.
     """
-    with write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     summary = summarize(results, title, command, predictions_of(results, folder))
-    for name, text in (("table.md", markdown(summary)), ("table.csv", to_csv(summary)), ("table.tex", latex(summary))):
-        write_whole(folder / name, text)
-    write_page(summary.to_json(), folder / "index.html")
-    if plots:
-        draw_plots(summary, folder)
-    # Last: a folder with results is finished, and `report` refuses to write over it.
-    write_results(results, folder)
+    texts = {"table.md": markdown(summary), "table.csv": to_csv(summary), "table.tex": latex(summary)}
+    # They arrive together, `results.jsonl` last: a folder with it is finished, and `report` refuses to write over it.
+    with whole_files(folder) as part:
+        for name, text in texts.items():
+            write_whole(part / name, text)
+        write_page(summary.to_json(), part / "index.html")
+        if plots:
+            draw_plots(summary, part)
+        write_results(results, part)
     return summary
 
 

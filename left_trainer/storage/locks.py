@@ -79,7 +79,7 @@ def check_folder_free(folder: str | Path, name: str = "output_dir") -> None:
 
 
 def _locked(path: Path, folder: str | Path, name: str) -> FileLock:
-    with write_errors(path):
+    with write_errors(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, blocking=False, thread_local=False)
         try:

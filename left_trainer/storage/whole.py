@@ -21,7 +21,7 @@ from left_trainer.storage.errors import write_errors
 
 HIDDEN = re.compile(rf"\.(?P<name>.+)\.(?P<owner>{owners.TOKEN.pattern})-[0-9a-f]{{8}}\.(?P<kind>tmp|old|ready)")
 # Read first by whoever loads a folder, so moved into it last.
-READ_FIRST = ("config.json", "adapter_config.json")
+READ_FIRST = ("config.json", "adapter_config.json", "results.jsonl")
 # A model may be saved in another number of parts than before; loaders would mix them.
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 

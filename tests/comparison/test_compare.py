@@ -395,7 +395,7 @@ def test_a_comparison_from_end_to_end(undisturbed):
 
 # How many of the five runs are finished, and a file that is there.
 MOMENTS = {
-    "nothing was run": (0, ".lock"),
+    "nothing was run": (0, ".left_trainer.lock"),
     "the first run has begun": (0, "cells/*/cell.json"),
     "the first run is finished": (1, "cells"),
     "an adapter is being saved": (1, "cells/*/adapter_config.json"),

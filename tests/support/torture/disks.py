@@ -312,7 +312,7 @@ def _assert_says(status: int, text: str, path: Path, may_be_told: bool = False) 
     """One sentence with the path; of a comparison, also as the reason why a run failed."""
     assert status > 0, f"exit {status}: {text[-1500:]}"
     assert "Traceback" not in text, text[-3000:]
-    said = [line for line in text.splitlines() if "cannot be written because" in line]
+    said = [line for line in text.splitlines() if "cannot be written" in line]
     assert said, f"no sentence: {text[-1500:]}"
     assert may_be_told or len(said) == 1, said
     assert str(path) in said[0], f"{path} is not named: {said[0]}"
