@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,21 +12,46 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
-from left_trainer.methods.saving import check_saved_adapter, restore_training_state
+from left_trainer.adapters.files import TRAINING_STATE_FILE
+from left_trainer.methods.hooks import MethodHooks
+from left_trainer.methods.saving import check_saved_adapter, restore_training_state, training_state
 from left_trainer.models import unwrapped
 from left_trainer.storage.errors import write_errors
-from left_trainer.storage.manifest import why_not_whole, write_manifest
+from left_trainer.storage.manifest import write_manifest
 from left_trainer.storage.whole import finish, hidden_name, put_in_place, sweep
-from left_trainer.trainer.checkpoints import TRAINER_STATE_FILE, remove_old_checkpoints
+from left_trainer.trainer.checkpoints import (
+    TRAINER_STATE_FILE,
+    Start,
+    remove_old_checkpoints,
+    where_to_start,
+    why_not_loadable,
+)
 from left_trainer.trainer.reading import ReadingTrainer
-from left_trainer.trainer.run_identity import RUN, identity
+from left_trainer.trainer.run_identity import RUN, check_identity, identity_of_model, identity_of_training
+
+logger = logging.get_logger(__name__)
 
 
 class CheckpointingTrainer(ReadingTrainer):
     """Writes each checkpoint under a hidden name, describes its files, and renames it. All processes write into it."""
 
+    hooks: MethodHooks
+    model_init: Any
     _written_beside: Path | None = None
+    _identity_of_model: dict[str, Any] | None = None
+
+    def _starting_from(self, resume_from_checkpoint: str | bool | None) -> Start:
+        """Where a call of `train` starts; to be asked before the method sets its first weights."""
+        if self._identity_of_model is None or self.model_init is not None:
+            self._identity_of_model = identity_of_model(self)
+        needed = [TRAINING_STATE_FILE] if training_state(unwrapped(self.model)) else []
+        check = functools.partial(check_identity, self._identity())
+        return where_to_start(resume_from_checkpoint, self.args, check, needed, self.state.global_step > 0)
+
+    def _identity(self) -> dict[str, Any]:
+        return {**(self._identity_of_model or {}), **identity_of_training(self.args, self.train_dataset)}
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._written_beside is None else str(self._written_beside)
@@ -53,7 +81,7 @@ class CheckpointingTrainer(ReadingTrainer):
             if self.args.should_save:
                 shutil.rmtree(beside, ignore_errors=True)
         if self.args.should_save:
-            remove_old_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+            remove_old_checkpoints(run_dir, self.args.save_total_limit, target.name, self.state.best_model_checkpoint)
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(target))
 
@@ -73,9 +101,28 @@ class CheckpointingTrainer(ReadingTrainer):
             shutil.rmtree(beside, ignore_errors=True)
 
     def _put_in_place(self, written: Path, target: Path) -> None:
-        write_manifest(written, {RUN: identity(self)})
+        if target.is_symlink() or target.is_file():
+            others = (target.with_name(f"{target.name}.old{number or ''}") for number in itertools.count())
+            kept = target.rename(next(path for path in others if not os.path.lexists(path)))
+            logger.warning(f"{target} is no checkpoint, and was in the place of one: it is now called {kept.name}.")
+        write_manifest(written, {RUN: self._identity()})
         finish(written)
         put_in_place(written, target)
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`, which is shown a folder without checkpoints: it would remove whatever is called like one.
+
+        It goes by the beginning of the name, or of a parent's (transformers 5.23).
+        """
+        run_dir, best = Path(super()._get_output_dir(trial)), self.state.best_model_checkpoint
+        self._written_beside = hidden_name(run_dir)
+        try:
+            output = super()._finalize_training(trial, *args, **kwargs)
+        finally:
+            self._written_beside = None
+        if self.args.should_save and self.args.save_total_limit == 1 and best and Path(best).is_dir():
+            remove_old_checkpoints(run_dir, limit=1, newest=Path(best).name, best=None)
+        return output
 
     def _name_best(self, target: Path) -> None:
         """The best checkpoint by the name that it will have, also where it is this one."""
@@ -96,7 +143,7 @@ class CheckpointingTrainer(ReadingTrainer):
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        reason = why_not_whole(best) if Path(best).is_dir() else "it is gone"
+        reason = why_not_loadable(best)
         if reason:
             raise ValueError(
                 f"load_best_model_at_end=True, but {best!r} cannot be loaded: {reason}. The checkpoints beside it hold "

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
@@ -21,6 +26,22 @@ RESULT_FILES = (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX
 NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 # DeepSpeed and FSDP keep the optimizer's state in folders of their own.
 OPTIMIZER_STATES = (OPTIMIZER_NAME, "optimizer.bin", "optimizer_*", "global_step*")
+WEIGHTS = ("adapter_model*", "model*.safetensors", "pytorch_model*", "global_step*")
+# Without these Trainer goes on with fresh ones, and says nothing.
+STATES = {"scheduler.pt": ("scheduler.pt", "global_step*"), "rng_state.pth": ("rng_state*.pth",)}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training starts.
+
+    Args:
+        checkpoint: Its path; `None` for the beginning.
+        is_continued: Whether the user asked to go on with whatever is there.
+    """
+
+    checkpoint: str | None
+    is_continued: bool
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:
@@ -34,59 +55,115 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def why_not_resumable(checkpoint: str | Path) -> str | None:
-    """What is missing for going on from `checkpoint` as if nothing had happened; `None` where nothing is."""
+def why_not_loadable(checkpoint: str | Path) -> str | None:
+    """Why the weights of `checkpoint` cannot be loaded; `None` where they can."""
     folder = Path(checkpoint)
-    if not (folder / TRAINER_STATE_FILE).is_file():
-        return f"{TRAINER_STATE_FILE} is missing"
-    reason = why_not_whole(folder)
-    if reason is None and not any(next(folder.glob(name), None) for name in OPTIMIZER_STATES):
-        # Trainer would go on with a fresh optimizer, without a word (transformers 5.23).
-        return "it has no state of the optimizer, as with save_only_model=True"
-    return reason
+    if not folder.is_dir():
+        return "there is no such folder"
+    return why_not_whole(folder) or _missing(folder, {"weights": WEIGHTS})
 
 
-def checkpoint_to_resume(
-    resume_from_checkpoint: str | bool | None, args: LeftTrainingArguments, has_trained: bool = False
-) -> str | None:
-    """The checkpoint that a run starts from, `None` for the beginning; room is made for a fresh run.
+def why_not_resumable(checkpoint: str | Path, needed: Sequence[str] = ()) -> str | None:
+    """What is missing for going on from `checkpoint` as if nothing had happened; `None` where nothing is.
 
     Args:
-        resume_from_checkpoint: As in `Trainer.train`; also the text `true`, as a flag gives it. `True` stands for the
-            last whole checkpoint in `output_dir`, and for the beginning where there is none, so that a script that is
-            started again and again comes to its end.
+        checkpoint: Path of the folder.
+        needed: Further files that the method goes on from.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return "there is no such folder"
+    if not (folder / TRAINER_STATE_FILE).is_file():
+        return f"{TRAINER_STATE_FILE} is missing"
+    if not any(next(folder.glob(name), None) for name in OPTIMIZER_STATES):
+        # Trainer would go on with a fresh optimizer, without a word (transformers 5.23).
+        reason = why_not_whole(folder)
+        return reason or "it has no state of the optimizer, as with save_only_model=True"
+    reason = why_not_loadable(folder) or _missing(folder, {**STATES, **{name: (name,) for name in needed}})
+    return reason or _why_no_state(folder / TRAINER_STATE_FILE)
+
+
+def _missing(folder: Path, parts: Mapping[str, Sequence[str]]) -> str | None:
+    for part, names in parts.items():
+        if not any(next(folder.glob(name), None) for name in names):
+            return f"it has no {part}"
+    return None
+
+
+def _why_no_state(file: Path) -> str | None:
+    state = json.loads(file.read_bytes())
+    is_state = isinstance(state, dict) and isinstance(state.get("global_step"), int)
+    return None if is_state else f"{file.name} is no state of a training"
+
+
+def where_to_start(
+    resume_from_checkpoint: str | os.PathLike[str] | bool | None,
+    args: LeftTrainingArguments,
+    check: Callable[[str], None],
+    needed: Sequence[str] = (),
+    has_trained: bool = False,
+) -> Start:
+    """The checkpoint that a training starts from; room is made for a fresh run. The first process decides for all.
+
+    Args:
+        resume_from_checkpoint: As in `Trainer.train`; also the texts `true` and `false`, as a flag gives them. `True`
+            stands for the last whole checkpoint in `output_dir`, and for the beginning where there is none, so that a
+            script that is started again and again comes to its end.
         args: Of the run.
+        check: Raises `ValueError` for the checkpoint of another run.
+        needed: Files that the method goes on from, beside those of every checkpoint.
         has_trained: Whether the checkpoints in `output_dir` are of an earlier call of the same trainer.
 
     Raises:
         FileExistsError: A fresh run, and `output_dir` holds a result or checkpoints of another.
-        ValueError: The checkpoint that was named is not whole.
+        ValueError: The checkpoint that was named is not whole, or it is of another run.
     """
-    if str(resume_from_checkpoint).lower() == "true":
-        return _last_whole_checkpoint(args)
-    if resume_from_checkpoint:
-        reason = why_not_resumable(str(resume_from_checkpoint))
+    found: list[Any] = [None]
+    if args.process_index == 0:
+        try:
+            found = [_start(_asked(resume_from_checkpoint), args, needed, has_trained)]
+            if found[0].checkpoint:
+                check(found[0].checkpoint)
+        except (ValueError, OSError) as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    start: Start = found[0]
+    return start
+
+
+def _asked(value: str | os.PathLike[str] | bool | None) -> str | bool:
+    text = str(value or "")
+    return {"true": True, "false": False, "none": False, "": False}.get(text.lower(), text)
+
+
+def _start(asked: str | bool, args: LeftTrainingArguments, needed: Sequence[str], has_trained: bool) -> Start:
+    if asked is True:
+        return Start(_last_whole_checkpoint(args, needed), is_continued=True)
+    if asked:
+        reason = why_not_resumable(str(asked), needed)
         if reason:
             raise ValueError(
-                f"resume_from_checkpoint={str(resume_from_checkpoint)!r} cannot be continued: {reason}. Pass another "
-                "checkpoint, or True for the last whole one."
+                f"resume_from_checkpoint={str(asked)!r} cannot be continued: {reason}. Pass another checkpoint, or "
+                "True for the last whole one. To start a new run from its weights alone, pass the folder as model."
             )
-        return str(resume_from_checkpoint)
+        return Start(str(asked), is_continued=True)
     if not has_trained:
-        check_room(args)
-    if args.save_strategy != "no" and args.process_index == 0:
+        _check_no_result(args)
+    if args.save_strategy != "no":
         # Left there, they would be what a later resume finds.
         for checkpoint in checkpoints_in(args.output_dir or ""):
             shutil.rmtree(checkpoint)
-    return None
+    return Start(None, is_continued=False)
 
 
-def _last_whole_checkpoint(args: LeftTrainingArguments) -> str | None:
+def _last_whole_checkpoint(args: LeftTrainingArguments, needed: Sequence[str]) -> str | None:
     found = checkpoints_in(str(args.output_dir))
     for checkpoint in reversed(found):
-        reason = why_not_resumable(checkpoint)
+        reason = why_not_resumable(checkpoint, needed)
         if reason is None:
-            logger.warning_once(f"Continuing from {checkpoint}.")
+            logger.warning(f"Continuing from {checkpoint}.")
             return str(checkpoint)
         logger.warning(f"{checkpoint} is skipped: {reason}.")
     what = "no whole checkpoint" if found else "no checkpoint"
@@ -97,9 +174,15 @@ def _last_whole_checkpoint(args: LeftTrainingArguments) -> str | None:
 def check_room(args: LeftTrainingArguments) -> None:
     """Raise `FileExistsError` where a fresh run would write over the result or among the checkpoints of another.
 
-    A checkpoint that a kill has cut off is nothing to go on from, and does not count.
+    For an early word: `train` checks the same. A run that is to resume is not fresh.
     """
-    if args.overwrite_output_dir or args.resume_from_checkpoint:
+    if not _asked(args.resume_from_checkpoint):
+        _check_no_result(args)
+
+
+def _check_no_result(args: LeftTrainingArguments) -> None:
+    """A checkpoint that a kill has cut off is nothing to go on from, and does not count."""
+    if args.overwrite_output_dir:
         return
     folder = Path(args.output_dir or "")
     results = [name for name in RESULT_FILES if (folder / name).exists()]
@@ -114,22 +197,23 @@ def check_room(args: LeftTrainingArguments) -> None:
         )
 
 
-def remove_old_checkpoints(run_dir: str | Path, limit: int | None, best: str | None) -> None:
-    """Keep the last `limit` checkpoints, and the best one, as `Trainer` does; by number, whatever else is there.
+def remove_old_checkpoints(run_dir: str | Path, limit: int | None, newest: str, best: str | None) -> None:
+    """Keep `limit` checkpoints: the one just written, the best one, and the last before.
+
+    Those of later steps than the one just written are from before the run went back, and are the first to go.
 
     Args:
         run_dir: With the checkpoints.
         limit: `save_total_limit`; `None` or 0 keeps all.
-        best: The best checkpoint, which stays.
+        newest: Name of the checkpoint just written.
+        best: The best checkpoint.
     """
     checkpoints = checkpoints_in(run_dir)
     if not limit or limit < 0:
         return
-    kept = {checkpoints[-1].name, *([Path(best).name] if best else [])} if checkpoints else set()
-    for checkpoint in _oldest(checkpoints, kept, len(checkpoints) - max(limit, len(kept))):
+    kept = {newest, *([Path(best).name] if best else [])}
+    others = [checkpoint for checkpoint in checkpoints if checkpoint.name not in kept]
+    others.sort(key=lambda checkpoint: (step_of(checkpoint) < step_of(Path(newest)), step_of(checkpoint)))
+    excess = len(checkpoints) - max(limit, len(kept))
+    for checkpoint in others[: max(0, excess)]:
         shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def _oldest(checkpoints: list[Path], kept: set[str], number: int) -> Iterator[Path]:
-    candidates = [checkpoint for checkpoint in checkpoints if checkpoint.name not in kept]
-    yield from candidates[: max(0, number)]

@@ -6,6 +6,7 @@ The overrides of Hugging Face's trainers stand here, and those of what is evalua
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -30,7 +31,6 @@ from left_trainer.methods.hooks import MethodHooks
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
 from left_trainer.trainer.checkpointing import CheckpointingTrainer
-from left_trainer.trainer.checkpoints import checkpoint_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
 from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets
@@ -49,7 +49,6 @@ from left_trainer.trainer.preparation import (
     unrounded_adapter,
     without_adapter_on_head,
 )
-from left_trainer.trainer.run_identity import check_identity
 from left_trainer.trainer.saving import saved_whole
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -240,13 +239,15 @@ class LeftTrainer(CheckpointingTrainer):
             KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved (`save_on_signal`); `SystemExit` after SIGTERM.
         """
         with guarded_training(self):
-            checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args, self.state.global_step > 0)
-            if checkpoint:
-                check_identity(self, checkpoint)
-            self.starts_anew = not checkpoint
+            start = self._starting_from(resume_from_checkpoint)
+            self.starts_anew = start.checkpoint is None
             if self.starts_anew and self.model_init is None:
                 self.initialize_method()
-            return super().train(checkpoint, *args, **kwargs)
+            with contextlib.ExitStack() as stack:
+                if self.starts_anew and start.is_continued:
+                    # Callbacks refuse to write over another run; what is there is of this one, killed early.
+                    stack.enter_context(self.with_arguments(overwrite_output_dir=True))
+                return super().train(start.checkpoint, *args, **kwargs)
 
     def initialize_method(self) -> None:
         """Set the weights of a new adapter from the model or the first batches."""
