@@ -8,6 +8,7 @@ inside kernels too.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import tempfile
 import warnings
@@ -160,7 +161,7 @@ def rows_of(config: PreTrainedConfig, shape: BatchShape, n_batches: int) -> Data
 
 def compare(model: str, setting: str, shape: BatchShape = SHAPE) -> Row:
     """Plan and train, or generate, one case."""
-    config = MODELS[model]
+    config = copy.deepcopy(MODELS[model])  # a trainer notes its generation settings in it
     family = model_family(config)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from left_trainer.runs.fine_tuning import fine_tune, score, set_up, training_parser, with_task_settings
     from left_trainer.runs.report import TrainingReport
     from left_trainer.runs.report_text import format_report
+    from left_trainer.runs.training_parser import ScriptParser
     from left_trainer.tasks import HubDataset, Task, get_task, list_tasks, register_task
     from left_trainer.trainer import LeftSeq2SeqTrainer, LeftSFTTrainer, LeftTrainer
     from left_trainer.trainer.divergence import TrainingDivergedError
@@ -53,6 +54,7 @@ _HOMES = {
     "ModelArguments": "left_trainer.data.arguments",
     "ModelSource": "left_trainer.models",
     "PeftMethod": "left_trainer.methods",
+    "ScriptParser": "left_trainer.runs.training_parser",
     "StepTimerCallback": "left_trainer.callbacks.step_timer",
     "Task": "left_trainer.tasks",
     "TrainableParametersCallback": "left_trainer.callbacks",
@@ -99,6 +101,7 @@ __all__ = [
     "ModelArguments",
     "ModelSource",
     "PeftMethod",
+    "ScriptParser",
     "StepTimerCallback",
     "Task",
     "TrainableParametersCallback",

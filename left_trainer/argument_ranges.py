@@ -107,7 +107,7 @@ def check_fields(arguments: Any) -> None:
 
 
 def _check_type(field: dataclasses.Field[Any], value: Any, hint: Any) -> None:
-    number, parts = number_type(hint), {hint, *typing.get_args(hint)}
+    number, parts = number_type(hint), set(typing.get_args(hint)) or {hint}
     if number is not None and not _fits(value, number):
         expected = "an integer" if number is int else "a number"
     elif bool in parts and not (isinstance(value, bool) or (str in parts and isinstance(value, str))):

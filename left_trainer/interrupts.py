@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 # As a shell counts: 128 and the number of the signal.
@@ -16,8 +16,21 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a training, which has said so and saved a checkpoint if it could."""
+def interrupted() -> KeyboardInterrupt:
+    """Ctrl-C that a line on stderr has told of: a script that lets it through ends without a traceback.
+
+    It is a plain `KeyboardInterrupt`, for which Python exits as for SIGINT itself; no subclass does that.
+    """
+    error = KeyboardInterrupt()
+    error.is_told = True  # type: ignore[attr-defined]
+    hook = sys.excepthook
+
+    def without_traceback(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+        if value is not error:
+            hook(kind, value, trace)
+
+    sys.excepthook = without_traceback
+    return error
 
 
 @contextlib.contextmanager

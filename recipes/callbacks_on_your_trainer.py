@@ -20,7 +20,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    HfArgumentParser,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
@@ -29,8 +28,16 @@ from left_trainer import AdapterSaverCallback, MemoryProfilerCallback, Trainable
 
 # isort: split
 # What this script trains: the embedded model and data, with a method of the library.
-from left_trainer import MODEL_PATHS, DataArguments, apply_method, get_method, get_task, load_task_data, user_errors
-from left_trainer.argument_parser import ArgumentParser
+from left_trainer import (
+    MODEL_PATHS,
+    DataArguments,
+    ScriptParser,
+    apply_method,
+    get_method,
+    get_task,
+    load_task_data,
+    user_errors,
+)
 
 
 @dataclass
@@ -40,10 +47,6 @@ class ScriptArguments(DataArguments):
     model_name_or_path: str = str(MODEL_PATHS["encoder_decoder"])
     peft_method: str = "lora"
     peft_kwargs: str | None = None
-
-
-class ScriptParser(ArgumentParser, HfArgumentParser):
-    """Hugging Face's parser, with errors of one paragraph."""
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from left_trainer.adapters.text_files import write_whole
 from left_trainer.secret_values import without_secrets
 
 SETTINGS_FILE = "run_settings.json"
+# Options that let code of the base model, or of a repository that they name, run.
+RUNS_CODE = ("trust_remote_code", "attn_implementation", "experts_implementation", "use_kernels", "kernel_config")
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class RunSettings:
 
     @property
     def loading_options(self) -> dict[str, Any]:
-        """For `from_pretrained` of the base model."""
-        return {**({"dtype": self.dtype} if self.dtype else {}), **self.model_init_kwargs}
+        """For `from_pretrained` of the base model. A file consents to nothing: whoever loads it has to."""
+        which = {name: value for name, value in self.model_init_kwargs.items() if name not in RUNS_CODE}
+        return {**({"dtype": self.dtype} if self.dtype else {}), **which}
 
     def write(self, directory: str | Path) -> None:
         """Write the file into `directory`, whole."""

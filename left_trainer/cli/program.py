@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from left_trainer.interrupts import INTERRUPTED, TrainingInterrupted, exiting_on_sigterm
+from left_trainer.interrupts import INTERRUPTED, exiting_on_sigterm
 from left_trainer.storage.errors import FULL, WriteFailedError
 from left_trainer.storage.locks import FolderInUseError
 
@@ -26,7 +26,7 @@ def run_program(main: Callable[[], int | None]) -> int:
             code = main()
             sys.stdout.flush()
         except KeyboardInterrupt as stop:
-            if not isinstance(stop, TrainingInterrupted):
+            if not hasattr(stop, "is_told"):
                 print("\nleft-trainer: interrupted.", file=sys.stderr)
             return INTERRUPTED
         except (WriteFailedError, FolderInUseError) as error:

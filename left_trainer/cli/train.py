@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
     from left_trainer.runs.report_text import format_report
     from left_trainer.tasks import get_task, list_tasks
+    from left_trainer.trainer.checkpoints import checkpoint_to_resume
     from left_trainer.trainer.divergence import TrainingDivergedError
 
     disable_progress_bar()
@@ -40,6 +41,9 @@ def main(argv: list[str]) -> int:
         parser.add_argument("--task", default=task.name, help=f"Task: {', '.join(names)} (default: %(default)s)")
         model_args, data_args, args, *_ = parser.parse_args_and_config(rest)
         run = set_up(task, model_args, data_args, args)
+        named = args.resume_from_checkpoint
+        if named and str(named).lower() != "true":
+            checkpoint_to_resume(named, args)  # or an error, before the untrained model is scored
     try:
         report = fine_tune(run)
     except TrainingDivergedError as error:

@@ -22,7 +22,7 @@ from left_trainer.storage.whole import whole_file
 def write_outputs(
     results: Sequence[Result], folder: Path, title: str = "", command: str = "", plots: bool = True
 ) -> Summary:
-    """Write `results.jsonl`, the tables, `index.html` and, if asked for, the plots. Returns the summary.
+    """Write the tables, `index.html`, if asked for the plots, and `results.jsonl`. Returns the summary.
 
     Args:
         results: Of comparable runs.
@@ -33,13 +33,14 @@ def write_outputs(
     """
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_results(results, folder)
     summary = summarize(results, title, command, predictions_of(results, folder))
     for name, text in (("table.md", markdown(summary)), ("table.csv", to_csv(summary)), ("table.tex", latex(summary))):
         write_whole(folder / name, text)
     write_page(summary.to_json(), folder / "index.html")
     if plots:
         draw_plots(summary, folder)
+    # Last: a folder with results is finished, and `report` refuses to write over it.
+    write_results(results, folder)
     return summary
 
 

@@ -24,9 +24,11 @@ COLORS = {
 }
 LINES = ("-", "--", ":", "-.")
 PANEL = (5.2, 3.6)  # inches
+LABEL_START = 1.03  # of the width of the axes
 LABEL_GAP = 0.065  # of the height of the axes
 LABEL_HEIGHT = 0.19  # inches
 N_COLUMNS = 2
+MAX_LABELS = 70  # in a panel, so that each method has one; more take seconds to draw and nobody reads them
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _panels(summary: Summary) -> tuple[Figure, list[tuple[TaskSummary, Axes]]]:
     n_tasks = len(summary.tasks)
     n_columns = min(N_COLUMNS, n_tasks)
     n_rows = -(-n_tasks // n_columns)
-    n_labels = max(len(_trained(summary, task)) for task in summary.tasks)
+    n_labels = min(MAX_LABELS, max(len(_trained(summary, task)) for task in summary.tasks))
     height = max(PANEL[1], LABEL_HEIGHT * n_labels)
     figure = Figure(figsize=(PANEL[0] * n_columns, height * n_rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -107,6 +109,8 @@ def _panels(summary: Summary) -> tuple[Figure, list[tuple[TaskSummary, Axes]]]:
 
 def _scatter(axes: Axes, rows: Sequence[Row], task: TaskSummary, cost: Cost) -> None:
     """Rows as points coloured by family, with their names; the Pareto front is a line, what it beats is paler."""
+    from matplotlib.colors import to_rgba
+
     points, drawn = [], []
     sign = -1 if task.main_metric in task.lower_is_better else 1
     for row in rows:
@@ -118,20 +122,31 @@ def _scatter(axes: Axes, rows: Sequence[Row], task: TaskSummary, cost: Cost) -> 
         return
     front = pareto_front([(value, sign * mean) for value, mean in points])
     axes.step(*zip(*(points[index] for index in front), strict=True), where="post", color="#555555", linewidth=1.2)
-    for index, (row, (x, mean)) in enumerate(zip(drawn, points, strict=True)):
-        color, alpha = COLORS.get(row.family, "#333333"), 1.0 if index in front else 0.55
-        score = row.metrics[task.main_metric]
-        if score.low is not None and score.high is not None:
-            ends = [[max(mean - score.low, 0)], [max(score.high - mean, 0)]]  # a bootstrap may leave the mean outside
-            axes.errorbar(x, mean, ends, color=color, alpha=alpha, linewidth=1)
-        axes.scatter(x, mean, color=color, alpha=alpha, zorder=3)
+    colors = [
+        to_rgba(COLORS.get(row.family, "#333333"), 1.0 if index in front else 0.55) for index, row in enumerate(drawn)
+    ]
+    axes.scatter(*zip(*points, strict=True), c=colors, zorder=3)
+    intervals = [
+        (x, score.low, score.high, color)
+        for (x, _), color, score in zip(points, colors, (row.metrics[task.main_metric] for row in drawn), strict=True)
+        if score.low is not None and score.high is not None
+    ]
+    if intervals:
+        xs, lows, highs, shades = zip(*intervals, strict=True)
+        axes.vlines(xs, lows, highs, colors=shades, linewidth=1)
     if cost.is_logarithmic:
         axes.set_xscale("log")
-    _place_labels(axes, [row.method for row in drawn], points)
+    first = [*front, *(index for index in range(len(drawn)) if index not in front)][:MAX_LABELS]  # rows are by quality
+    _place_labels(axes, [drawn[index].method for index in first], [points[index] for index in first], len(drawn))
 
 
-def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
-    """Names in a column beside the axes, in the order of the points' heights, each with a line to its point."""
+def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]], n_drawn: int) -> None:
+    """Names in a column beside the axes, in the order of the points' heights, each with a line to its point.
+
+    Below the axes stands how many of the `n_drawn` have no name.
+    """
+    from matplotlib.collections import LineCollection
+
     order = sorted(range(len(points)), key=lambda index: points[index][::-1])
     lowest, highest = axes.get_ylim()
     heights = [(points[index][1] - lowest) / (highest - lowest) for index in order]
@@ -142,17 +157,20 @@ def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float
     for place in reversed(range(len(heights))):
         heights[place] = limit = min(heights[place], limit)
         limit -= spread
+    axes.get_xlim()  # from here on the limits stay, and with them where the points are
+    to_axes = axes.transScale + axes.transLimits
+    ends = [
+        (to_axes.transform(points[index]), (LABEL_START, height)) for index, height in zip(order, heights, strict=True)
+    ]
+    # One collection: an arrow for each label takes most of the time of a plot.
+    leaders = LineCollection(ends, colors="#cccccc", linewidths=0.6, transform=axes.transAxes, clip_on=False, zorder=1)
+    leaders.set_in_layout(False)
+    axes.add_collection(leaders, autolim=False)
     for index, height in zip(order, heights, strict=True):
-        axes.annotate(
-            names[index],
-            points[index],
-            (1.03, height),
-            textcoords="axes fraction",
-            fontsize=8,
-            va="center",
-            parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": "#cccccc", "linewidth": 0.6, "shrinkB": 3},
-        )
+        where = {"transform": axes.transAxes, "va": "center"}
+        axes.text(LABEL_START, height, f" {names[index]}", fontsize=8, parse_math=False, **where)
+    if n_drawn > len(names):
+        axes.text(LABEL_START, -0.06, f" and {n_drawn - len(names)} more", fontsize=8, transform=axes.transAxes)
 
 
 def _reference_lines(axes: Axes, summary: Summary, task: TaskSummary) -> None:
@@ -180,7 +198,7 @@ def _curves(axes: Axes, rows: Sequence[Row]) -> None:
             names.append(row.method)
             ends.append(curves[0][-1])
     axes.set_ylim(bottom=0)
-    _place_labels(axes, names, ends)
+    _place_labels(axes, names[:MAX_LABELS], ends[:MAX_LABELS], len(names))
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -25,7 +25,10 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], argument
     if backend is not None and _is_of_transformers(tokenizer):
         first = tokenizer(**{argument: texts[0]}, verbose=False)["input_ids"]  # which switches off truncation too
         if backend.encode_batch_fast(texts[:1])[0].ids == first:
-            return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
+            different = list(dict.fromkeys(texts))  # labels, and what else repeats, once each
+            ids = [encoding.ids for encoding in backend.encode_batch_fast(different)]
+            known = dict(zip(different, ids, strict=True))
+            return [known[text] for text in texts]
     return tokenizer(**{argument: texts}, verbose=False)["input_ids"]
 
 

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+import yaml
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
@@ -171,6 +172,11 @@ def _load(name: str, config_name: str | None, token: str | None, streaming: bool
         _check_folder(name)
     try:
         return load_dataset(name, config_name, token=token, streaming=streaming)
+    except (RuntimeError, yaml.YAMLError) as error:  # a loading script, or a tag of YAML that would make objects
+        raise ValueError(
+            f"dataset_name={name!r} cannot be read: {' '.join(str(error).split())}. Code that comes with a data set is "
+            "not run: pass its files with --train_file."
+        ) from error
     except DatasetGenerationError as error:
         lines = str(error.__cause__ or error).strip().splitlines()
         cause = " ... ".join(dict.fromkeys((lines[0], lines[-1])))

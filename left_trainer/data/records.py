@@ -20,6 +20,17 @@ NAME_ENCODING = "If the file has another encoding, name it, for example --encodi
 FILE_SUFFIXES = (".jsonl", ".json", *DELIMITERS, ".parquet")
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return row
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def records(argument: str, file: Path, encoding: str | None = None) -> Iterator[Record]:
     """The rows of a file in their order.
 
@@ -59,7 +70,7 @@ def _json_records(given: str, text: TextIO) -> Iterator[Record]:
         return
     for number, line in lines:
         try:
-            row = json.loads(line.rstrip("\n"), object_pairs_hook=_unique)
+            row = DECODER.decode(line.rstrip("\n"))
         except ValueError as error:
             raise ValueError(
                 f"{given}, line {number} is no JSON: {_json_reason(error)}. Each line has to be an object of its own, "
@@ -114,26 +125,18 @@ def _json_array(given: str, text: str) -> Iterator[Record]:
             )
         key = re.search(rf"{re.escape(json.dumps(tables[0]))}\s*:\s*\[", text)
         whole, start = whole[tables[0]], key.end() if key else start
-    decoder, line, counted = json.JSONDecoder(object_pairs_hook=_unique), 1, 0
+    line, counted = 1, 0
     separator = re.compile(r"[\s,]*")
     for _ in whole:
         start = separator.match(text, start).end()  # type: ignore[union-attr]  # it matches nothing too
         line, counted = line + text.count("\n", counted, start), start
         try:
-            row, start = decoder.raw_decode(text, start)
+            row, start = DECODER.raw_decode(text, start)
         except ValueError as error:
             raise ValueError(f"{given}, line {line}: {_json_reason(error)}. Mend it.") from error
         if not isinstance(row, dict):
             raise ValueError(f"{given}, line {line} has {_kind(row)} as a row. Each row has to be an object.")
         yield line, row
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
-    return row
 
 
 def _json_reason(error: BaseException) -> str:

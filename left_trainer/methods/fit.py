@@ -15,12 +15,15 @@ from peft.utils.transformers_weight_conversion import convert_peft_adapter_state
 from torch import nn
 from transformers import PreTrainedModel
 
+from left_trainer.models.loading import without_pickled_code
+
 MAX_NAMES_SHOWN = 4
 
 
 def saved_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The weights of the adapter in `path`, by their names there."""
-    return load_peft_weights(str(path), device="cpu")  # type: ignore[no-any-return]
+    with without_pickled_code(f"The adapter in {str(path)!r}"):
+        return load_peft_weights(str(path), device="cpu")  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

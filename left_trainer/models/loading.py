@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ def load_model(model: str | ModelSource, quantization_config: Any = None) -> Pre
 
     Raises:
         ValueError: The checkpoint lacks weights of the model, or has them in other sizes; transformers would leave
-            these random.
+            these random. Or it is a pickle that holds more than tensors.
     """
     source = ModelSource.of(model)
     options = {"dtype": "float32", **source.options}
@@ -39,11 +41,24 @@ def load_model(model: str | ModelSource, quantization_config: Any = None) -> Pre
     config = copy.deepcopy(source.config)
     # Sizes are compared here, where they can be named: transformers raises an error that says to look at its log.
     options["ignore_mismatched_sizes"] = True
-    loaded, info = auto_class(source.family).from_pretrained(
-        source.base_name, config=config, output_loading_info=True, **options
-    )
+    with without_pickled_code(f"model={source.base_name!r}"):
+        loaded, info = auto_class(source.family).from_pretrained(
+            source.base_name, config=config, output_loading_info=True, **options
+        )
     _check_complete(source.base_name, loaded, info)
     return loaded
+
+
+@contextlib.contextmanager
+def without_pickled_code(what: str) -> Iterator[None]:
+    """Raise `ValueError` in place of what torch raises on a file of weights that holds other objects than tensors."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{what} has weights in a pickle (.bin, .pt or .pth) that is damaged or holds more than tensors, which "
+            "could run code. It was not read. Ask for the weights as safetensors, from a source that you trust."
+        ) from error
 
 
 def _check_complete(name: str, loaded: PreTrainedModel, info: Mapping[str, Any]) -> None:

@@ -141,7 +141,7 @@ def plan_training(
     method = method_of(source, args, peft_config)
     args = args.replaced(learning_rate=choose_learning_rate(args, method, source)[0])
     request = Request(source, args, method, peft_config, quantization_config)
-    check_model_and_method(request)
+    check_model_and_method(request, needs_weights=False)
     check_losses(request)
     if train_dataset is not None and (source_tokens, target_tokens, tokens) == (None, None, None):
         source_tokens, target_tokens = _longest(request, train_dataset, processing_class)

@@ -27,6 +27,7 @@ from left_trainer.runs.measurements import machine_name
 from left_trainer.runs.report import REPORT_FILE, Sample, Scores, TrainingReport
 from left_trainer.storage.errors import write_errors
 from left_trainer.tasks import Task, get_task
+from left_trainer.tasks.task import check_prompt
 from left_trainer.trainer import LeftTrainer
 from left_trainer.trainer.model_card import package_versions
 from left_trainer.trainer.run_checks import check_generation
@@ -168,7 +169,9 @@ def _task_and_prompt(asked: Evaluation) -> tuple[Task, str]:
         )
     task = get_task(name)
     same_task = report is not None and asked.task in (None, report.task)
-    return task, asked.data.prompt or (report.prompt if report and same_task else task.prompt)
+    prompt = asked.data.prompt or (report.prompt if report and same_task else task.prompt)
+    check_prompt(prompt)
+    return task, prompt
 
 
 def _arguments(asked: Evaluation, settings: RunSettings, folder: str, is_adapter: bool) -> LeftTrainingArguments:

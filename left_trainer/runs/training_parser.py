@@ -13,11 +13,8 @@ from left_trainer.training_args import FLAGS_OF_OTHERS
 from left_trainer.yaml_files import read_yaml_arguments
 
 
-class TrainingParser(ArgumentParser, TrlParser):
-    """A parser of `ModelArguments`, `DataArguments` and `LeftTrainingArguments`.
-
-    Three flags that Hugging Face's scripts have in their `ModelArguments` stand there here too, and are handed on.
-    """
+class ScriptParser(ArgumentParser, TrlParser):
+    """Hugging Face's parser of dataclasses, with YAML by `--config`, and errors of one paragraph."""
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, *given: Any, **options: Any) -> tuple[Any, ...]:
         """As in `TrlParser`, with a YAML file of which every key and its type are checked.
@@ -63,6 +60,17 @@ class TrainingParser(ArgumentParser, TrlParser):
         _, unknown = self.parse_known_args(args)
         if unknown and not options.get("return_remaining_strings"):
             self.error(self.about_unknown(unknown))
+        return super().parse_args_into_dataclasses(args, *given, **options)  # type: ignore[no-any-return]
+
+
+class TrainingParser(ScriptParser):
+    """A parser of `ModelArguments`, `DataArguments` and `LeftTrainingArguments`.
+
+    Three flags that Hugging Face's scripts have in their `ModelArguments` stand there here too, and are handed on.
+    """
+
+    def parse_args_into_dataclasses(self, args: Any = None, *given: Any, **options: Any) -> tuple[Any, ...]:
+        """As in `ScriptParser`."""
         model_args, data_args, training_args, *rest = super().parse_args_into_dataclasses(args, *given, **options)
         values = {name: getattr(model_args, name) for name in FLAGS_OF_OTHERS}
         return (model_args, data_args, training_args.replaced(**values), *rest)

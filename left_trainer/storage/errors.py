@@ -89,8 +89,8 @@ def _refusal(error: Exception, target: Path) -> int | None:
     # These are about one path, which need not be the one that is written: reading fails with them too.
     path = _path_of(error) or target
     if number in GONE:
-        is_gone = path.is_relative_to(target.parent) and not path.parent.is_dir()
-        return number if is_gone else None
+        folder = next(part for part in path.parents if not part.name.endswith(".tmp"))  # those are removed after errors
+        return number if path.is_relative_to(target.parent) and not folder.is_dir() else None
     if number in REFUSED:
         return number if _try_to_write(_existing(target)) else None
     return None

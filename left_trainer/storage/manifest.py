@@ -12,6 +12,7 @@ import xxhash
 from safetensors import safe_open
 
 MANIFEST_FILE = "checkpoint_manifest.json"
+CHECKSUM = "checksum"  # of the rest of the manifest
 BLOCK_BYTES = 2**22
 
 
@@ -23,7 +24,8 @@ def write_manifest(folder: str | Path, entries: Mapping[str, Any]) -> None:
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.name != MANIFEST_FILE
     }
-    text = json.dumps({"files": files, **entries}, indent=2, ensure_ascii=False)
+    content = {"files": files, **entries}
+    text = json.dumps({**content, CHECKSUM: _checksum_of(content)}, indent=2, ensure_ascii=False)
     (root / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -40,6 +42,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         described = manifest["files"]
         complete = all(isinstance(each["bytes"], int) and each["xxh3_128"] for each in described.values())
+        complete = complete and manifest.pop(CHECKSUM) == _checksum_of(manifest)
     except (ValueError, KeyError, TypeError, AttributeError):
         complete = False
     if not complete:
@@ -82,6 +85,10 @@ def _checksum(path: Path) -> str:
         while block := file.read(BLOCK_BYTES):
             checksum.update(block)
     return checksum.hexdigest()
+
+
+def _checksum_of(content: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 # Folders without a manifest

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
 
 from left_trainer.adapters.files import TRAINING_STATE_FILE
 from left_trainer.methods.hooks import MethodHooks
@@ -23,32 +21,30 @@ from left_trainer.storage.manifest import write_manifest
 from left_trainer.storage.whole import finish, hidden_name, put_in_place, sweep
 from left_trainer.trainer.checkpoints import (
     TRAINER_STATE_FILE,
-    Start,
+    checkpoint_to_resume,
+    make_way,
     remove_old_checkpoints,
-    where_to_start,
     why_not_loadable,
 )
 from left_trainer.trainer.reading import ReadingTrainer
 from left_trainer.trainer.run_identity import RUN, check_identity, identity_of_model, identity_of_training
 
-logger = logging.get_logger(__name__)
-
 
 class CheckpointingTrainer(ReadingTrainer):
     """Writes each checkpoint under a hidden name, describes its files, and renames it. All processes write into it."""
 
+    _written_beside: Path | None = None
     hooks: MethodHooks
     model_init: Any
-    _written_beside: Path | None = None
-    _identity_of_model: dict[str, Any] | None = None
+    _identity_of_model: Mapping[str, Any] | None = None
 
-    def _starting_from(self, resume_from_checkpoint: str | bool | None) -> Start:
-        """Where a call of `train` starts; to be asked before the method sets its first weights."""
-        if self._identity_of_model is None or self.model_init is not None:
+    def checkpoint_of_run(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """The checkpoint that `train` goes on from, `None` for the beginning. Raises what `train` does."""
+        if self._identity_of_model is None or self.model_init is not None:  # a training changes some configs
             self._identity_of_model = identity_of_model(self)
         needed = [TRAINING_STATE_FILE] if training_state(unwrapped(self.model)) else []
         check = functools.partial(check_identity, self._identity())
-        return where_to_start(resume_from_checkpoint, self.args, check, needed, self.state.global_step > 0)
+        return checkpoint_to_resume(resume_from_checkpoint, self.args, check, needed, self.state.global_step > 0)
 
     def _identity(self) -> dict[str, Any]:
         return {**(self._identity_of_model or {}), **identity_of_training(self.args, self.train_dataset)}
@@ -81,7 +77,7 @@ class CheckpointingTrainer(ReadingTrainer):
             if self.args.should_save:
                 shutil.rmtree(beside, ignore_errors=True)
         if self.args.should_save:
-            remove_old_checkpoints(run_dir, self.args.save_total_limit, target.name, self.state.best_model_checkpoint)
+            remove_old_checkpoints(target, self.args.save_total_limit, self.state.best_model_checkpoint)
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(target))
 
@@ -101,12 +97,9 @@ class CheckpointingTrainer(ReadingTrainer):
             shutil.rmtree(beside, ignore_errors=True)
 
     def _put_in_place(self, written: Path, target: Path) -> None:
-        if target.is_symlink() or target.is_file():
-            others = (target.with_name(f"{target.name}.old{number or ''}") for number in itertools.count())
-            kept = target.rename(next(path for path in others if not os.path.lexists(path)))
-            logger.warning(f"{target} is no checkpoint, and was in the place of one: it is now called {kept.name}.")
         write_manifest(written, {RUN: self._identity()})
         finish(written)
+        make_way(target)
         put_in_place(written, target)
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
@@ -121,7 +114,7 @@ class CheckpointingTrainer(ReadingTrainer):
         finally:
             self._written_beside = None
         if self.args.should_save and self.args.save_total_limit == 1 and best and Path(best).is_dir():
-            remove_old_checkpoints(run_dir, limit=1, newest=Path(best).name, best=None)
+            remove_old_checkpoints(run_dir / Path(best).name, limit=1, best=None)
         return output
 
     def _name_best(self, target: Path) -> None:

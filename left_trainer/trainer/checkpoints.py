@@ -6,8 +6,8 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,6 @@ OPTIMIZER_STATES = (OPTIMIZER_NAME, "optimizer.bin", "optimizer_*", "global_step
 WEIGHTS = ("adapter_model*", "model*.safetensors", "pytorch_model*", "global_step*")
 # Without these Trainer goes on with fresh ones, and says nothing.
 STATES = {"scheduler.pt": ("scheduler.pt", "global_step*"), "rng_state.pth": ("rng_state*.pth",)}
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a training starts.
-
-    Args:
-        checkpoint: Its path; `None` for the beginning.
-        is_continued: Whether the user asked to go on with whatever is there.
-    """
-
-    checkpoint: str | None
-    is_continued: bool
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:
@@ -68,19 +55,17 @@ def why_not_resumable(checkpoint: str | Path, needed: Sequence[str] = ()) -> str
 
     Args:
         checkpoint: Path of the folder.
-        needed: Further files that the method goes on from.
+        needed: Further files, which the method goes on from.
     """
     folder = Path(checkpoint)
-    if not folder.is_dir():
-        return "there is no such folder"
     if not (folder / TRAINER_STATE_FILE).is_file():
         return f"{TRAINER_STATE_FILE} is missing"
-    if not any(next(folder.glob(name), None) for name in OPTIMIZER_STATES):
+    reason = why_not_whole(folder)
+    if reason is None and not any(next(folder.glob(name), None) for name in OPTIMIZER_STATES):
         # Trainer would go on with a fresh optimizer, without a word (transformers 5.23).
-        reason = why_not_whole(folder)
-        return reason or "it has no state of the optimizer, as with save_only_model=True"
-    reason = why_not_loadable(folder) or _missing(folder, {**STATES, **{name: (name,) for name in needed}})
-    return reason or _why_no_state(folder / TRAINER_STATE_FILE)
+        return "it has no state of the optimizer, as with save_only_model=True"
+    parts = {"weights": WEIGHTS, **STATES, **{name: (name,) for name in needed}}
+    return reason or _missing(folder, parts) or _why_no_state(folder / TRAINER_STATE_FILE)
 
 
 def _missing(folder: Path, parts: Mapping[str, Sequence[str]]) -> str | None:
@@ -96,14 +81,24 @@ def _why_no_state(file: Path) -> str | None:
     return None if is_state else f"{file.name} is no state of a training"
 
 
-def where_to_start(
+def asks_to_resume(resume_from_checkpoint: str | os.PathLike[str] | bool | None) -> str | bool:
+    """A path, `True` or `False`, which flags give as text."""
+    if isinstance(resume_from_checkpoint, bool) or not resume_from_checkpoint:
+        return bool(resume_from_checkpoint)
+    text = os.fspath(resume_from_checkpoint)
+    return text.lower() == "true" if text.lower() in ("true", "false") else text
+
+
+def checkpoint_to_resume(
     resume_from_checkpoint: str | os.PathLike[str] | bool | None,
     args: LeftTrainingArguments,
     check: Callable[[str], None],
     needed: Sequence[str] = (),
     has_trained: bool = False,
-) -> Start:
-    """The checkpoint that a training starts from; room is made for a fresh run. The first process decides for all.
+) -> str | None:
+    """The checkpoint that a run starts from, `None` for the beginning; room is made for a fresh run.
+
+    The first process looks, and all go by what it finds.
 
     Args:
         resume_from_checkpoint: As in `Trainer.train`; also the texts `true` and `false`, as a flag gives them. `True`
@@ -116,46 +111,49 @@ def where_to_start(
 
     Raises:
         FileExistsError: A fresh run, and `output_dir` holds a result or checkpoints of another.
+        FileNotFoundError: There is no folder at the path.
         ValueError: The checkpoint that was named is not whole, or it is of another run.
     """
     found: list[Any] = [None]
     if args.process_index == 0:
         try:
-            found = [_start(_asked(resume_from_checkpoint), args, needed, has_trained)]
-            if found[0].checkpoint:
-                check(found[0].checkpoint)
-        except (ValueError, OSError) as error:
+            found = [_checkpoint_to_resume(asks_to_resume(resume_from_checkpoint), args, needed, has_trained)]
+            if found[0]:
+                check(found[0])
+        except (OSError, ValueError) as error:
             found = [error]
     broadcast_object_list(found)
     if isinstance(found[0], Exception):
         raise found[0]
-    start: Start = found[0]
-    return start
+    checkpoint: str | None = found[0]
+    return checkpoint
 
 
-def _asked(value: str | os.PathLike[str] | bool | None) -> str | bool:
-    text = str(value or "")
-    return {"true": True, "false": False, "none": False, "": False}.get(text.lower(), text)
-
-
-def _start(asked: str | bool, args: LeftTrainingArguments, needed: Sequence[str], has_trained: bool) -> Start:
+def _checkpoint_to_resume(
+    asked: str | bool, args: LeftTrainingArguments, needed: Sequence[str], has_trained: bool
+) -> str | None:
     if asked is True:
-        return Start(_last_whole_checkpoint(args, needed), is_continued=True)
+        return _last_whole_checkpoint(args, needed)
     if asked:
-        reason = why_not_resumable(str(asked), needed)
+        if not Path(asked).is_dir():
+            raise FileNotFoundError(
+                f"resume_from_checkpoint={asked!r} is not a folder. Pass the path of a checkpoint, or True for the "
+                "last whole one in output_dir."
+            )
+        reason = why_not_resumable(asked, needed)
         if reason:
             raise ValueError(
-                f"resume_from_checkpoint={str(asked)!r} cannot be continued: {reason}. Pass another checkpoint, or "
-                "True for the last whole one. To start a new run from its weights alone, pass the folder as model."
+                f"resume_from_checkpoint={asked!r} cannot be continued: {reason}. Pass another checkpoint, or True for "
+                "the last whole one. To start a new run from its weights alone, pass the folder as model."
             )
-        return Start(str(asked), is_continued=True)
+        return asked
     if not has_trained:
         _check_no_result(args)
     if args.save_strategy != "no":
         # Left there, they would be what a later resume finds.
         for checkpoint in checkpoints_in(args.output_dir or ""):
             shutil.rmtree(checkpoint)
-    return Start(None, is_continued=False)
+    return None
 
 
 def _last_whole_checkpoint(args: LeftTrainingArguments, needed: Sequence[str]) -> str | None:
@@ -163,7 +161,7 @@ def _last_whole_checkpoint(args: LeftTrainingArguments, needed: Sequence[str]) -
     for checkpoint in reversed(found):
         reason = why_not_resumable(checkpoint, needed)
         if reason is None:
-            logger.warning(f"Continuing from {checkpoint}.")
+            logger.warning_once(f"Continuing from {checkpoint}.")
             return str(checkpoint)
         logger.warning(f"{checkpoint} is skipped: {reason}.")
     what = "no whole checkpoint" if found else "no checkpoint"
@@ -176,7 +174,7 @@ def check_room(args: LeftTrainingArguments) -> None:
 
     For an early word: `train` checks the same. A run that is to resume is not fresh.
     """
-    if not _asked(args.resume_from_checkpoint):
+    if not asks_to_resume(args.resume_from_checkpoint):
         _check_no_result(args)
 
 
@@ -197,23 +195,28 @@ def _check_no_result(args: LeftTrainingArguments) -> None:
         )
 
 
-def remove_old_checkpoints(run_dir: str | Path, limit: int | None, newest: str, best: str | None) -> None:
-    """Keep `limit` checkpoints: the one just written, the best one, and the last before.
+def remove_old_checkpoints(written: Path, limit: int | None, best: str | None) -> None:
+    """Keep `limit` checkpoints, among them the one just written and the best one.
 
-    Those of later steps than the one just written are from before the run went back, and are the first to go.
+    Those of later steps, which are damaged or of before the run went back, go first, then those of the first steps.
 
     Args:
-        run_dir: With the checkpoints.
+        written: The one just written.
         limit: `save_total_limit`; `None` or 0 keeps all.
-        newest: Name of the checkpoint just written.
         best: The best checkpoint.
     """
-    checkpoints = checkpoints_in(run_dir)
     if not limit or limit < 0:
         return
-    kept = {newest, *([Path(best).name] if best else [])}
+    checkpoints, kept = checkpoints_in(written.parent), {written.name, *([Path(best).name] if best else [])}
     others = [checkpoint for checkpoint in checkpoints if checkpoint.name not in kept]
-    others.sort(key=lambda checkpoint: (step_of(checkpoint) < step_of(Path(newest)), step_of(checkpoint)))
-    excess = len(checkpoints) - max(limit, len(kept))
-    for checkpoint in others[: max(0, excess)]:
+    others.sort(key=lambda checkpoint: (step_of(checkpoint) < step_of(written), step_of(checkpoint)))
+    n_kept = len(checkpoints) - len(others)
+    for checkpoint in others[: len(others) - max(0, limit - n_kept)]:
         shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def make_way(target: Path) -> None:
+    """Keep a link or a file that is in the way of a checkpoint under another name: it is the user's."""
+    if target.is_symlink() or target.is_file():
+        kept = target.rename(target.with_name(f"{target.name}.kept-{uuid.uuid4().hex[:8]}"))
+        logger.warning(f"{target} was in the way of a checkpoint, and is called {kept.name} now.")

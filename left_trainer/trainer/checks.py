@@ -112,13 +112,13 @@ def check_family(source: ModelSource, family: ModelFamily, trainer: str) -> None
         )
 
 
-def check_model_and_method(request: Request) -> None:
+def check_model_and_method(request: Request, needs_weights: bool = True) -> None:
     """What is wrong whatever the data: a field that the family ignores, precision, what the method cannot do."""
     request.args.check_family(request.source.family)
     check_no_adapter_inside(request.source)
     check_arguments(request.args)  # fields may have been set since
     check_precision(request.args, request.source.config)
-    check_run_arguments(request.args, request.source)
+    check_run_arguments(request.args, request.source, needs_weights)
     check_method(request)
 
 

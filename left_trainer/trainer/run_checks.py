@@ -26,13 +26,18 @@ from left_trainer.training_args import LeftTrainingArguments
 FP16_OVERFLOW_TYPES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 
 
-def check_run_arguments(args: LeftTrainingArguments, source: ModelSource) -> None:
+def check_run_arguments(args: LeftTrainingArguments, source: ModelSource, needs_weights: bool = True) -> None:
     """Run the checks that need the arguments and the config of the model alone.
+
+    Args:
+        args: Of the run.
+        source: Its model.
+        needs_weights: Whether a folder has to hold weights; for a plan, a config is enough.
 
     Raises:
         ValueError: A package is missing, a checkpoint or a file is not there, or a limit of the model is passed.
     """
-    if not source.is_loaded:
+    if needs_weights and not source.is_loaded:
         check_has_weights(source.base_name)
     check_trackers_installed(args.report_to)
     check_packages_of(args)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -28,8 +29,8 @@ from left_trainer.storage.manifest import read_manifest
 from left_trainer.training_args import LeftTrainingArguments
 
 RUN = "run"
-ROWS_LOOKED_AT = 1024
-VALUES_LOOKED_AT = 256
+ROWS_LOOKED_AT = 4096
+WEIGHTS_LOOKED_AT, VALUES_OF_A_WEIGHT = 64, 8
 # What stands in the optimizer's saved state, from which it would come back whatever the new run says.
 IN_OPTIMIZER = ("learning_rate", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 OF_THE_ROWS = ("seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last")
@@ -46,7 +47,7 @@ PRECISION = ("bf16", "fp16")
 ARGUMENTS = (*IN_OPTIMIZER, "lr_scheduler_type", *OF_THE_ROWS, *OF_THE_LOSS, *PRECISION)
 # Where a model or a machine was, not what is trained.
 NOT_OF_THE_METHOD = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
-TRAINED = "trained weights"
+METHOD, OPTIONS, BASE, TRAINED = "peft_method", "peft_kwargs", "base weights", "trained weights"
 MAX_SHOWN_FIELDS, MAX_SHOWN_CHARACTERS = 3, 80
 
 
@@ -66,10 +67,10 @@ def identity_of_model(trainer: Identified) -> dict[str, Any]:
     model, config = unwrapped(trainer.model), trainer.source.config
     return _plain(
         {
-            "peft_method": trainer.method.name if trainer.method else None,
-            "peft_kwargs": {**_method_options(model), **trainer.hooks.options},
+            METHOD: trainer.method.name if trainer.method else None,
+            OPTIONS: {**_method_options(model), **trainer.hooks.options},
             "model": {"model_type": config.model_type, **_sizes(config)},
-            "base weights": _base_weights(model),
+            BASE: _base_weights(model),
             TRAINED: {name: _shape(weight) for name, weight in model.named_parameters() if weight.requires_grad},
         }
     )
@@ -94,18 +95,21 @@ def check_identity(mine: Mapping[str, Any], checkpoint: str | Path) -> None:
     Checkpoints of earlier versions and of other trainers do not say what they belong to; they are not refused.
 
     Args:
-        mine: The identity of the run that is to go on.
+        mine: The identity of the run that is to go on, or a part of it.
         checkpoint: Whole.
 
     Raises:
         ValueError: With the fields that differ and both values.
     """
     saved = (read_manifest(checkpoint) or {}).get(RUN) or {}
-    differing = [_difference(name, saved[name], mine[name]) for name in mine if name in saved]
-    if any(differing):
+    found = {name: _difference(name, saved[name], mine[name]) for name in mine if name in saved}
+    if found.get(METHOD) or found.get(OPTIONS):
+        found.pop(BASE, None)  # of the layers without an adapter, which are others then
+    differing = [text for text in found.values() if text]
+    if differing:
         raise ValueError(
             f"{str(checkpoint)!r} belongs to another run, which cannot go on in this one: "
-            f"{'; '.join(filter(None, differing))}. Set these as they were, or start a new run in another output_dir."
+            f"{'; '.join(differing)}. Set these as they were, or start a new run in another output_dir."
         )
 
 
@@ -161,19 +165,25 @@ def _shape(weight: Any) -> list[int]:
 
 
 def _base_weights(model: nn.Module) -> str | None:
-    """Digest of some values of the input embeddings: of models of one shape, such as base and chat, they differ.
+    """Digest of some values of weights that the checkpoint relies on and does not hold.
 
-    `None` where they are trained, or not in the memory of one process.
+    Models of one shape, such as base and chat, differ in them. Layers with an adapter are left out, as several methods
+    move a part of their weights into it. `None` where all are trained, or none in the memory of one process.
     """
-    table = without_adapter(model).get_input_embeddings()
-    weight = getattr(table, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.requires_grad or weight.is_meta or isinstance(weight, DTensor):
-        return None
-    if not weight.numel() or not weight.is_floating_point():
-        return None
-    values = weight.detach().flatten()
-    some = values[:: max(1, len(values) // VALUES_LOOKED_AT)][:VALUES_LOOKED_AT]
-    return _digest(some.to(torch.bfloat16).float().tolist())
+    base = without_adapter(model)
+    adapted = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, BaseTunerLayer))
+    frozen = [
+        weight.detach().flatten()
+        for name, weight in base.named_parameters()
+        if not (weight.requires_grad or weight.is_meta or isinstance(weight, DTensor) or name.startswith(adapted))
+        and weight.is_floating_point()
+        and weight.numel()
+    ]
+    some = [
+        weight[:: max(1, len(weight) // VALUES_OF_A_WEIGHT)][:VALUES_OF_A_WEIGHT].to(torch.bfloat16).tolist()
+        for weight in frozen[:: max(1, len(frozen) // WEIGHTS_LOOKED_AT)]
+    ]
+    return _digest(some) if some else None
 
 
 def _data(rows: Any) -> dict[str, Any] | None:

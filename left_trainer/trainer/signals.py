@@ -21,7 +21,7 @@ from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from left_trainer.interrupts import TERMINATED, TrainingInterrupted, handling, leave_to_default, say
+from left_trainer.interrupts import TERMINATED, handling, interrupted, leave_to_default, say
 
 
 class _StepSavedError(Exception):
@@ -72,7 +72,7 @@ def _end(trainer: Any, number: int) -> None:
 
 
 def _ending(number: int) -> BaseException:
-    return TrainingInterrupted() if number == signal.SIGINT else SystemExit(TERMINATED)
+    return interrupted() if number == signal.SIGINT else SystemExit(TERMINATED)
 
 
 class SaveOnSignal(TrainerCallback):

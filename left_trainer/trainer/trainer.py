@@ -31,6 +31,7 @@ from left_trainer.methods.hooks import MethodHooks
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
 from left_trainer.trainer.checkpointing import CheckpointingTrainer
+from left_trainer.trainer.checkpoints import asks_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
 from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets
@@ -239,15 +240,14 @@ class LeftTrainer(CheckpointingTrainer):
             KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved (`save_on_signal`); `SystemExit` after SIGTERM.
         """
         with guarded_training(self):
-            start = self._starting_from(resume_from_checkpoint)
-            self.starts_anew = start.checkpoint is None
+            checkpoint = self.checkpoint_of_run(resume_from_checkpoint)
+            self.starts_anew = not checkpoint
             if self.starts_anew and self.model_init is None:
                 self.initialize_method()
-            with contextlib.ExitStack() as stack:
-                if self.starts_anew and start.is_continued:
-                    # Callbacks refuse to write over another run; what is there is of this one, killed early.
-                    stack.enter_context(self.with_arguments(overwrite_output_dir=True))
-                return super().train(start.checkpoint, *args, **kwargs)
+            # What a run left that was killed before its first checkpoint was whole, such as adapters, is written over.
+            over = self.starts_anew and asks_to_resume(resume_from_checkpoint) is not False
+            with self.with_arguments(overwrite_output_dir=True) if over else contextlib.nullcontext():
+                return super().train(checkpoint, *args, **kwargs)
 
     def initialize_method(self) -> None:
         """Set the weights of a new adapter from the model or the first batches."""

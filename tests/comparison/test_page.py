@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -98,8 +99,34 @@ def written(tmp_path: Path, summary: dict[str, Any]) -> str:
     return (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
+def samples_of(file: Path) -> Any:
+    return json.loads(file.read_text().removeprefix("showSamples(").rstrip().removesuffix(")"))
+
+
 def test_the_data_travel_whole(tmp_path):
-    assert json.loads(Elements(written(tmp_path, SUMMARY)).data.strip()) == SUMMARY
+    data = json.loads(Elements(written(tmp_path, SUMMARY)).data.strip())
+    for row, whole in zip(data["rows"], SUMMARY["rows"], strict=True):
+        assert samples_of(tmp_path / "samples" / row.pop("samples")) == whole["samples"]
+        curves = [[[step, float(f"{loss:.4g}")] for step, loss in curve] for curve in whole["curves"]]
+        rest = {name: value for name, value in whole.items() if name != "samples"}
+        assert row == {**rest, "curves": curves}
+    assert {**data, "rows": SUMMARY["rows"]} == SUMMARY
+
+
+def test_samples_of_rows_that_are_gone_are_removed_and_others_left_alone(tmp_path):
+    written(tmp_path, SUMMARY)
+    files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "samples").iterdir()}
+    written(tmp_path, {**SUMMARY, "rows": SUMMARY["rows"][:2]})
+    left = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "samples").iterdir()}
+    assert len(left) == 2
+    assert left.items() <= files.items()
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_end(tmp_path):
+    row = {**SUMMARY["rows"][1], "curves": [[[step, 1 / (step + 1)] for step in range(1000)]]}
+    (drawn,) = json.loads(Elements(written(tmp_path, {**SUMMARY, "rows": [row]})).data.strip())["rows"][0]["curves"]
+    assert len(drawn) <= 61
+    assert (drawn[0], drawn[-1]) == ([0, 1.0], [999, 0.001])
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path):
@@ -159,7 +186,8 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
     ours = {request["request"]["url"] for request in requests if request["documentURL"].startswith(path.as_uri())}
-    assert {url for url in ours if not url.startswith("data:")} == {path.as_uri()}
+    samples = (tmp_path / "samples").as_uri()
+    assert {url for url in ours if not url.startswith(("data:", samples))} == {path.as_uri()}
 
 
 class Page:
@@ -171,6 +199,18 @@ class Page:
 
     def all(self, selector: str) -> list[Any]:
         return self.browser.find_elements("css selector", selector)
+
+    def open(self, key: str) -> None:
+        """Open the panel of a row from the matrix, and wait for its samples."""
+        self.one(f"#matrix [data-key='{key}']").click()
+        self.wait_for_samples()
+
+    def wait_for_samples(self) -> None:
+        for _ in range(100):
+            if self.all("#run .sample") or not self.all("#samples"):
+                return
+            time.sleep(0.05)
+        raise AssertionError("the samples did not load")
 
     def one(self, selector: str) -> Any:
         (element,) = self.all(selector)
@@ -345,7 +385,7 @@ def test_what_runs_depend_on_and_their_predictions(show):
     facts = page.one("#facts").text
     for fact in ("test rows: 100", "prompt: summarization: {source}", "12 min 34 s"):
         assert fact in facts
-    page.one("#matrix [data-key='translation/lora']").click()
+    page.open("translation/lora")
     links = page.all("#run .downloads a")
     assert [link.text for link in links] == ["seed 42", "seed 43", "seed 44"]
     assert links[1].get_dom_attribute("href") == "cells/translation-lora-seed43/predictions.jsonl"
@@ -435,7 +475,7 @@ def test_labels_do_not_cover_each_other(show):
 @needs_browser
 def test_a_runs_panel_by_mouse(show):
     page = show()
-    page.one("#matrix [data-key='translation/lora']").click()
+    page.open("translation/lora")
     assert page.is_open()
     text = page.one("#run").text
     for fact in ("lora on translation", "tuned: best of 3 learning rates", "1,036,864", "2e-4", "seed 43"):
@@ -467,7 +507,7 @@ def test_what_a_prediction_shares_with_its_reference_is_marked(show):
     row = next(row for row in summary["rows"] if row["id"] == "translation/lora")
     row["samples"] = [{"source": "s", "reference": "a b  c d e", "before": "x", "after": "b a c\ne f"}]
     page = show(summary)
-    page.one("#matrix [data-key='translation/lora']").click()
+    page.open("translation/lora")
     assert page.texts("#run .sample p")[3] == "b a c\ne f"
     assert page.texts("#run mark") == ["b", "a", "c", "e"]
 
@@ -478,7 +518,7 @@ def test_data_are_never_run(show):
     summary.update(title=SCRIPT, command=SCRIPT)
     summary["columns"][0]["title"] = SCRIPT
     page = show(summary)
-    page.one("#matrix [data-key='summarization/ia3']").click()
+    page.open("summarization/ia3")
     assert SCRIPT in page.texts("#run .sample p")[8]
     assert SCRIPT in page.texts("h1")
     assert SCRIPT in page.texts("#failed dd")[0]
@@ -493,7 +533,7 @@ def test_a_phone_scrolls_inside_of_the_tables_only(show):
     assert page.run("return innerWidth") == 375
     assert page.run(overflow) == 0
     assert page.run("const t = document.querySelector('.tall'); return t.scrollWidth > t.clientWidth")
-    page.one("#matrix [data-key='summarization/lora']").click()
+    page.open("summarization/lora")
     assert page.run(overflow) == 0
     assert page.run("const d = document.getElementById('run'); return d.scrollWidth <= d.clientWidth")
 
@@ -510,7 +550,7 @@ def test_text_stands_out(show, scheme):
     assert page.run("return matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
     seen, low = page.run(LOW_CONTRAST)
     assert (seen > 600, low) == (True, [])
-    page.one("#matrix [data-key='translation/lora']").click()
+    page.open("translation/lora")
     assert page.run(LOW_CONTRAST)[1] == []
 
 
@@ -560,3 +600,16 @@ def test_a_metric_may_be_better_when_lower(show):
     assert best == lowest["id"]
     assert "chrf, lower is better" in page.texts("#matrix thead th")[2]
     assert len(page.all("#matrix td:nth-child(3) small.worse")) == len(METHODS)
+
+
+@needs_browser
+def test_a_page_without_its_samples_says_so(show, tmp_path):
+    page = show()
+    shutil.rmtree(tmp_path / "samples")
+    page.one("#matrix [data-key='translation/lora']").click()
+    for _ in range(100):
+        if "is not beside this page" in page.one("#samples").text:
+            break
+        time.sleep(0.05)
+    assert "is not beside this page" in page.one("#samples").text
+    page.browser.get_log("browser")  # which says that the file is not there

@@ -11,7 +11,8 @@ from left_trainer.comparison.results import CELLS, read_cell
 from left_trainer.comparison.runner import Runner
 
 METHODS = ("full", "lora", "prefix_tuning")
-CELLS_OF = [Cell("method", "classification", {"peft_method": name, "seed": 1}, {}) for name in METHODS]
+CONDITIONS = {"base_model": "embedded/t5", "prompt": "p", "data_sha256": "0", "max_new_tokens": 8, "num_beams": 1}
+CELLS_OF = [Cell("method", "classification", {"peft_method": name, "seed": 1}, CONDITIONS) for name in METHODS]
 BASE = Cell("base", "classification", {}, {})
 
 
@@ -38,7 +39,7 @@ def test_what_needs_more_than_there_is_is_left_out_with_the_reason(tmp_path, fre
 
 def test_it_is_run_all_the_same_where_that_is_asked_for(tmp_path, free):
     free(1)
-    asked = Cell("method", "classification", {**CELLS_OF[0].arguments, "ignore_plan": True}, {})
+    asked = Cell("method", "classification", {**CELLS_OF[0].arguments, "ignore_plan": True}, CONDITIONS)
     assert asked.name == CELLS_OF[0].name
     assert arranged([asked], tmp_path) == ([asked], [])
 

@@ -9,7 +9,7 @@ from left_trainer.data.encoding import token_ids
 from left_trainer.models import FAMILIES
 from tiny import tiny_tokenizer
 
-TEXTS = ["red", "", "and so on " * 100, "été </s> <s>", "\n a  b\t"]
+TEXTS = ["red", "", "red", "and so on " * 100, "été </s> <s>", "\n a  b\t"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

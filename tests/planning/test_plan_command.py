@@ -64,9 +64,9 @@ def test_methods_are_ranked_by_memory(folder, capsys):
     ("flags", "message"),
     [
         (["--device", "rtx 409"], "Did you mean 'rtx-4090'?"),
-        (["--memory_gib", "0"], "memory_gib=0 must be positive"),
-        (["--target_tokens", "0"], "target_tokens=0 must be at least 1"),
-        (["--source_tokens", "-1"], "source_tokens=-1 must be at least 0"),
+        (["--memory_gib", "0"], "--memory_gib: 0 must be above 0"),
+        (["--target_tokens", "0"], "--target_tokens: 0 must be at least 1"),
+        (["--source_tokens", "-1"], "--source_tokens: -1 must be at least"),
         (["--source_tokens", "1000"], "longer than the 128 positions"),
         (["--source_tokens", "8", "--methods", "lorra"], "Did you mean 'lora'?"),
     ],

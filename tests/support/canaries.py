@@ -36,6 +36,7 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("FusedNewGELU", "transformers"): ("test_the_tanh_form_of_gelu_keeps_more_than_its_input",),
     ("NeftuneCallback", "transformers"): ("test_noise_is_put_where_t5_and_bart_do_not_compute",),
     ("_finalize_training", "transformers"): ("test_folders_named_like_a_checkpoint_are_removed",),
+    ("_end_of_sum", "torch"): ("test_a_backward_pass_has_a_number",),
     ("_run_epoch", "transformers"): ("test_a_finished_run_that_is_resumed_trains_one_more_step",),
     ("why_not_resumable", "transformers"): ("test_a_checkpoint_without_optimizer_is_continued",),
     ("_evaluating_parent", "transformers"): (
@@ -122,6 +123,12 @@ ATTENTION = "test_attention_goes_through_an_interface_that_is_found_by_name"
 # Private names of other packages in use, or overridden, and imports that are no public API.
 INTERNALS: dict[str, str] = {
     # transformers
+    "INTEGRATION_TO_CALLBACK": IMPORT,
+    "_run_epoch": TRAINER,
+    "_current_graph_task_id": "test_a_backward_pass_has_a_number",
+    "_save_checkpoint": TRAINER,
+    "_get_output_dir": TRAINER,
+    "_push_from_checkpoint": TRAINER,
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": MODEL_NAMES,
     "MODEL_FOR_MASKED_LM_MAPPING_NAMES": MODEL_NAMES,
     "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": MODEL_NAMES,

@@ -142,9 +142,9 @@ def test_an_output_dir_with_a_result_is_not_overwritten(rows, make_args, saved_m
     adapter = Path(trainer.args.output_dir, "adapter_model.safetensors")
     content = adapter.read_bytes()
     with pytest.raises(FileExistsError, match="overwrite_output_dir=True"):
-        LeftTrainer(path, make_args(), train_dataset=rows)
+        LeftTrainer(path, make_args(), train_dataset=rows).train()
     assert adapter.read_bytes() == content
-    LeftTrainer(path, make_args(overwrite_output_dir=True), train_dataset=rows)
+    LeftTrainer(path, make_args(overwrite_output_dir=True), train_dataset=rows).train()
 
 
 def test_an_output_dir_that_cannot_be_written(rows, make_args, saved_models, tmp_path, no_weights):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from accelerate import PartialState
 from trl.trainer import sft_trainer
 
 from left_trainer.models.upstream_logs import HIDDEN, NUMBER, NUMBERED, UpstreamFilter
@@ -36,6 +37,7 @@ def test_a_text_that_is_too_long_is_warned_of_by_the_tokenizer(caplog):
 
 @pytest.mark.usefixtures("unfiltered")
 def test_lines_of_trl_carry_the_number_of_the_process(caplog):
+    PartialState()
     assert sft_trainer.logger.logger.name in NUMBERED
     sft_trainer.logger.warning("a line")
     assert NUMBER.match(caplog.messages[-1]), (

@@ -216,3 +216,12 @@ def test_a_backward_pass_has_a_number():
     assert seen[0] >= 0 > seen[1], (
         f"torch's _current_graph_task_id does not tell a backward pass any more, by which {home('StepWatch')} knows it."
     )
+
+
+def test_the_engine_adds_no_gradients_in_place_under_a_dispatch_mode():
+    x = torch.ones(4, requires_grad=True)
+    with Dispatches() as dispatches:
+        (x.exp() + x.sin()).sum().backward()
+    assert aten.add.Tensor in dispatches.seen[-3:], (
+        f"torch adds gradients in place under a dispatch mode now: {home('_end_of_sum')} can go, with its call."
+    )

@@ -2,6 +2,7 @@
 
 function openRun(row) {
   const curve = h("div", { class: "chart" });
+  const samples = h("div", { id: "samples" });
   const failures = failuresOf(row.task, row.method);
   const values = columnFields.filter((field) => field.value(row) !== null);
   redraw(byId("run"),
@@ -14,12 +15,23 @@ function openRun(row) {
     h("dl", { class: "values" }, descriptions(values.map((field) => [field.title, fieldText(field, row), field.help]))),
     row.predictions.length ? drawPredictions(row) : [],
     row.curves.length ? [h("h3", {}, "Training loss"), curve] : [],
-    row.samples.length ? h("h3", {}, "Samples") : [],
-    row.samples.map((sample) => drawSample(row, sample)));
+    row.samples ? [h("h3", {}, "Samples"), samples] : []);
   byId("run").showModal();
   byId("run").scrollTop = 0;
   // Only what is on the page has a width to draw to.
   if (row.curves.length) drawCurves(curve, row.curves.map((points, i) => seedCurve(row, points, i)), 260);
+  if (row.samples) loadSamples(row, samples);
+}
+
+/** Load the file with a row's samples. It is a script that calls `showSamples`: a page opened as a file loads no data. */
+function loadSamples(row, container) {
+  window.showSamples = (samples) => redraw(container, samples.map((sample) => drawSample(row, sample)));
+  const script = h("script", { src: `samples/${row.samples}`,
+    onload: () => script.remove(),
+    onerror: () => redraw(container, h("p", { class: "note" },
+      `The file samples/${row.samples} is not beside this page. Copy the folder samples with it.`)),
+  });
+  container.append("Loading\u2026", script);
 }
 
 /** Links to the files beside the page with what the model wrote for each row of the test split. */

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from fork_server import start_server
 from processes import ENVIRONMENT
-from torture.case import MODULES, Case, all_cases
+from torture.case import MODULES, Case, NotRunError, all_cases
 
 
 def main() -> int:
@@ -51,6 +51,9 @@ def _run(cases: Sequence[Case], workers: int, deadline: float) -> tuple[dict[Cas
         with tempfile.TemporaryDirectory(prefix="torture-") as folder:
             try:
                 case.check(Path(folder))
+            except NotRunError as error:
+                tqdm.write(f"NOT RUN {case.kind} {case.name}: {error}")
+                return None
             except Exception as error:  # a case that breaks is a case that is not right
                 return f"{type(error).__name__}: {error}"
         return ""

@@ -12,6 +12,10 @@ from pathlib import Path
 MODULES = ("kills", "damages", "disks", "bad_input", "code")
 
 
+class NotRunError(Exception):
+    """The machine does not allow what a case needs; the message says what."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A case of the campaign.
@@ -20,7 +24,8 @@ class Case:
         kind: The module's name, under which the table counts the case.
         name: Unique within the kind, and the same in each run; the id of the test.
         expected: What must happen, in a sentence; printed when it does not.
-        check: Tries it in an empty folder of its own. Raises `AssertionError` when something else happens.
+        check: Tries it in an empty folder of its own. Raises `AssertionError` when something else happens,
+            and `NotRunError` where it cannot be tried.
         quick: Whether `make test` runs it too.
     """
 

@@ -19,8 +19,9 @@ from torture.kills import _differ, _start, _training, _whole_run
 
 FAMILY = "decoder_only"
 SKIPPED = "resume goes on from the checkpoint before, names the damaged one, and ends as an undisturbed run"
+OPENED = "as one of 0.1 it is opened, found whole and gone on from by its name, and the run ends as an undisturbed one"
 WEIGHTS = {"lora": "adapter_model.safetensors", "p_tuning": "adapter_model.safetensors", "full": "model.safetensors"}
-FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "checkpoint_manifest.json")
 SIDECAR = "adapter_training_state.safetensors"
 NEWEST, BEFORE = "checkpoint-4", "checkpoint-2"
 _lock = threading.Lock()
@@ -69,7 +70,8 @@ def cases() -> Iterator[Case]:
     for method, weights in WEIGHTS.items():
         for name in (weights, *FILES) if method == "lora" else (weights, "optimizer.pt"):
             for damage in DAMAGES:
-                yield _case(f"{method} {name} {damage}", SKIPPED, _damaged(method, name, DAMAGES[damage]))
+                expected = OPENED if (name, damage) == (FILES[-1], "removed") else SKIPPED
+                yield _case(f"{method} {name} {damage}", expected, _damaged(method, name, DAMAGES[damage]))
     yield _case(
         "p_tuning sidecar removed", SKIPPED, _damaged("p_tuning", "adapter_training_state.safetensors", _remove)
     )

@@ -158,7 +158,9 @@ def main() -> None:
         sys.argv = ["left-trainer", *options["command"]]
         status = command_line() or 0
     else:
-        train(options)
+        from left_trainer import run_program
+
+        status = run_program(lambda: train(options))
     if "count" in options:
         Path(options["count"]).write_text(str(killer.count))
     sys.exit(status)
