@@ -125,7 +125,8 @@ def _scatter(axes: Axes, rows: Sequence[Row], task: TaskSummary, cost: Cost) -> 
     colors = [
         to_rgba(COLORS.get(row.family, "#333333"), 1.0 if index in front else 0.55) for index, row in enumerate(drawn)
     ]
-    axes.scatter(*zip(*points, strict=True), c=colors, zorder=3)
+    xs_drawn, ys_drawn = zip(*points, strict=True)
+    axes.scatter(xs_drawn, ys_drawn, c=colors, zorder=3)
     intervals = [
         (x, score.low, score.high, color)
         for (x, _), color, score in zip(points, colors, (row.metrics[task.main_metric] for row in drawn), strict=True)
@@ -160,15 +161,16 @@ def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float
     axes.get_xlim()  # from here on the limits stay, and with them where the points are
     to_axes = axes.transScale + axes.transLimits
     ends = [
-        (to_axes.transform(points[index]), (LABEL_START, height)) for index, height in zip(order, heights, strict=True)
+        [tuple(to_axes.transform(points[index])), (LABEL_START, height)]
+        for index, height in zip(order, heights, strict=True)
     ]
     # One collection: an arrow for each label takes most of the time of a plot.
     leaders = LineCollection(ends, colors="#cccccc", linewidths=0.6, transform=axes.transAxes, clip_on=False, zorder=1)
     leaders.set_in_layout(False)
     axes.add_collection(leaders, autolim=False)
     for index, height in zip(order, heights, strict=True):
-        where = {"transform": axes.transAxes, "va": "center"}
-        axes.text(LABEL_START, height, f" {names[index]}", fontsize=8, parse_math=False, **where)
+        name = f" {names[index]}"
+        axes.text(LABEL_START, height, name, fontsize=8, parse_math=False, transform=axes.transAxes, va="center")
     if n_drawn > len(names):
         axes.text(LABEL_START, -0.06, f" and {n_drawn - len(names)} more", fontsize=8, transform=axes.transAxes)
 

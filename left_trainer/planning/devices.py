@@ -71,7 +71,7 @@ def _gpu(
 AMPERE = "NVIDIA Ampere GA102 GPU architecture, whitepaper"
 ADA = "NVIDIA Ada GPU architecture, whitepaper"
 APPLE = "Apple, technical specifications; three quarters of the memory are lent to the GPU"
-# Measured on an H100 SXM with torch 2.11: what the driver counts beside what the allocator holds.
+# Measured on an H100 SXM (CUDA 13): what the driver counts beside what the allocator holds.
 HOPPER = cuda_memory(context_mib=788, workspace_kib=32 * 1024)
 _DEVICES = (
     _gpu("rtx-3060", 12_288, 360, 12.7, 25.5, "NVIDIA GeForce RTX 3060, specifications; " + AMPERE),

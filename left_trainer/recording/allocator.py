@@ -1,9 +1,10 @@
 """What torch's caching allocator takes from a GPU for the blocks of a recording, which is more than these need.
 
 The allocator asks the driver for segments, cuts blocks from them, and keeps the segments for later. Sizes and the
-choice of a block are those of torch's documentation and source (`CUDACachingAllocator`, torch 2.11): blocks of up to
-1 MiB come from segments of 2 MiB, blocks of less than 10 MiB from segments of 20 MiB, and larger ones from segments of
-their own size in steps of 2 MiB; the smallest free block that is large enough is taken, and cut where enough is left.
+choice of a block are those of torch's documentation and source (`CUDACachingAllocator` of version 2.11): blocks of up
+to 1 MiB come from segments of 2 MiB, blocks of less than 10 MiB from segments of 20 MiB, and larger ones from segments
+of their own size in steps of 2 MiB. The smallest free block that is large enough is taken, and cut where enough is
+left.
 """
 
 from __future__ import annotations
