@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 MANIFEST_FILE = "checkpoint_manifest.json"
 CHECKSUM = "checksum"  # of the rest of the manifest
@@ -58,10 +58,14 @@ def why_not_whole(folder: str | Path) -> str | None:
     root = Path(folder)
     try:
         manifest = read_manifest(root)
+        return _why_not_openable(root) if manifest is None else _why_not_as_described(root, manifest)
     except ValueError as error:
         return str(error)
-    if manifest is None:
-        return _why_not_openable(root)
+    except OSError as error:
+        return f"{Path(error.filename or root).name} cannot be read ({error.strerror or error})"
+
+
+def _why_not_as_described(root: Path, manifest: Mapping[str, Any]) -> str | None:
     for name, described in manifest["files"].items():
         path = root / name
         if not path.is_file():
@@ -97,13 +101,18 @@ def _why_not_openable(root: Path) -> str | None:
             continue
         try:
             read(path)
-        except (ValueError, OSError, SafetensorError, zipfile.BadZipFile, EOFError, NotImplementedError):
+        except Exception:  # zipfile raises a dozen kinds for damaged archives
             return f"{path.relative_to(root).as_posix()} cannot be read"
     return None
 
 
 def _read_json(path: Path) -> None:
-    json.loads(path.read_bytes())
+    """An index names the files of weights in several parts, all of which have to be there."""
+    content = json.loads(path.read_bytes())
+    if path.name.endswith(".index.json"):
+        missing = [name for name in set(content["weight_map"].values()) if not (path.parent / name).is_file()]
+        if missing:
+            raise FileNotFoundError(missing)
 
 
 def _read_safetensors(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,35 +12,42 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from left_trainer.methods.saving import check_saved_adapter, restore_training_state
+from left_trainer.adapters.files import TRAINING_STATE_FILE
+from left_trainer.methods.hooks import MethodHooks
+from left_trainer.methods.saving import check_saved_adapter, restore_training_state, training_state
 from left_trainer.models import unwrapped
 from left_trainer.storage.errors import write_errors
-from left_trainer.storage.manifest import why_not_whole, write_manifest
+from left_trainer.storage.manifest import write_manifest
 from left_trainer.storage.whole import finish, hidden_name, put_in_place, sweep
 from left_trainer.trainer.checkpoints import (
     TRAINER_STATE_FILE,
     checkpoint_to_resume,
     make_way,
     remove_old_checkpoints,
+    why_not_loadable,
 )
 from left_trainer.trainer.reading import ReadingTrainer
-from left_trainer.trainer.run_identity import RUN, check_identity, identity
+from left_trainer.trainer.run_identity import RUN, check_identity, identity_of_model, identity_of_training
 
 
 class CheckpointingTrainer(ReadingTrainer):
     """Writes each checkpoint under a hidden name, describes its files, and renames it. All processes write into it."""
 
     _written_beside: Path | None = None
-    _identity: Mapping[str, Any] = {}
+    hooks: MethodHooks
+    model_init: Any
+    _identity_of_model: Mapping[str, Any] | None = None
 
     def checkpoint_of_run(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """The checkpoint that `train` goes on from, `None` for the beginning. Raises what `train` does."""
-        if not self._identity or self.model_init is not None:  # a training changes some configs of adapters
-            self._identity = identity(self)
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args, self.state.global_step > 0)
-        if checkpoint:
-            check_identity(self._identity, checkpoint)
-        return checkpoint
+        if self._identity_of_model is None or self.model_init is not None:  # a training changes some configs
+            self._identity_of_model = identity_of_model(self)
+        needed = [TRAINING_STATE_FILE] if training_state(unwrapped(self.model)) else []
+        check = functools.partial(check_identity, self._identity())
+        return checkpoint_to_resume(resume_from_checkpoint, self.args, check, needed, self.state.global_step > 0)
+
+    def _identity(self) -> dict[str, Any]:
+        return {**(self._identity_of_model or {}), **identity_of_training(self.args, self.train_dataset)}
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._written_beside is None else str(self._written_beside)
@@ -89,10 +97,25 @@ class CheckpointingTrainer(ReadingTrainer):
             shutil.rmtree(beside, ignore_errors=True)
 
     def _put_in_place(self, written: Path, target: Path) -> None:
-        write_manifest(written, {RUN: self._identity})
+        write_manifest(written, {RUN: self._identity()})
         finish(written)
         make_way(target)
         put_in_place(written, target)
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`, which is shown a folder without checkpoints: it would remove whatever is called like one.
+
+        It goes by the beginning of the name, or of a parent's (transformers 5.23).
+        """
+        run_dir, best = Path(super()._get_output_dir(trial)), self.state.best_model_checkpoint
+        self._written_beside = hidden_name(run_dir)
+        try:
+            output = super()._finalize_training(trial, *args, **kwargs)
+        finally:
+            self._written_beside = None
+        if self.args.should_save and self.args.save_total_limit == 1 and best and Path(best).is_dir():
+            remove_old_checkpoints(run_dir / Path(best).name, limit=1, best=None)
+        return output
 
     def _name_best(self, target: Path) -> None:
         """The best checkpoint by the name that it will have, also where it is this one."""
@@ -113,7 +136,7 @@ class CheckpointingTrainer(ReadingTrainer):
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        reason = why_not_whole(best) if Path(best).is_dir() else "it is gone"
+        reason = why_not_loadable(best)
         if reason:
             raise ValueError(
                 f"load_best_model_at_end=True, but {best!r} cannot be loaded: {reason}. The checkpoints beside it hold "

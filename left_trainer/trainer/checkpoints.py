@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ RESULT_FILES = (ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX
 NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 # DeepSpeed and FSDP keep the optimizer's state in folders of their own.
 OPTIMIZER_STATES = (OPTIMIZER_NAME, "optimizer.bin", "optimizer_*", "global_step*")
+WEIGHTS = ("adapter_model*", "model*.safetensors", "pytorch_model*", "global_step*")
+# Without these Trainer goes on with fresh ones, and says nothing.
+STATES = {"scheduler.pt": ("scheduler.pt", "global_step*"), "rng_state.pth": ("rng_state*.pth",)}
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:
@@ -37,8 +42,21 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def why_not_resumable(checkpoint: str | Path) -> str | None:
-    """What is missing for going on from `checkpoint` as if nothing had happened; `None` where nothing is."""
+def why_not_loadable(checkpoint: str | Path) -> str | None:
+    """Why the weights of `checkpoint` cannot be loaded; `None` where they can."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return "there is no such folder"
+    return why_not_whole(folder) or _missing(folder, {"weights": WEIGHTS})
+
+
+def why_not_resumable(checkpoint: str | Path, needed: Sequence[str] = ()) -> str | None:
+    """What is missing for going on from `checkpoint` as if nothing had happened; `None` where nothing is.
+
+    Args:
+        checkpoint: Path of the folder.
+        needed: Further files, which the method goes on from.
+    """
     folder = Path(checkpoint)
     if not (folder / TRAINER_STATE_FILE).is_file():
         return f"{TRAINER_STATE_FILE} is missing"
@@ -46,7 +64,21 @@ def why_not_resumable(checkpoint: str | Path) -> str | None:
     if reason is None and not any(next(folder.glob(name), None) for name in OPTIMIZER_STATES):
         # Trainer would go on with a fresh optimizer, without a word (transformers 5.23).
         return "it has no state of the optimizer, as with save_only_model=True"
-    return reason
+    parts = {"weights": WEIGHTS, **STATES, **{name: (name,) for name in needed}}
+    return reason or _missing(folder, parts) or _why_no_state(folder / TRAINER_STATE_FILE)
+
+
+def _missing(folder: Path, parts: Mapping[str, Sequence[str]]) -> str | None:
+    for part, names in parts.items():
+        if not any(next(folder.glob(name), None) for name in names):
+            return f"it has no {part}"
+    return None
+
+
+def _why_no_state(file: Path) -> str | None:
+    state = json.loads(file.read_bytes())
+    is_state = isinstance(state, dict) and isinstance(state.get("global_step"), int)
+    return None if is_state else f"{file.name} is no state of a training"
 
 
 def asks_to_resume(resume_from_checkpoint: str | os.PathLike[str] | bool | None) -> str | bool:
@@ -60,6 +92,8 @@ def asks_to_resume(resume_from_checkpoint: str | os.PathLike[str] | bool | None)
 def checkpoint_to_resume(
     resume_from_checkpoint: str | os.PathLike[str] | bool | None,
     args: LeftTrainingArguments,
+    check: Callable[[str], None],
+    needed: Sequence[str] = (),
     has_trained: bool = False,
 ) -> str | None:
     """The checkpoint that a run starts from, `None` for the beginning; room is made for a fresh run.
@@ -71,17 +105,21 @@ def checkpoint_to_resume(
             stands for the last whole checkpoint in `output_dir`, and for the beginning where there is none, so that a
             script that is started again and again comes to its end.
         args: Of the run.
+        check: Raises `ValueError` for the checkpoint of another run.
+        needed: Files that the method goes on from, beside those of every checkpoint.
         has_trained: Whether the checkpoints in `output_dir` are of an earlier call of the same trainer.
 
     Raises:
         FileExistsError: A fresh run, and `output_dir` holds a result or checkpoints of another.
         FileNotFoundError: There is no folder at the path.
-        ValueError: The checkpoint that was named is not whole.
+        ValueError: The checkpoint that was named is not whole, or it is of another run.
     """
     found: list[Any] = [None]
     if args.process_index == 0:
         try:
-            found = [_checkpoint_to_resume(asks_to_resume(resume_from_checkpoint), args, has_trained)]
+            found = [_checkpoint_to_resume(asks_to_resume(resume_from_checkpoint), args, needed, has_trained)]
+            if found[0]:
+                check(found[0])
         except (OSError, ValueError) as error:
             found = [error]
     broadcast_object_list(found)
@@ -91,24 +129,26 @@ def checkpoint_to_resume(
     return checkpoint
 
 
-def _checkpoint_to_resume(asked: str | bool, args: LeftTrainingArguments, has_trained: bool) -> str | None:
+def _checkpoint_to_resume(
+    asked: str | bool, args: LeftTrainingArguments, needed: Sequence[str], has_trained: bool
+) -> str | None:
     if asked is True:
-        return _last_whole_checkpoint(args)
+        return _last_whole_checkpoint(args, needed)
     if asked:
         if not Path(asked).is_dir():
             raise FileNotFoundError(
                 f"resume_from_checkpoint={asked!r} is not a folder. Pass the path of a checkpoint, or True for the "
                 "last whole one in output_dir."
             )
-        reason = why_not_resumable(asked)
+        reason = why_not_resumable(asked, needed)
         if reason:
             raise ValueError(
                 f"resume_from_checkpoint={asked!r} cannot be continued: {reason}. Pass another checkpoint, or True for "
-                "the last whole one."
+                "the last whole one. To start a new run from its weights alone, pass the folder as model."
             )
         return asked
     if not has_trained:
-        check_room(args)
+        _check_no_result(args)
     if args.save_strategy != "no":
         # Left there, they would be what a later resume finds.
         for checkpoint in checkpoints_in(args.output_dir or ""):
@@ -116,10 +156,10 @@ def _checkpoint_to_resume(asked: str | bool, args: LeftTrainingArguments, has_tr
     return None
 
 
-def _last_whole_checkpoint(args: LeftTrainingArguments) -> str | None:
+def _last_whole_checkpoint(args: LeftTrainingArguments, needed: Sequence[str]) -> str | None:
     found = checkpoints_in(str(args.output_dir))
     for checkpoint in reversed(found):
-        reason = why_not_resumable(checkpoint)
+        reason = why_not_resumable(checkpoint, needed)
         if reason is None:
             logger.warning_once(f"Continuing from {checkpoint}.")
             return str(checkpoint)
@@ -132,9 +172,15 @@ def _last_whole_checkpoint(args: LeftTrainingArguments) -> str | None:
 def check_room(args: LeftTrainingArguments) -> None:
     """Raise `FileExistsError` where a fresh run would write over the result or among the checkpoints of another.
 
-    A checkpoint that a kill has cut off is nothing to go on from, and does not count.
+    For an early word: `train` checks the same. A run that is to resume is not fresh.
     """
-    if args.overwrite_output_dir or asks_to_resume(args.resume_from_checkpoint):
+    if not asks_to_resume(args.resume_from_checkpoint):
+        _check_no_result(args)
+
+
+def _check_no_result(args: LeftTrainingArguments) -> None:
+    """A checkpoint that a kill has cut off is nothing to go on from, and does not count."""
+    if args.overwrite_output_dir:
         return
     folder = Path(args.output_dir or "")
     results = [name for name in RESULT_FILES if (folder / name).exists()]

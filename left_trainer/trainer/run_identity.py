@@ -1,15 +1,21 @@
-"""What a checkpoint belongs to, so that a run goes on in itself and in nothing else."""
+"""What a checkpoint belongs to, so that a run goes on in itself and in nothing else.
+
+A difference is refused where the run would read other rows, compute another loss, or make no sense of what was saved,
+and where the saved state of the optimizer would beat the new argument without a word. What takes effect from the
+checkpoint on may change: the length of the training, and with it the schedule; logging, evaluation and saving; places;
+workers; the split of a step's rows over processes and accumulation.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -17,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from left_trainer.data.dataset_types import is_lazy
 from left_trainer.methods import PeftMethod
+from left_trainer.methods.hooks import MethodHooks
 from left_trainer.models import ModelSource, unwrapped, without_adapter
 from left_trainer.storage.manifest import read_manifest
 from left_trainer.training_args import LeftTrainingArguments
@@ -25,10 +32,23 @@ RUN = "run"
 ROWS_LOOKED_AT = 4096
 WEIGHTS_LOOKED_AT, VALUES_OF_A_WEIGHT = 64, 8
 # What stands in the optimizer's saved state, from which it would come back whatever the new run says.
-IN_OPTIMIZER = ("learning_rate", "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
-ARGUMENTS = (*IN_OPTIMIZER, "lr_scheduler_type", "seed", "label_smoothing_factor", "bf16", "fp16")
+IN_OPTIMIZER = ("learning_rate", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+OF_THE_ROWS = ("seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last")
+OF_THE_LOSS = (
+    "label_smoothing_factor",
+    "neftune_noise_alpha",
+    "max_grad_norm",
+    "loss_type",
+    "completion_only_loss",
+    "assistant_only_loss",
+)
+# Gradients in float16 are scaled, and the scale is saved; the others round otherwise.
+PRECISION = ("bf16", "fp16")
+ARGUMENTS = (*IN_OPTIMIZER, "lr_scheduler_type", *OF_THE_ROWS, *OF_THE_LOSS, *PRECISION)
 # Where a model or a machine was, not what is trained.
 NOT_OF_THE_METHOD = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
+METHOD, OPTIONS, BASE, TRAINED = "peft_method", "peft_kwargs", "base weights", "trained weights"
+MAX_SHOWN_FIELDS, MAX_SHOWN_CHARACTERS = 3, 80
 
 
 class Identified(Protocol):
@@ -37,74 +57,111 @@ class Identified(Protocol):
     args: LeftTrainingArguments
     source: ModelSource
     method: PeftMethod | None
+    hooks: MethodHooks
     model: Any
     train_dataset: Any
 
 
-def identity(trainer: Identified) -> dict[str, Any]:
-    """The run of `trainer`, as it is kept in its checkpoints; JSON. Taken before the first step: some configs change.
+def identity_of_model(trainer: Identified) -> dict[str, Any]:
+    """Method, base model and what is trained, as JSON. Before the first step: several methods change them later."""
+    model, config = unwrapped(trainer.model), trainer.source.config
+    return _plain(
+        {
+            METHOD: trainer.method.name if trainer.method else None,
+            OPTIONS: {**_method_options(model), **trainer.hooks.options},
+            "model": {"model_type": config.model_type, **_sizes(config)},
+            BASE: _base_weights(model),
+            TRAINED: {name: _shape(weight) for name, weight in model.named_parameters() if weight.requires_grad},
+        }
+    )
 
-    Length of the training, logging, evaluation, saving, workers and places may change between a kill and the
-    continuation, and so may the number of processes while a step has as many rows.
-    """
-    args, model = trainer.args, unwrapped(trainer.model)
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    found = {
-        "peft_method": trainer.method.name if trainer.method else None,
-        "peft_kwargs": _method_options(model),
-        "model": trainer.source.config.model_type,
-        "base weights": _base_weights(model),
-        "trained weights": _weights(model),
-        "training data": _data(trainer.train_dataset),
-        "per_device_train_batch_size x gradient_accumulation_steps x processes": rows,
-        **{name: getattr(args, name) for name in ARGUMENTS},
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
-    return plain
+
+def identity_of_training(args: LeftTrainingArguments, rows: Any) -> dict[str, Any]:
+    """The rows and the arguments that decide what a step does, as JSON."""
+    number = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return _plain(
+        {
+            "training data": _data(rows),
+            "per_device_train_batch_size x gradient_accumulation_steps x processes": number,
+            **{name: getattr(args, name) for name in ARGUMENTS if hasattr(args, name)},
+            "optim": str(getattr(args.optim, "value", args.optim)).removesuffix("_fused"),  # which the device decides
+        }
+    )
 
 
 def check_identity(mine: Mapping[str, Any], checkpoint: str | Path) -> None:
-    """Refuse a checkpoint of another run than `mine`, which may be a part of an identity.
+    """Refuse a checkpoint of another run.
 
     Checkpoints of earlier versions and of other trainers do not say what they belong to; they are not refused.
+
+    Args:
+        mine: The identity of the run that is to go on, or a part of it.
+        checkpoint: Whole.
 
     Raises:
         ValueError: With the fields that differ and both values.
     """
     saved = (read_manifest(checkpoint) or {}).get(RUN) or {}
-    differing = [name for name in mine if name in saved and saved[name] != mine[name]]
+    found = {name: _difference(name, saved[name], mine[name]) for name in mine if name in saved}
+    if found.get(METHOD) or found.get(OPTIONS):
+        found.pop(BASE, None)  # of the layers without an adapter, which are others then
+    differing = [text for text in found.values() if text]
     if differing:
-        described = "; ".join(_difference(name, saved[name], mine[name]) for name in differing)
         raise ValueError(
-            f"{str(checkpoint)!r} belongs to another run, which cannot go on in this one: {described}. Set these as "
-            "they were, or start a new run in another output_dir."
+            f"{str(checkpoint)!r} belongs to another run, which cannot go on in this one: "
+            f"{'; '.join(differing)}. Set these as they were, or start a new run in another output_dir."
         )
 
 
-def _difference(name: str, saved: Any, mine: Any) -> str:
-    if isinstance(saved, dict) and isinstance(mine, dict):
-        keys = [key for key in sorted({*saved, *mine}) if saved.get(key) != mine.get(key)]
-        parts = [f"{key} was {saved.get(key)!r} and is {mine.get(key)!r}" for key in keys[:3]]
-        return f"{name}: {', '.join(parts)}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-    return f"{name} was {saved!r} and is {mine!r}"
+def _difference(name: str, saved: Any, mine: Any) -> str | None:
+    """Text; `None` where there is no difference. Options that another version of a library did not know are none."""
+    if saved == mine:
+        return None
+    if not (isinstance(saved, dict) and isinstance(mine, dict)):
+        return f"{name} was {_shown(saved)} and is {_shown(mine)}"
+    keys = saved.keys() | mine.keys() if name == TRAINED else saved.keys() & mine.keys()
+    differing = sorted(key for key in keys if saved.get(key) != mine.get(key))
+    if not differing:
+        return None
+    shown = [f"{key} was {_shown(saved.get(key))} and is {_shown(mine.get(key))}" for key in differing]
+    more = len(shown) - MAX_SHOWN_FIELDS
+    return f"{name}: {', '.join(shown[:MAX_SHOWN_FIELDS])}" + (f" and {more} more" if more > 0 else "")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=_as_json))
+    return plain
+
+
+def _as_json(value: Any) -> Any:
+    """Sets in an order, and of objects without a lasting text their type."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    if isinstance(value, (torch.dtype, Path)):
+        return str(value)
+    return value.tolist() if hasattr(value, "tolist") else type(value).__name__
 
 
 def _method_options(model: nn.Module) -> dict[str, Any]:
     if not isinstance(model, PeftModel):
         return {}
     options = model.peft_config[model.active_adapters[0]].to_dict()
-    return {name: _ordered(value) for name, value in options.items() if name not in NOT_OF_THE_METHOD}
+    return {name: value for name, value in options.items() if name not in NOT_OF_THE_METHOD}
 
 
-def _ordered(value: Any) -> Any:
-    """Sets in an order, for a file."""
-    return sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
+def _sizes(config: Any) -> dict[str, int]:
+    """Widths, depths and numbers of parts; ids of tokens are none of them."""
+    values = {**config.to_dict(), **config.get_text_config().to_dict()}
+    return {name: value for name, value in values.items() if type(value) is int and not name.endswith("_id")}
 
 
-def _weights(model: nn.Module) -> dict[str, Any]:
-    """Number and digest of the names and shapes of all that is trained."""
-    shapes = sorted((name, tuple(weight.shape)) for name, weight in model.named_parameters() if weight.requires_grad)
-    return {"number": len(shapes), "digest": _digest(shapes)}
+def _shape(weight: Any) -> list[int]:
+    return list(getattr(weight, "ds_shape", weight.shape))  # that DeepSpeed has spread over processes
 
 
 def _base_weights(model: nn.Module) -> str | None:
@@ -130,20 +187,22 @@ def _base_weights(model: nn.Module) -> str | None:
 
 
 def _data(rows: Any) -> dict[str, Any] | None:
-    """Number and digest of the rows; of a stream nothing, as reading it would take it from the training."""
-    if rows is None or is_lazy(rows) or not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+    """Number of the rows and digest of some of them; of a stream nothing, as reading it would take from the training.
+
+    Of rows that are computed when they are read, which may differ each time, only the number.
+    """
+    if not isinstance(rows, Dataset):
         return None
     number = len(rows)
-    step = max(1, number // ROWS_LOOKED_AT)
-    some = [_plain(rows[index]) for index in islice(range(0, number, step), ROWS_LOOKED_AT)]
-    return {"rows": number, "digest": _digest(some)}
+    if is_lazy(rows) or not number:
+        return {"rows": number}
+    return {"rows": number, "digest": _digest(dict(_columns(rows, range(0, number, -(-number // ROWS_LOOKED_AT)))))}
 
 
-def _plain(row: Any) -> Any:
-    if isinstance(row, Mapping):
-        return {name: _plain(row[name]) for name in sorted(row)}
-    return row.tolist() if hasattr(row, "tolist") else row
+def _columns(rows: Dataset, places: range) -> Iterator[tuple[str, Any]]:
+    columns = rows.with_format(None)[list(places)]
+    yield from sorted(columns.items())
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, default=repr).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, default=_as_json).encode()).hexdigest()[:16]

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import Trainer, TrainingArguments
 
 from left_trainer import AdapterRestoreCallback, AdapterSaverCallback, LeftTrainer
+from left_trainer.storage.manifest import MANIFEST_FILE
 from log_history import losses
 from tiny import tiny_model
 
@@ -181,6 +182,11 @@ def test_a_checkpoint_of_another_adapter_is_refused(make_args, tokenizers, rows)
         args = make_args(save_strategy="steps", save_steps=2, peft_kwargs={"target_modules": targets})
         return LeftTrainer(tiny_model("llama"), args, train_dataset=rows, processing_class=tokenizers["decoder_only"])
 
-    trainer(["q_proj"]).train()
-    with pytest.raises(ValueError, match="belongs to another run.*target_modules"):
+    first = trainer(["q_proj"])
+    first.train()
+    with pytest.raises(ValueError, match=r"target_modules was \['q_proj'\] and is \['v_proj'\]"):
+        trainer(["v_proj"]).train(resume_from_checkpoint=True)
+    for manifest in Path(first.args.output_dir).glob(f"*/{MANIFEST_FILE}"):  # as of another trainer
+        manifest.unlink()
+    with pytest.raises(ValueError, match="does not fit"):
         trainer(["v_proj"]).train(resume_from_checkpoint=True)

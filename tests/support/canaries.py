@@ -35,6 +35,8 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("wrap", "peft"): ("test_prompts_stand_beside_embeddings_of_another_table",),
     ("FusedNewGELU", "transformers"): ("test_the_tanh_form_of_gelu_keeps_more_than_its_input",),
     ("NeftuneCallback", "transformers"): ("test_noise_is_put_where_t5_and_bart_do_not_compute",),
+    ("_finalize_training", "transformers"): ("test_folders_named_like_a_checkpoint_are_removed",),
+    ("_end_of_sum", "torch"): ("test_a_backward_pass_has_a_number",),
     ("_end_of_sum", "torch"): ("test_the_engine_adds_no_gradients_in_place_under_a_dispatch_mode",),
     ("_run_epoch", "transformers"): ("test_a_finished_run_that_is_resumed_trains_one_more_step",),
     ("why_not_resumable", "transformers"): ("test_a_checkpoint_without_optimizer_is_continued",),

@@ -198,7 +198,7 @@ def test_checkpoints_of_an_earlier_run_are_not_overwritten(rows, make_args, save
     assert names == {"checkpoint-2"}  # the longer run's last checkpoint must not be what a resume finds
 
 
-def test_resume_skips_a_checkpoint_that_was_cut_off(rows, make_args, saved_models, tmp_path):
+def test_resume_skips_a_checkpoint_that_was_cut_off(rows, make_args, saved_models):
     def trainer():
         args = make_args(save_strategy="steps", save_steps=2)
         return LeftTrainer(str(saved_models["encoder_decoder"]), args, train_dataset=rows)

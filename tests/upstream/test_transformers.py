@@ -174,6 +174,16 @@ def test_a_finished_run_that_is_resumed_trains_one_more_step(tmp_path):
     )
 
 
+def test_folders_named_like_a_checkpoint_are_removed(tmp_path):
+    (tmp_path / "checkpoint-1-mine").mkdir()
+    options = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    best = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "loss"}
+    make_trainer(tmp_path, **options, **best).train()
+    assert not (tmp_path / "checkpoint-1-mine").exists(), (
+        f"Trainer now removes checkpoints alone: remove {home('_finalize_training')}."
+    )
+
+
 def test_a_checkpoint_without_optimizer_is_continued(tmp_path):
     options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_only_model": True}
     make_trainer(tmp_path, **options).train()

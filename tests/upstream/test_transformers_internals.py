@@ -26,6 +26,9 @@ OVERRIDDEN = {
     "_save": ("output_dir", "state_dict"),
     "_load_best_model": (),
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
+    "_get_output_dir": ("trial",),
+    "_save_checkpoint": ("model", "trial"),
+    "_finalize_training": ("trial", "num_train_samples", "start_time"),
 }
 
 
