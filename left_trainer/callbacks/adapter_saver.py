@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from left_trainer.methods.saving import save_adapter
 from left_trainer.storage.errors import write_errors
 from left_trainer.storage.whole import hidden_name, sweep, whole_directory
 
+STEP = re.compile(r"step-\d+")
 BEST = "best"
 BEST_FILE = "best.json"
 
@@ -153,7 +155,8 @@ class AdapterSaverCallback(TrainerCallback):
         return self._root() / BEST
 
     def _saved(self) -> list[Path]:
-        return sorted(self._root().glob("step-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        found = [path for path in self._root().glob("step-*") if STEP.fullmatch(path.name) and not path.is_symlink()]
+        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def unwrap(model: Any) -> Any:

@@ -28,7 +28,6 @@ def main(argv: list[str]) -> int:
     from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
     from left_trainer.runs.report_text import format_report
     from left_trainer.tasks import get_task, list_tasks
-    from left_trainer.trainer.checkpoints import checkpoint_to_resume
     from left_trainer.trainer.divergence import TrainingDivergedError
 
     disable_progress_bar()
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> int:
         run = set_up(task, model_args, data_args, args)
         named = args.resume_from_checkpoint
         if named and str(named).lower() != "true":
-            checkpoint_to_resume(named, args)  # or an error, before the untrained model is scored
+            run.trainer.checkpoint_of_run(named)  # or an error, before the untrained model is scored
     try:
         report = fine_tune(run)
     except TrainingDivergedError as error:

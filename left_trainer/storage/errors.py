@@ -30,7 +30,7 @@ BROKEN = {errno.EIO: "the disk reports an input/output error", errno.ENXIO: "its
 # safetensors, Python's OSError inside of other errors.
 NUMBERED = re.compile(r"(?:os error |\[Errno )(\d+)")
 NAMED_PATH = re.compile(r'at path "([^"]+)"')
-# torch.save reports what its C++ code met without an error number (torch 2.13).
+# torch.save reports what its C++ code met without an error number.
 OF_TORCH_SAVE = re.compile(r"PytorchStreamWriter|inline_container|iostream error|Parent directory .* does not exist")
 
 

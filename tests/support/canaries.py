@@ -36,7 +36,6 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("FusedNewGELU", "transformers"): ("test_the_tanh_form_of_gelu_keeps_more_than_its_input",),
     ("NeftuneCallback", "transformers"): ("test_noise_is_put_where_t5_and_bart_do_not_compute",),
     ("_finalize_training", "transformers"): ("test_folders_named_like_a_checkpoint_are_removed",),
-    ("_end_of_sum", "torch"): ("test_a_backward_pass_has_a_number",),
     ("_end_of_sum", "torch"): ("test_the_engine_adds_no_gradients_in_place_under_a_dispatch_mode",),
     ("_run_epoch", "transformers"): ("test_a_finished_run_that_is_resumed_trains_one_more_step",),
     ("why_not_resumable", "transformers"): ("test_a_checkpoint_without_optimizer_is_continued",),
@@ -67,6 +66,7 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
 
 # The same for workarounds that name no version, by place.
 UNSTAMPED: dict[str, tuple[str, ...]] = {
+    "OF_TORCH_SAVE": ("test_torch_save_does_not_tell_why_it_could_not_write",),
     "AdaLoraCallback": ("test_a_trainer_does_not_run_the_schedule_of_adalora",),
     "BottleneckModel": ("test_putting_a_module_back_needs_a_weight",),
     "LeftSFTTrainer": ("test_rows_for_predict_are_not_prepared",),
@@ -125,6 +125,7 @@ ATTENTION = "test_attention_goes_through_an_interface_that_is_found_by_name"
 INTERNALS: dict[str, str] = {
     # transformers
     "INTEGRATION_TO_CALLBACK": IMPORT,
+    "_finalize_training": TRAINER,
     "_run_epoch": TRAINER,
     "_current_graph_task_id": "test_a_backward_pass_has_a_number",
     "_save_checkpoint": TRAINER,

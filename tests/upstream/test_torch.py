@@ -103,3 +103,9 @@ def test_an_enum_finds_a_member_that_is_added_as_its_own_are():
     assert Kind("NEW") is Kind["NEW"] is Kind.NEW is list(Kind)[-1], (
         f"Python's enums keep their members elsewhere now, to which {home('peft_type')} adds."
     )
+
+
+def test_torch_save_does_not_tell_why_it_could_not_write():
+    with pytest.raises(RuntimeError) as found:
+        torch.save(torch.zeros(2**16), "/dev/full")
+    assert not isinstance(found.value, OSError), f"torch.save raises OSError now: remove {home('OF_TORCH_SAVE')}."
