@@ -40,11 +40,14 @@ class CheckpointingTrainer(ReadingTrainer):
 
     def checkpoint_of_run(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """The checkpoint that `train` goes on from, `None` for the beginning. Raises what `train` does."""
+        has_trained = self.state.global_step > 0
+        if self.model is None:  # each trial of a search makes its own, and none is resumed
+            return checkpoint_to_resume(resume_from_checkpoint, self.args, lambda checkpoint: None, (), has_trained)
         if self._identity_of_model is None or self.model_init is not None:  # a training changes some configs
             self._identity_of_model = identity_of_model(self)
         needed = [TRAINING_STATE_FILE] if training_state(unwrapped(self.model)) else []
         check = functools.partial(check_identity, self._identity())
-        return checkpoint_to_resume(resume_from_checkpoint, self.args, check, needed, self.state.global_step > 0)
+        return checkpoint_to_resume(resume_from_checkpoint, self.args, check, needed, has_trained)
 
     def _identity(self) -> dict[str, Any]:
         return {**(self._identity_of_model or {}), **identity_of_training(self.args, self.train_dataset)}

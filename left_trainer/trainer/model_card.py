@@ -56,7 +56,7 @@ def build_model_card(
     tags: str | list[str] | None = None,
     datasets: str | list[str] | None = None,
     data: str = "",
-    language: str | None = None,
+    language: str | list[str] | None = None,
     license: str | None = None,
 ) -> ModelCard:
     """A card that says what the model is, how to load it, how it was trained and how it scored.
@@ -82,7 +82,7 @@ def build_model_card(
         pipeline_tag=PIPELINE_TAGS[family],
         tags=list(dict.fromkeys([*map(one_line, _as_list(tags)), "left_trainer", name])),
         datasets=[one_line(name) for name in _as_list(datasets)] or None,
-        language=language and one_line(language),
+        language=list(map(one_line, language)) if isinstance(language, list) else language and one_line(language),
         license=license and one_line(license),
     )
     described = f"{method.summary} ({method.paper})" if method else "an explicit PEFT config"
@@ -123,7 +123,7 @@ class CardHost(Protocol):
 
 def create_model_card_as_transformers(
     self: CardHost,
-    language: str | None = None,
+    language: str | list[str] | None = None,
     license: str | None = None,
     tags: str | list[str] | None = None,
     model_name: str | None = None,

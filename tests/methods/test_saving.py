@@ -60,7 +60,6 @@ def test_an_error_inside_leaves_the_earlier_directory(tmp_path):
     for text in ("first", "second"):
         try:
             with whole_directory(target) as folder:
-                folder.mkdir()
                 (folder / "file").write_text(text)
                 if text == "second":
                     raise RuntimeError

@@ -38,9 +38,9 @@ N_QUICK = 12
 
 def cases() -> Iterator[Case]:
     listed = list(listed_cases())
+    names = {case.name for case in listed}
     yield from listed
-    yield from argument_cases()
-    yield from option_cases()
+    yield from (case for case in (*argument_cases(), *option_cases()) if case.name not in names)
 
 
 def listed_cases() -> Iterator[Case]:
