@@ -31,6 +31,9 @@ from left_trainer.trainer.run_checks import check_best_metric, check_precision, 
 from left_trainer.training_args import LeftTrainingArguments
 
 
+ARTICLES = {"encoder_decoder": "an", "decoder_only": "a"}
+
+
 @dataclass(frozen=True)
 class Request:
     """What a user asks of a trainer.
@@ -235,7 +238,7 @@ def check_method(request: Request) -> None:
         return
     check_packages(method)
     asked: dict[Feature, tuple[bool, str, str]] = {
-        family: (True, f"an {family} model", "choose another"),
+        family: (True, f"{ARTICLES[family]} {family} model", "choose another"),
         "gradient_checkpointing": (
             bool(args.gradient_checkpointing),
             "gradient_checkpointing=True",
