@@ -30,7 +30,6 @@ from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check
 from left_trainer.trainer.run_checks import check_best_metric, check_precision, check_run_arguments, check_writable
 from left_trainer.training_args import LeftTrainingArguments
 
-
 ARTICLES = {"encoder_decoder": "an", "decoder_only": "a"}
 
 
