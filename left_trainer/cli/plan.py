@@ -156,6 +156,16 @@ def _rows(task: Task, data_args: Any, model_args: Any, args: Any) -> RowLengths 
     return found and found.cut(source.family, *free.at_most(args.max_length))
 
 
+def _at_most_positions(tokens: int, source: Any, args: Any) -> int:
+    """`tokens`, which nobody asked for, or as many as the model and the method have positions."""
+    from left_trainer.methods import get_method
+    from left_trainer.models.positions import position_limits
+
+    limit = position_limits(source.config, with_rotary=True).source
+    taken = get_method(args.peft_method).positions(args.peft_options, source.family).source if args.peft_method else 0
+    return tokens if limit is None else max(1, min(tokens, limit - taken))
+
+
 class _Planner:
     """Plans the run of the command line, with changes."""
 
@@ -169,9 +179,10 @@ class _Planner:
         rows: RowLengths | None,
     ) -> None:
         self.model_args, self.args, self.options, self.device, self.rows = model_args, args, options, device, rows
-        is_pair = model_args.source(args).family == "encoder_decoder"
+        source = model_args.source(args)
+        is_pair = source.family == "encoder_decoder"
         self.target = new_tokens if options.target_tokens is None else options.target_tokens
-        longest = args.max_length or DEFAULT_TOKENS
+        longest = _at_most_positions(args.max_length or DEFAULT_TOKENS, source, args)
         rest = longest if is_pair else max(longest - self.target, 1)
         self.source = rest if options.source_tokens is None else options.source_tokens
         if rows is not None and options.source_tokens is None and options.target_tokens is None:

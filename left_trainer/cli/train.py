@@ -40,9 +40,6 @@ def main(argv: list[str]) -> int:
         parser.add_argument("--task", default=task.name, help=f"Task: {', '.join(names)} (default: %(default)s)")
         model_args, data_args, args, *_ = parser.parse_args_and_config(rest)
         run = set_up(task, model_args, data_args, args)
-        named = args.resume_from_checkpoint
-        if named and str(named).lower() != "true":
-            run.trainer.checkpoint_of_run(named)  # or an error, before the untrained model is scored
     try:
         report = fine_tune(run)
     except TrainingDivergedError as error:

@@ -80,6 +80,8 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
         compute_metrics=text_metrics(tokenizer, task.metrics) if args.predict_with_generate else None,
         callbacks=[TrainableParametersCallback(), MemoryProfilerCallback(), StepTimerCallback()],
     )
+    if args.resume_from_checkpoint:  # or an error, before the untrained model is scored
+        trainer.checkpoint_of_run(args.resume_from_checkpoint)
     return Run(task, trainer, data, data_args.prompt)
 
 

@@ -120,6 +120,7 @@ def checkpoint_to_resume(
             found = [_checkpoint_to_resume(asks_to_resume(resume_from_checkpoint), args, needed, has_trained)]
             if found[0]:
                 check(found[0])
+                logger.warning_once(f"Continuing from {found[0]}.")
         except (OSError, ValueError) as error:
             found = [error]
     broadcast_object_list(found)
@@ -161,9 +162,8 @@ def _last_whole_checkpoint(args: LeftTrainingArguments, needed: Sequence[str]) -
     for checkpoint in reversed(found):
         reason = why_not_resumable(checkpoint, needed)
         if reason is None:
-            logger.warning_once(f"Continuing from {checkpoint}.")
             return str(checkpoint)
-        logger.warning(f"{checkpoint} is skipped: {reason}.")
+        logger.warning_once(f"{checkpoint} is skipped: {reason}.")
     what = "no whole checkpoint" if found else "no checkpoint"
     logger.warning(f"output_dir={args.output_dir!r} holds {what}: the training starts from the beginning.")
     return None

@@ -109,7 +109,8 @@ def check_identity(mine: Mapping[str, Any], checkpoint: str | Path) -> None:
     if differing:
         raise ValueError(
             f"{str(checkpoint)!r} belongs to another run, which cannot go on in this one: "
-            f"{'; '.join(differing)}. Set these as they were, or start a new run in another output_dir."
+            f"{'; '.join(differing)}. Set what differs as it was. To train on from its weights in a new "
+            "run, pass its folder as the model, and another output_dir."
         )
 
 
