@@ -37,16 +37,19 @@ class CheckpointingTrainer(ReadingTrainer):
     hooks: MethodHooks
     model_init: Any
     _identity_of_model: Mapping[str, Any] | None = None
+    _identity_of_run: Mapping[str, Any] | None = None  # found once: it reads some thousand rows
 
     def checkpoint_of_run(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """The checkpoint that `train` goes on from, `None` for the beginning. Raises what `train` does."""
         has_trained = self.state.global_step > 0
+        self._identity_of_run = None
         if self.model is None:  # each trial of a search makes its own, and none is resumed
             return checkpoint_to_resume(resume_from_checkpoint, self.args, lambda checkpoint: None, (), has_trained)
         if self._identity_of_model is None or self.model_init is not None:  # a training changes some configs
             self._identity_of_model = identity_of_model(self)
         needed = [TRAINING_STATE_FILE] if training_state(unwrapped(self.model)) else []
-        check = functools.partial(check_identity, self._identity())
+        self._identity_of_run = self._identity()
+        check = functools.partial(check_identity, self._identity_of_run)
         return checkpoint_to_resume(resume_from_checkpoint, self.args, check, needed, has_trained)
 
     def _identity(self) -> dict[str, Any]:
@@ -100,7 +103,7 @@ class CheckpointingTrainer(ReadingTrainer):
             shutil.rmtree(beside, ignore_errors=True)
 
     def _put_in_place(self, written: Path, target: Path) -> None:
-        write_manifest(written, {RUN: self._identity()})
+        write_manifest(written, {RUN: self._identity_of_run or self._identity()})
         finish(written)
         make_way(target)
         put_in_place(written, target)
