@@ -8,9 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from left_trainer.storage.whole import whole_directory, whole_file
-
-__all__ = ["TRAINING_STATE_FILE", "read_training_state", "whole_directory", "write_training_state"]
+from left_trainer.storage.whole import whole_file
 
 TRAINING_STATE_FILE = "adapter_training_state.safetensors"
 

@@ -7,9 +7,10 @@ import torch
 from peft import LoraConfig, PromptEncoderConfig, get_peft_model
 
 from left_trainer import apply_method, get_method
-from left_trainer.adapters.files import TRAINING_STATE_FILE, whole_directory
+from left_trainer.adapters.files import TRAINING_STATE_FILE
 from left_trainer.methods.apply import find_method
 from left_trainer.methods.saving import load_trained, restore_training_state, save_adapter
+from left_trainer.storage.whole import whole_directory
 from tiny import tiny_model
 
 P_TUNING = {"num_virtual_tokens": 3, "encoder_hidden_size": 8}
