@@ -16,6 +16,14 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl import SFTConfig
 
 from left_trainer.argument_checks import check_arguments
+from left_trainer.compression_options import (
+    VOCABULARY,
+    DistillationOptions,
+    ShrinkOptions,
+    Target,
+    parse_shrink_to,
+    read_options,
+)
 from left_trainer.methods import get_method
 from left_trainer.methods.options import check_peft_kwargs, plain_options
 from left_trainer.models import ModelFamily
@@ -47,6 +55,7 @@ REPLACED_FIELDS = {"sortish_sampler": "train_sampling_strategy='group_by_length'
 METHOD_OF_HUGGING_FACE = "full"
 logger = logging.getLogger(__name__)
 
+KWARGS = ("peft_kwargs", "distillation_kwargs", "shrink_kwargs")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
 
 
@@ -60,6 +69,12 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     Args:
         peft_method: Name of the fine-tuning method; `left-trainer methods` lists them.
         peft_kwargs: Options of the method: a dict, a JSON object, or `r=16,lora_alpha=32`.
+        teacher_model: Learn from a teacher too: a hub name, a path, the folder of an adapter, `base` (the model with
+            its adapter off), `self` (a frozen copy of the model as it starts) or `none`.
+        distillation_kwargs: How, in the same forms; see `left_trainer.compression_options.DistillationOptions`.
+        shrink_to: Remove parts of the model during training, down to a size: `params=0.6`,
+            `encoder_layers=4,decoder_layers=2`, `layers=6`, `ffn=0.5`, `heads=0.5`, `vocabulary=data`.
+        shrink_kwargs: How, in the same forms; see `left_trainer.compression_options.ShrinkOptions`.
         learning_rate: Peak learning rate. If unset, the method's default: one value for all methods, such as 5e-5,
             would leave soft prompts untrained.
         max_length: Maximum length in tokens: of prompt and completion together for decoder-only models, of source and
@@ -95,7 +110,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         TypeError: A value has another type than its field.
     """
 
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "peft_kwargs"]
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, *KWARGS]
 
     peft_method: str = field(
         default="lora", metadata={"help": "Fine-tuning method; `left-trainer methods` lists all names."}
@@ -103,6 +118,26 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     peft_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Options of the method, as JSON '{\"r\": 16}' or as pairs 'r=16,lora_alpha=32'."},
+    )
+    teacher_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Learn from a teacher too: a hub name, a path, `base` (the model with its adapter off), `self` (a "
+            "frozen copy of the model as it starts) or `none`."
+        },
+    )
+    distillation_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "How to learn from the teacher, such as 'alpha=0.5,temperature=2'."}
+    )
+    shrink_to: str | None = field(
+        default=None,
+        metadata={
+            "help": "Remove parts of the model during training, down to a size: params=0.6, layers=6, "
+            "encoder_layers=4,decoder_layers=2, ffn=0.5, heads=0.5, vocabulary=data."
+        },
+    )
+    shrink_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "How to shrink, such as 'schedule=cubic,end=0.7'."}
     )
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Peak learning rate. Default: the default of the method."}
@@ -184,6 +219,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         self._keep_flags_of_others(flags_of_others)
         check_arguments(self)
         self.peft_kwargs = check_peft_kwargs(get_method(self.peft_method), self.peft_kwargs)
+        check_compression(self)
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Hugging Face refuses bf16 without an accelerator unless use_cpu is set
         super().__post_init__()
@@ -256,7 +292,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     def to_dict(self) -> dict[str, Any]:
         """All values in the types of JSON, for trackers and files."""
         others = {name: getattr(self, name) for name in FLAGS_OF_OTHERS}
-        values = {**super().to_dict(), **others, "peft_kwargs": plain_options(self.peft_kwargs)}
+        values = {**super().to_dict(), **others, **{name: plain_options(getattr(self, name)) for name in KWARGS}}
         return {name: without_secrets(value) for name, value in values.items()}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -285,6 +321,21 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         given = self.peft_kwargs or {}
         return check_peft_kwargs(get_method(self.peft_method), given) if isinstance(given, str) else dict(given)
 
+    @property
+    def distillation(self) -> DistillationOptions:
+        """`distillation_kwargs` as a record."""
+        return read_options(DistillationOptions, "distillation_kwargs", self.distillation_kwargs)
+
+    @property
+    def shrinking(self) -> ShrinkOptions:
+        """`shrink_kwargs` as a record."""
+        return read_options(ShrinkOptions, "shrink_kwargs", self.shrink_kwargs)
+
+    @property
+    def target_size(self) -> Target:
+        """`shrink_to` by dimension; empty where the model stays as large as it is."""
+        return parse_shrink_to(self.shrink_to)
+
     def check_family(self, family: ModelFamily) -> None:
         """Raise `ValueError` for a field that the trainer of this model family would ignore."""
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
@@ -309,6 +360,17 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
                         f"{name}={getattr(self, name)!r} has no effect on an encoder-decoder model. Remove it, or use "
                         "a decoder-only model."
                     )
+
+
+def check_compression(args: LeftTrainingArguments) -> None:
+    """Raise `ValueError` for options of a teacher or of shrinking that no run can have."""
+    read_options(DistillationOptions, "distillation_kwargs", args.distillation_kwargs)
+    read_options(ShrinkOptions, "shrink_kwargs", args.shrink_kwargs)
+    if args.shrink_kwargs and not set(args.target_size) - {VOCABULARY}:
+        raise ValueError(
+            f"shrink_kwargs={args.shrink_kwargs!r} says how to shrink, and nothing is removed step by step. Say to "
+            "which size: shrink_to='params=0.6'."
+        )
 
 
 def _default(args: TrainingArguments, name: str) -> Any:

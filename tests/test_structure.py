@@ -30,7 +30,7 @@ LEVELS = [
     ),
     ("tuners", "adapters", "models"),
     ("methods", "tasks"),
-    ("training_args", "argument_ranges", "argument_checks"),
+    ("training_args", "argument_ranges", "argument_checks", "compression_options"),
     ("compression", "callbacks", "evaluation", "data", "kernels"),
     ("trainer",),
     ("planning",),

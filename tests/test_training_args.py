@@ -16,7 +16,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from left_trainer import LeftTrainingArguments, list_methods
 from left_trainer.methods.option_ranges import range_of
-from left_trainer.methods.options import _matches, known_options, nested_config
+from left_trainer.methods.options import matches, known_options, nested_config
 from left_trainer.ranges import is_number
 from left_trainer.runs.fine_tuning import training_parser
 from left_trainer.training_args import FLAGS_OF_OTHERS
@@ -247,7 +247,7 @@ def test_options_of_every_type_go_into_json_and_back(method, tmp_path):
         usable = [
             value
             for value in candidates
-            if value is not None and _matches(value, hint) and (not is_number(value) or value in allowed)
+            if value is not None and matches(value, hint) and (not is_number(value) or value in allowed)
         ]
         if name not in method.preset and usable:
             options[name] = usable[0]

@@ -24,37 +24,50 @@ RESERVED_OPTIONS = {"peft_type", "task_type", "inference_mode", "auto_mapping", 
 
 
 def parse_peft_kwargs(value: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of a method as a dict, see `parse_options`."""
+    return parse_options("peft_kwargs", value, "r=16,lora_alpha=32")
+
+
+def parse_options(
+    argument: str, value: str | Mapping[str, Any] | None, example: str = "name=value,other=value"
+) -> dict[str, Any]:
     """Options as a dict, from a mapping, a JSON object, or `r=16,target_modules=q,v`.
 
-    Raises `ValueError` when the text is none of these.
+    Args:
+        argument: What the user calls them.
+        value: What the user wrote.
+        example: Of pairs, for messages.
+
+    Raises:
+        ValueError: The text is none of these.
+        TypeError: The value is neither a text nor a mapping.
     """
     if value is None:
         return {}
     if not isinstance(value, (str, Mapping)):
         raise TypeError(
-            f"peft_kwargs={shown_value(value)} ({type(value).__name__}) must be a dict, a JSON object, or "
-            "'r=16,lora_alpha=32'."
+            f"{argument}={shown_value(value)} ({type(value).__name__}) must be a dict, a JSON object, or {example!r}."
         )
     if not isinstance(value, str):
         wrong = next((name for name in value if not isinstance(name, str)), None)
         if wrong is not None:
-            raise TypeError(f"peft_kwargs has {wrong!r}, which is not the name of an option.")
+            raise TypeError(f"{argument} has {wrong!r}, which is not the name of an option.")
         return dict(value)
-    text = value.strip()
+    text, name_of_example = value.strip(), example.partition("=")[0]
     if text.startswith("{"):
         try:
             return dict(json.loads(text))
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"peft_kwargs={value!r} is not a valid JSON object: {error}. Write '{{\"r\": 16}}'."
+                f"{argument}={value!r} is not a valid JSON object: {error}. Write '{{\"{name_of_example}\": ...}}'."
             ) from error
     options: dict[str, Any] = {}
     for part in filter(None, re.split(r",(?=\s*\w+\s*=)", text)):
         name, equals, item = part.partition("=")
         if not equals or not name.strip().isidentifier():
             raise ValueError(
-                f"peft_kwargs={value!r} cannot be read at {part!r}. Write a JSON object, '{{\"r\": 16}}', or "
-                "name=value pairs, 'r=16,lora_alpha=32'."
+                f"{argument}={value!r} cannot be read at {part!r}. Write a JSON object, or name=value pairs, "
+                f"{example!r}."
             )
         options[name.strip()] = _parse_value(item.strip())
     return options
@@ -105,19 +118,19 @@ def plain_options(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
-def _matches(value: Any, hint: Any) -> bool:
+def matches(value: Any, hint: Any) -> bool:
     """Whether `value` is of type `hint`, as far as plain options need it: unions, literals, containers, numbers."""
     origin, arguments = get_origin(hint), get_args(hint)
     nested = nested_config(hint)
     if nested and isinstance(value, Mapping):
         return set(value) <= set(option_types(nested))
     if origin in (Union, types.UnionType):
-        return any(_matches(value, argument) for argument in arguments)
+        return any(matches(value, argument) for argument in arguments)
     if origin is Literal:
         return _is_choice(value, arguments)
     if origin in (list, set, tuple):
         return isinstance(value, (list, set, tuple)) and all(
-            any(_matches(item, argument) for argument in arguments if argument is not ...) for item in value
+            any(matches(item, argument) for argument in arguments if argument is not ...) for item in value
         )
     return isinstance(value, Mapping) if origin is dict else _is_plain(value, hint)
 
@@ -164,7 +177,7 @@ def check_peft_kwargs(method: PeftMethod, peft_kwargs: str | Mapping[str, Any] |
         if isinstance(value, str) and name in ("target_modules", "feedforward_modules") and value.isidentifier():
             # PEFT reads a string as a regular expression over full paths; a bare name would match nothing.
             options[name] = [value]
-        elif not _matches(value, known[name]):
+        elif not matches(value, known[name]):
             expected = str(known[name]).replace("typing.", "").replace("<class '", "").replace("'>", "")
             raise ValueError(
                 f"peft_kwargs has {name}={value!r} ({type(value).__name__}), but this option of "
