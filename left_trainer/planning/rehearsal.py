@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer.adapters.residual_base import RESIDUAL_BASE, remember_initial_adapter
+from left_trainer.compression.teacher import Teacher
 from left_trainer.methods.apply import apply_built, apply_config, build_config
 from left_trainer.methods.patterns import check_patterns
 from left_trainer.models import ModelSource, unwrapped, without_adapter
@@ -115,7 +116,9 @@ def with_method(
 # The trainer
 
 
-def trainer_on_shapes(request: Request, model: PeftModel | PreTrainedModel) -> LeftTrainer:
+def trainer_on_shapes(
+    request: Request, model: PeftModel | PreTrainedModel, teacher: Teacher | None = None
+) -> LeftTrainer:
     """The trainer of a run with everything that its step takes, and nothing that a run alone needs.
 
     Hugging Face's constructor is not run: it would set up the process for training on a device.
@@ -124,7 +127,7 @@ def trainer_on_shapes(request: Request, model: PeftModel | PreTrainedModel) -> L
     trainer: Any = object.__new__(LeftSeq2SeqTrainer if is_pair else LeftSFTTrainer)
     args = request.args
     trainer.args, trainer.model = args, model
-    trainer.take_over(request, Preparation(model, None, args, "given", Limits()))  # type: ignore[arg-type]
+    trainer.take_over(request, Preparation(model, None, args, "given", Limits(), teacher=teacher))  # type: ignore[arg-type]
     trainer.accelerator = types.SimpleNamespace(
         num_processes=1, parallelism_config=None, gather_for_metrics=lambda tensor: tensor
     )
