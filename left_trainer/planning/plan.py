@@ -144,9 +144,8 @@ def plan_training(
     memory = _memory_of(device)
     method = method_of(source, args, peft_config)
     args = args.replaced(learning_rate=choose_learning_rate(args, method, source)[0])
-    request = Request(
-        source, args, method, peft_config, quantization_config, teacher=teacher_source(teacher_model, args)
-    )
+    teacher = teacher_source(teacher_model, args)
+    request = Request(source, args, method, peft_config, quantization_config, teacher=teacher)
     check_model_and_method(request, needs_weights=False)
     check_losses(request)
     if train_dataset is not None and (source_tokens, target_tokens, tokens) == (None, None, None):

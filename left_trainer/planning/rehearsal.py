@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import types
 from collections import defaultdict
@@ -129,7 +130,10 @@ def trainer_on_shapes(
     trainer.args, trainer.model = args, model
     trainer.take_over(request, Preparation(model, None, args, "given", Limits(), teacher=teacher))  # type: ignore[arg-type]
     trainer.accelerator = types.SimpleNamespace(
-        num_processes=1, parallelism_config=None, gather_for_metrics=lambda tensor: tensor
+        num_processes=1,
+        parallelism_config=None,
+        gather_for_metrics=lambda tensor: tensor,
+        autocast=contextlib.nullcontext,
     )
     trainer.label_smoother = LabelSmoother(args.label_smoothing_factor) if args.label_smoothing_factor else None
     trainer.only_loss_wanted = trainer.is_deepspeed_enabled = trainer.is_fsdp_enabled = False
@@ -176,6 +180,7 @@ class Rehearsal:
         self.model: Any = trainer.model
         if autocast is not None and disguise is not None:
             self._use_autocast(disguise, autocast)
+            trainer.accelerator.autocast = lambda: disguise.autocast(autocast)
 
     def _use_autocast(self, disguise: Disguise, dtype: torch.dtype) -> None:
         """As accelerate does: the model's forward pass, whose outputs become float32."""

@@ -58,7 +58,8 @@ class Teaching:
         self, host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Tokens
     ) -> tuple[torch.Tensor, Any]:
         """The share of a micro-batch in the loss of the accumulated batch. Arguments as in `losses.compute_loss`."""
-        lesson = self.lesson(inputs)
+        with host.accelerator.autocast():
+            lesson = self.lesson(inputs)
         inputs = {**inputs, "output_hidden_states": True} if self.hidden else inputs
         outputs, distilled = self._distilled(host, model, inputs, return_outputs, lesson)
         tokens = distilled.tokens
@@ -226,17 +227,25 @@ def with_projections(
 
 
 @contextlib.contextmanager
-def answering_as_teacher(trainer: Any) -> Iterator[None]:
-    """Inside, `trainer` evaluates and predicts with its teacher."""
+def answering_as_teacher(trainer: Any, compute_metrics: Any) -> Iterator[None]:
+    """Inside, `trainer` evaluates and predicts with its teacher, one with weights and a tokenizer of its own.
+
+    Args:
+        trainer: Before its training.
+        compute_metrics: With the teacher's tokenizer.
+    """
     teacher: Teacher = trainer.teaching.teacher
-    if teacher.is_base:
-        with trainer.without_adapter():
-            yield
-        return
-    held = {name: getattr(trainer, name) for name in ("model", "model_wrapped", "processing_class", "method")}
-    values = {"model": teacher.model, "model_wrapped": teacher.model, "processing_class": teacher.tokenizer}
-    teacher.model.to(trainer.args.device)
-    vars(trainer).update(values, method=find_method(teacher.model))
+    values = {
+        "model": teacher.model,
+        "model_wrapped": teacher.model,
+        "processing_class": teacher.tokenizer,
+        "method": find_method(teacher.model),
+        "compute_metrics": compute_metrics,
+    }
+    held = {name: getattr(trainer, name) for name in values}
+    if not getattr(teacher.model, "is_quantized", False):
+        teacher.model.to(trainer.args.device)
+    vars(trainer).update(values)
     try:
         yield
     finally:
