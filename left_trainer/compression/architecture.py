@@ -73,6 +73,8 @@ class Architecture:
         shared_bias: The attention whose heads are numbered alike in all blocks of a stack, because one table of the
             first block has a column for each; `None` where blocks are free.
         per_layer_fields: Lists of the config with an entry for each block.
+        cache_layers_field: Field of the config that `generate` takes the number of layers of the cache from, where the
+            class has none of its own for the decoder; `None` where it finds it.
     """
 
     stacks: tuple[Stack, ...]
@@ -88,6 +90,7 @@ class Architecture:
     first_block_only: str | None = None
     shared_bias: str | None = None
     per_layer_fields: tuple[str, ...] = ()
+    cache_layers_field: str | None = None
 
     @property
     def has_free_heads(self) -> bool:
@@ -180,6 +183,7 @@ T5 = Architecture(
     head_size_field="d_kv",
     first_block_only="layer.0.SelfAttention.relative_attention_bias",
     shared_bias="layer.0.SelfAttention",
+    cache_layers_field="decoder_layers",
 )
 BART_ENCODER = Stack(
     name="encoder",

@@ -181,10 +181,10 @@ def _check_indices(what: str, indices: Iterable[int], size: int | None) -> None:
 def _attention_indices(
     architecture: Architecture, config: PreTrainedConfig, attention: str, groups: Index
 ) -> dict[str, tuple[Index, ...]]:
-    keys = _spread(groups, head_size(config))
-    queries = _spread(groups, head_size(config) * queries_per_group(config))
+    keys = spread(groups, head_size(config))
+    queries = spread(groups, head_size(config) * queries_per_group(config))
     return {
-        attention: (_spread(groups, queries_per_group(config)), groups),
+        attention: (spread(groups, queries_per_group(config)), groups),
         f"{attention}.{architecture.queries}": (queries,),
         f"{attention}.{architecture.attention_output}": (queries,),
         f"{attention}.{architecture.keys}": (keys,),
@@ -192,7 +192,7 @@ def _attention_indices(
     }
 
 
-def _spread(index: Index, count: int) -> Index:
+def spread(index: Index, count: int) -> Index:
     """Of entries that each stand for `count` neighbours, those neighbours."""
     kept = (index.kept[:, None] * count + torch.arange(count)).flatten()
     return Index(kept, index.size * count)

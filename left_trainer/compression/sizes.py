@@ -100,6 +100,10 @@ def config_at(
         setattr(smaller, stack.layers_field, size.layers[stack.name])
         if size.ffn[stack.name] != _ffn_width(config, stack.ffn_field):
             setattr(smaller, stack.ffn_field, size.ffn[stack.name])
+    field = architecture.cache_layers_field
+    if field and size.layers != size_of(config).layers:
+        # `generate` makes T5 a cache as deep as the encoder, and fails where the decoder is deeper (transformers 5.23).
+        setattr(smaller, field, size.layers["decoder"])
     if size.heads is not None and size.heads != _groups(architecture, config):
         assert architecture.head_size_field is not None
         setattr(smaller, architecture.head_size_field, head_size(config))

@@ -47,8 +47,9 @@ def shrinkable(name: str, **overrides: Any) -> PreTrainedModel:
     model_type, options = SHRINKABLE[name]
     model = tiny_model(model_type, **{**options, **overrides})
     generator = torch.Generator().manual_seed(1)
-    for weight in model.parameters():  # biases that start at zero, weights too small to tell
-        weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+    for weight in model.parameters():
+        if weight.requires_grad:  # biases start at zero and weights too small to tell; tables of sines stay
+            weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
     model.tie_weights()
     return model
 
