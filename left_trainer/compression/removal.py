@@ -28,7 +28,7 @@ from left_trainer.methods.registry import METHODS
 from left_trainer.methods.renumbering import renumber, targets_of
 from left_trainer.models import without_adapter
 
-Axes = dict[torch.Tensor, tuple[int, torch.Tensor]]
+PLAIN = (int, float, str, tuple)  # types of attributes that say a size
 
 
 def kept_whole(model: PreTrainedModel | PeftModel) -> Kept:
@@ -114,6 +114,8 @@ def remove_parts(
     if reason := why_not_shrinkable(model, size_of(cuts.config)):
         raise ValueError(reason)
     options = _new_options(model, cuts)
+    if any(changed.get("target_modules") == set() for changed in options.values()):
+        raise ValueError("The adapter is on the layers that would go, and on no other. Keep one of them.")
     skeletons = Skeletons(model, _with_options(model, options), cuts)
     _check_names(skeletons)
     axes = {change.it: axis for change in skeletons.tensors() if (axis := _axis(change, cuts))}
@@ -198,18 +200,18 @@ def _new_attributes(change: Change) -> list[tuple[Any, str, Any]]:
     """Plain attributes of a module and its config that differ between the skeletons, with their new values."""
     if change.before is None or change.after is None:
         return []
-    changed = [(change.it, *item) for item in _differences(vars(change.before), vars(change.after))]
+    changed = [(change.it, *item) for item in _differences(change.before, change.after, PLAIN)]
     config = vars(change.it).get("config")
     if isinstance(config, PreTrainedConfig) and "config" in vars(change.before):
-        changed += [(config, *item) for item in _differences(vars(change.before.config), vars(change.after.config))]
+        changed += [(config, *item) for item in _differences(change.before.config, change.after.config, (*PLAIN, list))]
     return changed
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _differences(old: Any, new: Any, types: tuple[type, ...]) -> list[tuple[str, Any]]:
     return [
         (name, value)
-        for name, value in new.items()
-        if isinstance(value, (int, float, str, list, tuple)) and (name not in old or old[name] != value)
+        for name, value in vars(new).items()
+        if isinstance(value, types) and (name not in vars(old) or vars(old)[name] != value)
     ]
 
 

@@ -57,9 +57,9 @@ def _names_blocks(config: PeftConfig, option: str) -> bool:
     value = getattr(config, option, None)
     if option in ("layers", "layers_to_transform"):
         return value is not None
-    if isinstance(value, str):  # a regular expression
-        return bool(re.search(r"\d", value))
-    return any(NUMBER.search(name) or "\\d" in name for name in value or ())
+    if isinstance(value, str) or option in BY_TARGET:  # regular expressions
+        return bool(re.search(r"\d", "".join(value or ())))
+    return any(NUMBER.search(name) for name in value or ())
 
 
 def _by_new_name(values: dict[str, Any], targets: Sequence[str], rename: Callable[[str], str | None]) -> dict[str, Any]:
