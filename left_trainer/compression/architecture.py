@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from transformers import PreTrainedConfig
-
-StackName = Literal["encoder", "decoder"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Stack:
         heads_field: Field of the config with the number of attention heads.
     """
 
-    name: StackName
+    name: str
     dimension: str
     blocks: str
     layers_field: str
@@ -48,7 +45,7 @@ class Block:
         attentions: Its attention modules.
     """
 
-    stack: StackName
+    stack: str
     index: int
     name: str
     feed_forward: str
@@ -118,7 +115,7 @@ class Architecture:
                     attentions=tuple(f"{name}.{attention}" for attention in stack.attentions),
                 )
 
-    def stack_of(self, name: str) -> StackName:
+    def stack_of(self, name: str) -> str:
         """The stack that a module with this full name is in."""
         return next(stack.name for stack in self.stacks if name.startswith(f"{stack.blocks}."))
 

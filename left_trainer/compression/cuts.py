@@ -104,8 +104,8 @@ def cuts_of(config: PreTrainedConfig, kept: Kept) -> Cuts:
         neurons = Index(kept.neurons.get(block.feed_forward, torch.arange(width)).cpu(), width)
         for linear in (*architecture.feed_forward_inputs, architecture.feed_forward_output):
             indices[f"{block.feed_forward}.{linear}"] = (neurons,)
-        for attention in block.attentions if size.heads is not None else ():
-            heads = Index(kept.heads.get(attention, torch.arange(size.heads)).cpu(), size.heads)
+        for attention in block.attentions if size.heads else ():
+            heads = Index(kept.heads.get(attention, torch.arange(size.heads or 0)).cpu(), size.heads or 0)
             indices |= _attention_indices(architecture, config, attention, heads)
     for stack in architecture.stacks:
         # A table that moves to another block is cut as the heads there are.

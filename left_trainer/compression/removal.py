@@ -118,7 +118,7 @@ def remove_parts(
         raise ValueError("The adapter is on the layers that would go, and on no other. Keep one of them.")
     skeletons = Skeletons(model, _with_options(model, options), cuts)
     _check_names(skeletons)
-    axes = {change.it: axis for change in skeletons.tensors() if (axis := _axis(change, cuts))}
+    axes = {change.it: found for change in skeletons.tensors() if (found := _axis(change, cuts))}
     gone = {parameter for name, parameter in model.named_parameters() if cuts.renamed(name) is None}
     if optimizer is not None:
         check_optimizer(optimizer, axes)

@@ -213,7 +213,8 @@ def test_blocks_that_are_named_by_number_are_renumbered(options, tmp_path):
     remove_parts(model, parts)
     check_it_loads_again(model, tmp_path / "adapter")
     config = model.active_peft_config
-    assert (config.target_modules == {"q", "v"}) == (options == BY_NUMBER["all of it"])
+    if options == BY_NUMBER["all of it"]:
+        assert config.target_modules == {"q", "v"}
     modules = dict(model.get_base_model().named_modules())
     assert model.base_model.targeted_module_names
     assert all(name in modules for name in model.base_model.targeted_module_names)
