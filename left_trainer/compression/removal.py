@@ -28,6 +28,8 @@ from left_trainer.methods.registry import METHODS
 from left_trainer.methods.renumbering import renumber, targets_of
 from left_trainer.models import without_adapter
 
+__all__ = ["Kept", "kept_whole", "remove_parts", "why_not_shrinkable"]
+
 PLAIN = (int, float, str, tuple)  # types of attributes that say a size
 
 
@@ -122,7 +124,7 @@ def remove_parts(
     gone = {parameter for name, parameter in model.named_parameters() if cuts.renamed(name) is None}
     if optimizer is not None:
         check_optimizer(optimizer, axes)
-    by_name = {name: axes[weight] for name, weight in model.named_parameters() if weight in axes}
+    named_axes = {name: axes[weight] for name, weight in model.named_parameters() if weight in axes}
     attributes = [each for change in skeletons.modules() for each in _new_attributes(change)]
     _move_shared(base, cuts)
     _delete_blocks(base, cuts)
@@ -137,7 +139,7 @@ def remove_parts(
     if isinstance(model, PeftModel):
         _renumber_adapters(model, options, cuts)
         change_initial_adapter(
-            model, cuts.renamed, lambda name, weight: weight.index_select(*by_name[name]) if name in by_name else weight
+            model, cuts.renamed, lambda name, weight: _selected(weight, *named_axes.get(name, (0, None)))
         )
 
 
@@ -220,11 +222,14 @@ def _differences(old: Any, new: Any, types: tuple[type, ...]) -> list[tuple[str,
 
 def _cut(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> None:
     """Keep of `tensor` and its gradient what `index` names along `axis`, in place."""
-    index = index.to(tensor.device)
     gradient, tensor.grad = tensor.grad, None
-    tensor.data = tensor.data.index_select(axis, index)
+    tensor.data = _selected(tensor.data, axis, index)
     if gradient is not None:
-        tensor.grad = gradient.index_select(axis, index)
+        tensor.grad = _selected(gradient, axis, index)
+
+
+def _selected(tensor: torch.Tensor, axis: int, index: torch.Tensor | None) -> torch.Tensor:
+    return tensor if index is None else tensor.index_select(axis, index.to(tensor.device))
 
 
 def _move_shared(base: PreTrainedModel, cuts: Cuts) -> None:

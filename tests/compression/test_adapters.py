@@ -128,8 +128,13 @@ def check_it_trains_on(model: Any, optimizer: torch.optim.Optimizer) -> None:
 
 
 def optimizer_of(model: Any) -> torch.optim.Optimizer:
-    """One that has taken a step."""
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
+    """The method's own or AdamW, after a step."""
+    make = get_method(model.applied_method.name).optimizer
+    if make is not None:
+        options = dict(get_method(model.applied_method.name).hook_options)
+        optimizer = make(model, torch.optim.AdamW, {"lr": 1e-4, "weight_decay": 0.0}, options)
+    else:
+        optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
     check_it_trains_on(model, optimizer)
     return optimizer
 
@@ -285,3 +290,9 @@ def test_a_quantized_base_is_refused():
     weight = model.model.layers[0].mlp.up_proj.weight
     model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(weight.to(torch.uint8), requires_grad=False)
     assert "quantized" in why_not_shrinkable(model)
+
+
+def test_an_invertible_adapter_of_a_block_that_goes_is_not_left_out():
+    model = apply_method(shrinkable("t5"), "pfeiffer_adapter", {"invertible": True})
+    with pytest.raises(ValueError, match="would not load again"):
+        remove_parts(model, some_parts(model.get_base_model().config))
