@@ -1,0 +1,1 @@
+"""Smaller models: teachers, parts that are removed, vocabularies that are trimmed."""
