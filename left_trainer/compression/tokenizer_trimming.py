@@ -16,6 +16,7 @@ A kept token stays what it was. Three things decide which ones others need:
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -183,7 +184,7 @@ def _merged_on_the_way(model: Mapping[str, Any], tokens: Iterable[str]) -> set[s
     for token in tokens:
         parts = symbols(token)
         while len(parts) > 1:
-            pairs = list(zip(parts, parts[1:], strict=False))
+            pairs = list(itertools.pairwise(parts))
             best = min(range(len(pairs)), key=lambda place: ranks.get(pairs[place], len(ranks)))
             if pairs[best] not in ranks:
                 break

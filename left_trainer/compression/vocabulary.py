@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from left_trainer.adapters.base_model import mark_changed
 from left_trainer.compression.tokenizer_trimming import as_json, check_trimmable, needed_ids, trimmed
 from left_trainer.compression.vocabulary_tables import (
     check_model,
@@ -66,8 +68,13 @@ class TrimmedVocabulary:
         """New ids by those in the whole vocabulary."""
         return {number: place for place, number in enumerate(self.kept_ids)}
 
+    def size_in(self, rows: int) -> int:
+        """Tokens that are left of a table of so many rows: ids that a config names by default may be beyond it."""
+        return sum(number < rows for number in self.kept_ids)
+
     def __str__(self) -> str:
-        return f"Vocabulary: {self.size_before:,} -> {self.size_after:,} tokens, {self.saved_bytes / 2**20:,.1f} MiB less"
+        saved = f"{self.saved_bytes / 2**20:,.1f} MiB less"
+        return f"Vocabulary: {self.size_before:,} -> {self.size_after:,} tokens, {saved}"
 
 
 def trim_vocabulary(
@@ -121,8 +128,8 @@ def trim_tokenizer(
         _check_same(tokenizer, smaller, vocabulary, texts)
     except ValueError as error:
         raise ValueError(
-            f"The vocabulary of this {type(tokenizer).__name__} cannot be trimmed: {error}. Remove vocabulary=data from "
-            "shrink_to, or pass another tokenizer of the same vocabulary."
+            f"The vocabulary of this {type(tokenizer).__name__} cannot be trimmed: {error}. Remove vocabulary=data "
+            "from shrink_to, or pass another tokenizer of the same vocabulary."
         ) from error
     return dataclasses.replace(vocabulary, tokenizer=smaller)
 
@@ -150,17 +157,28 @@ def trim_model(model: PreTrainedModel, vocabulary: TrimmedVocabulary) -> Trimmed
             raise ValueError(f"it has {rows} rows for tokens, and the tokenizer a token with the id {max(tokens)}")
         # Some configs have ids by default that no table has a row for.
         kept = [*tokens, *(number for number in others if number < rows)]
+        unknown = sorted(named_ids(*configs_of(model)) & {*range(rows)} - {*kept})
+        if unknown:
+            raise ValueError(f"its configs name the tokens {unknown}, which were not kept")
         check_positions(model, tables, vocabulary.new_ids)
     except ValueError as error:
         raise ValueError(
             f"The vocabulary of this {type(model).__name__} cannot be trimmed: {error}. Remove vocabulary=data from "
             "shrink_to."
         ) from error
+    mark_changed(model)
     before = sum(table.tensor.nbytes for table in tables)
     size = max(table.rows for table in tables)
     keep_rows(model, tables, kept)
     saved = before - sum(table.tensor.nbytes for table in tables)
     return dataclasses.replace(vocabulary, kept_ids=kept, size_before=size, saved_bytes=saved)
+
+
+def trimmed_copy(model: PreTrainedModel, vocabulary: TrimmedVocabulary, is_of_user: bool) -> PreTrainedModel:
+    """`model` with the rows that are kept; a copy of one that the user may use elsewhere."""
+    model = copy.deepcopy(model) if is_of_user else model
+    trim_model(model, vocabulary)
+    return model
 
 
 def _content_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

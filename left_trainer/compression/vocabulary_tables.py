@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 # Fields of configs that hold ids, at any depth of lists.
-ID_FIELD = re.compile(r"(.*_)?token_(ids?|index)|(begin_)?suppress_tokens|(bad|force)_words_ids")
+ID_FIELD = re.compile(r"(.*_)?token_(ids?|index|indices)|(begin_)?suppress_tokens|(bad|force)_words_ids")
 # In which every entry is a pair, of a position and an id, or of a sequence of ids and what is added to its score.
 FORCED_IDS, SEQUENCE_BIAS = "forced_decoder_ids", "sequence_bias"
 SIZE_FIELD = re.compile(r"(.*_)?vocab_size(_.*)?")
@@ -55,7 +55,7 @@ def named_ids(*configs: AnyConfig | None) -> set[int]:
     for config in configs:
         for inner in _with_inner(config):
             for name, value in vars(inner).items():
-                _renamed(name, value, note)
+                renamed({name: value}, note)
     return {number for number in found if number >= 0}
 
 
@@ -64,9 +64,14 @@ def rename_ids(new_id: NewId, *configs: AnyConfig | None) -> None:
     inner = {id(config): config for outer in configs for config in _with_inner(outer)}
     for config in inner.values():
         for name, value in list(vars(config).items()):
-            renamed = _renamed(name, value, new_id)
-            if renamed != value:
-                setattr(config, name, renamed)
+            new_value = renamed({name: value}, new_id)[name]
+            if new_value != value:
+                setattr(config, name, new_value)
+
+
+def renamed(values: Mapping[str, Any], new_id: NewId) -> dict[str, Any]:
+    """Fields of a config, or options, with new ids where they hold ids."""
+    return {str(name): _renamed(str(name), value, new_id) for name, value in values.items()}
 
 
 def with_size(config: PreTrainedConfig, size: int) -> PreTrainedConfig:
@@ -201,12 +206,14 @@ def _renamed(name: str, value: Any, new_id: NewId) -> Any:
     if name == SEQUENCE_BIAS and value:
         pairs = [(_deep(ids, new_id), bias) for ids, bias in (value.items() if isinstance(value, dict) else value)]
         return dict(pairs) if isinstance(value, dict) else [list(pair) for pair in pairs]
-    if isinstance(value, dict):
+    if isinstance(value, dict) and not ID_FIELD.fullmatch(name):
         return {key: _renamed(str(key), inner, new_id) for key, inner in value.items()}
     return _deep(value, new_id) if ID_FIELD.fullmatch(name) else value
 
 
 def _deep(value: Any, new_id: NewId) -> Any:
+    if isinstance(value, dict):
+        return {key: _deep(inner, new_id) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_deep(inner, new_id) for inner in value)
     return new_id(value) if type(value) is int and value >= 0 else value

@@ -21,14 +21,16 @@ from transformers import (
 NAMED = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
 SPECIALS = list(NAMED.values())
 BYTES = [f"<0x{number:02X}>" for number in range(256)]
-WORDS = "the quick brown fox jumps over lazy dogs while other foxes were jumping quickly lower lowest newer newest wider"
+WORDS = "the quick brown fox jumps over lazy dogs while other foxes were jumping quickly lower lowest newer newest"
 FOREIGN = "größer naïve 東京 は 大きい привет мир مرحبا ελληνικά ação 12 3456 3.14 don't x=y+1 🙂"
 
 
 def corpus(seed: int = 0, size: int = 200) -> list[str]:
     """Texts to train a tokenizer on: words in many languages, with punctuation."""
     rng, words = Random(seed), WORDS.split() * 3 + FOREIGN.split()
-    return [" ".join(rng.choices(words, k=rng.randint(1, 12))) + rng.choice(["", ".", "!", "\n", " ?"]) for _ in range(size)]
+    return [
+        " ".join(rng.choices(words, k=rng.randint(1, 12))) + rng.choice(["", ".", "!", "\n", " ?"]) for _ in range(size)
+    ]
 
 
 def random_texts(seed: int = 0, size: int = 200) -> list[str]:
@@ -73,9 +75,8 @@ def byte_level(**options: Any) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=128, **NAMED)
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     tokenizer.add_tokens(["newword"])
-    tokenizer.chat_template = (
-        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}<|im_end|>{% endfor %}"
-    )
+    turn = "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}<|im_end|>"
+    tokenizer.chat_template = f"{{% for message in messages %}}{turn}{{% endfor %}}"
     return tokenizer
 
 
