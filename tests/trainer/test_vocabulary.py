@@ -218,6 +218,20 @@ def test_a_plan_is_of_the_smaller_model(make_args, saved_models, capfd):
     assert f"Vocabulary: 300 -> {trainer.vocabulary.size_after} tokens" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_a_teacher_has_the_same_tokens(family, is_loaded, make_args, saved_models):
+    """The whole model, as its own teacher, agrees with the trimmed one before the first step."""
+    teacher = load_model(str(saved_models[family])) if is_loaded else str(saved_models[family])
+    args = make_args(**ASKED, max_steps=1, distillation_kwargs={"alpha": 1.0}, learning_rate=0.0)
+    trainer = LeftTrainer(str(saved_models[family]), args, train_dataset=ROWS, teacher_model=teacher)
+    trainer.train()
+    losses = [entry["teacher_loss"] for entry in trainer.state.log_history if "teacher_loss" in entry]
+    assert losses == [pytest.approx(0.0, abs=1e-5)]
+    if is_loaded:
+        assert len(teacher.get_input_embeddings().weight) == 300
+
+
 # What cannot be asked for
 
 
