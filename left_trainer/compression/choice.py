@@ -1,0 +1,269 @@
+"""Which parts of a model stay: those that do most, at a size that is given or that is found for a number of parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig
+
+from left_trainer.compression.architecture import Stack, architecture_of
+from left_trainer.compression.importance import Scores
+from left_trainer.compression.removal import Kept
+from left_trainer.compression.sizes import MULTIPLE, WIDE, Size, parameters_at, size_of
+
+SLICES = 16  # into which the width of the feed-forward modules is cut where nothing else says how finely
+
+
+def best_parts(config: PreTrainedConfig, size: Size, layers: Scores, parts: Scores) -> Kept:
+    """The most important parts of a model, of each kind as many as `size` has.
+
+    Args:
+        config: Of the model as it is.
+        size: That it is to have.
+        layers: Importances of its blocks.
+        parts: Importances of its neurons and heads.
+    """
+    architecture, now = architecture_of(config), size_of(config)
+    kept_layers = {name: tuple(_best(scores, size.layers[name])) for name, scores in layers.layers.items()}
+    neurons, heads = {}, {}
+    blocks = [block for block in architecture.blocks(config) if block.index in kept_layers[block.stack]]
+    for block in blocks:
+        if size.ffn[block.stack] < now.ffn[block.stack]:
+            neurons[block.feed_forward] = torch.tensor(
+                _best(parts.neurons[block.feed_forward], size.ffn[block.stack])
+            )
+    staying = {name for block in blocks for name in block.attentions}
+    for names in architecture.equal_heads(config) if size.heads != now.heads else ():
+        counted = [parts.heads[name] for name in names if name in staying]
+        if counted and size.heads is not None:
+            best = torch.tensor(_best(torch.stack(counted).sum(0), size.heads))
+            heads |= {name: best for name in names if name in staying}
+    return Kept(kept_layers, neurons, heads)
+
+
+def _best(scores: torch.Tensor, number: int) -> list[int]:
+    """Indices of the `number` highest scores, in order; of equal ones the first."""
+    ranked = sorted(range(len(scores)), key=lambda index: (-float(scores[index]), index))
+    return sorted(ranked[:number])
+
+
+def size_between(first: Size, last: Size, progress: float) -> Size:
+    """The size when `progress`, from 0 to 1, of what lies between two sizes is done."""
+
+    def between(start: int, end: int) -> int:
+        return start - round((start - end) * progress)
+
+    return Size(
+        layers={name: between(start, last.layers[name]) for name, start in first.layers.items()},
+        ffn={name: _rounded(between(start, last.ffn[name]), last.ffn[name]) for name, start in first.ffn.items()},
+        heads=None if first.heads is None or last.heads is None else between(first.heads, last.heads),
+    )
+
+
+def _rounded(width: int, at_least: int) -> int:
+    return max(at_least, width - width % MULTIPLE) if width >= WIDE else width
+
+
+def smaller_of(first: Size, second: Size) -> Size:
+    """The lesser of each dimension."""
+    return Size(
+        layers={name: min(number, second.layers[name]) for name, number in first.layers.items()},
+        ffn={name: min(width, second.ffn[name]) for name, width in first.ffn.items()},
+        heads=None if first.heads is None or second.heads is None else min(first.heads, second.heads),
+    )
+
+
+# A size for a number of parameters
+
+
+def sizes_down_to(config: PreTrainedConfig, scores: Scores, parameters: int) -> Iterator[Size]:
+    """Ever smaller sizes, the last of which is the first with at most `parameters`.
+
+    In each step goes the unit that takes the least importance with it for each parameter: a block of a stack, a slice
+    of the feed-forward width of all blocks that share it, or a head of every attention. A unit that leaves fewer than
+    `parameters` goes only where all do; then it is the smallest. A block, a slice and a head always stay.
+
+    Args:
+        config: Of the model as it is.
+        scores: Its importances, all of one kind that knows blocks, neurons and heads.
+        parameters: Apart from embeddings and head, as `counted_parameters` counts them.
+    """
+    count, losses = _counter(config), _Losses(config, scores)
+    size = size_of(config)
+    now = count(size)
+    while now > parameters:
+        steps = [_Step(unit, now - count(unit), losses.of(size, unit)) for unit in _smaller_units(config, size)]
+        if not steps:
+            return
+        fitting = [step for step in steps if now - step.parameters >= parameters]
+        chosen = min(fitting, key=_Step.cost) if fitting else min(steps, key=lambda step: step.parameters)
+        size, now = chosen.size, now - chosen.parameters
+        yield size
+
+
+@dataclass(frozen=True)
+class _Step:
+    size: Size
+    parameters: int
+    importance: float
+
+    def cost(self) -> float:
+        """Importance that goes with each parameter."""
+        return self.importance / self.parameters
+
+
+def _smaller_units(config: PreTrainedConfig, size: Size) -> list[Size]:
+    """The sizes that are one unit less than `size`."""
+    found = [
+        dataclasses.replace(size, layers={**size.layers, name: number - 1})
+        for name, number in size.layers.items()
+        if number > 1
+    ]
+    original = size_of(config)
+    for stacks in _stacks_by_width(config):
+        names = [stack.name for stack in stacks]
+        width, whole = size.ffn[names[0]], original.ffn[names[0]]
+        slice_width = max(1, whole // SLICES)
+        if whole >= WIDE:
+            slice_width = max(MULTIPLE, slice_width - slice_width % MULTIPLE)
+        if width > slice_width:
+            found.append(dataclasses.replace(size, ffn={**size.ffn, **dict.fromkeys(names, width - slice_width)}))
+    if size.heads is not None and size.heads > 1:
+        found.append(dataclasses.replace(size, heads=size.heads - 1))
+    return found
+
+
+def _stacks_by_width(config: PreTrainedConfig) -> list[list[Stack]]:
+    """Stacks that share one field for the width of their feed-forward modules, as T5's do."""
+    found: dict[str, list[Stack]] = {}
+    for stack in architecture_of(config).stacks:
+        found.setdefault(stack.ffn_field, []).append(stack)
+    return list(found.values())
+
+
+class _Losses:
+    """The importance that a unit takes with it."""
+
+    def __init__(self, config: PreTrainedConfig, scores: Scores) -> None:
+        self.architecture, self.config = architecture_of(config), config
+        self.layers = {name: values.sort().values.tolist() for name, values in scores.layers.items()}
+        # From the least important on; running sums, so that a slice is a difference.
+        self.ranked = {
+            name: sorted(range(len(values)), key=lambda index: -float(values[index]))
+            for name, values in scores.layers.items()
+        }
+        self.neurons = {name: values.sort().values.cumsum(0) for name, values in scores.neurons.items()}
+        self.heads = {name: values.sort().values.cumsum(0) for name, values in scores.heads.items()}
+
+    def of(self, before: Size, after: Size) -> float:
+        """What is lost between two sizes that are one unit apart."""
+        whole, lost = size_of(self.config), 0.0
+        for name, number in before.layers.items():
+            gone = whole.layers[name] - number
+            lost += sum(self.layers[name][gone : whole.layers[name] - after.layers[name]])
+        for block in self.architecture.blocks(self.config):
+            if block.index not in self.ranked[block.stack][: before.layers[block.stack]]:
+                continue
+            sums, width = self.neurons[block.feed_forward], whole.ffn[block.stack]
+            lost += _between(sums, width - before.ffn[block.stack], width - after.ffn[block.stack])
+            for name in block.attentions if whole.heads is not None else ():
+                gone = (whole.heads - size for size in (before.heads or 0, after.heads or 0))
+                lost += _between(self.heads[name], *gone)
+        return lost
+
+
+def _between(sums: torch.Tensor, first: int, last: int) -> float:
+    """The sum of entries `first` to `last`, of running sums."""
+    return float(sums[last - 1] if last else 0) - float(sums[first - 1] if first else 0)
+
+
+def _counter(config: PreTrainedConfig) -> Callable[[Size], int]:
+    """As `parameters_at`, which counts a whole skeleton each time: blocks of a stack are alike, so two of each do."""
+    known: dict[tuple[object, ...], int] = {}
+
+    def counted(layers: Mapping[str, int], size: Size) -> int:
+        key = (*layers.items(), *size.ffn.items(), size.heads)
+        if key not in known:
+            known[key] = parameters_at(config, dataclasses.replace(size, layers=layers))
+        return known[key]
+
+    def count(size: Size) -> int:
+        one = dict.fromkeys(size.layers, 1)
+        total = counted(one, size)
+        for name, number in size.layers.items():
+            if number > 1:
+                total += (number - 1) * (counted({**one, name: 2}, size) - counted(one, size))
+        return total
+
+    return count
+
+
+# One removal after another
+
+
+def composed(first: Kept | None, second: Kept, config: PreTrainedConfig) -> Kept:
+    """What two removals, one after the other, leave of the model before the first.
+
+    Args:
+        first: Names and indices of the model as it was; `None` where nothing had been removed.
+        second: Those of the model after the first.
+        config: Of the model as it was.
+    """
+    if first is None:
+        return second
+    architecture = architecture_of(config)
+    layers = {name: tuple(first.layers[name][index] for index in kept) for name, kept in second.layers.items()}
+    neurons, heads = {}, {}
+    for block in architecture.blocks(config):
+        if block.index not in layers[block.stack]:
+            continue
+        place = first.layers[block.stack].index(block.index)
+        stack = architecture.stack(block.stack)
+        prefix, later = f"{stack.blocks}.{block.index}", f"{stack.blocks}.{place}"
+        for name in (block.feed_forward,):
+            _compose(neurons, name, first.neurons, second.neurons, later + name.removeprefix(prefix))
+        for name in block.attentions:
+            _compose(heads, name, first.heads, second.heads, later + name.removeprefix(prefix))
+    return Kept(layers, neurons, heads)
+
+
+def _compose(
+    into: dict[str, torch.Tensor],
+    name: str,
+    first: Mapping[str, torch.Tensor],
+    second: Mapping[str, torch.Tensor],
+    later_name: str,
+) -> None:
+    old, new = first.get(name), second.get(later_name)
+    if old is not None or new is not None:
+        into[name] = new if old is None else old if new is None else old[new]  # type: ignore[assignment]
+
+
+def relative(kept: Kept, to: Kept, config: PreTrainedConfig) -> Kept:
+    """The removal that leaves `kept` of a model of which `to` is left; both name parts of the model with `config`."""
+    architecture = architecture_of(config)
+    layers = {name: _places(indices, to.layers[name]) for name, indices in kept.layers.items()}
+    neurons, heads = {}, {}
+    for block in architecture.blocks(config):
+        if block.index not in kept.layers[block.stack]:
+            continue
+        stack = architecture.stack(block.stack)
+        place = to.layers[block.stack].index(block.index)
+        prefix, later = f"{stack.blocks}.{block.index}", f"{stack.blocks}.{place}"
+        for name, old, new, found in (
+            (block.feed_forward, to.neurons, kept.neurons, neurons),
+            *((name, to.heads, kept.heads, heads) for name in block.attentions),
+        ):
+            if name in new:
+                indices = new[name].tolist()
+                places = _places(indices, old[name].tolist()) if name in old else tuple(indices)
+                found[later + name.removeprefix(prefix)] = torch.tensor(places)
+    return Kept(layers, neurons, heads)
+
+
+def _places(indices: Sequence[int], among: Sequence[int]) -> tuple[int, ...]:
+    where = {index: place for place, index in enumerate(among)}
+    return tuple(where[index] for index in indices)
