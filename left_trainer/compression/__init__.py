@@ -1,1 +1,1 @@
-"""Smaller models: distillation and progressive shrinking."""
+"""Smaller models: teachers and their losses, parts that are removed, vocabularies that are trimmed."""
