@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,22 +70,31 @@ def _rounded(width: int, at_least: int) -> int:
 
 def smaller_of(first: Size, second: Size) -> Size:
     """The lesser of each dimension."""
+    return _each(min, first, second)
+
+
+def _larger_of(first: Size, second: Size) -> Size:
+    return _each(max, first, second)
+
+
+def _each(choose: Callable[[int, int], int], first: Size, second: Size) -> Size:
     return Size(
-        layers={name: min(number, second.layers[name]) for name, number in first.layers.items()},
-        ffn={name: min(width, second.ffn[name]) for name, width in first.ffn.items()},
-        heads=None if first.heads is None or second.heads is None else min(first.heads, second.heads),
+        layers={name: choose(number, second.layers[name]) for name, number in first.layers.items()},
+        ffn={name: choose(width, second.ffn[name]) for name, width in first.ffn.items()},
+        heads=None if first.heads is None or second.heads is None else choose(first.heads, second.heads),
     )
 
 
 # A size for a number of parameters
 
 
-def sizes_down_to(config: PreTrainedConfig, scores: Scores, parameters: int) -> Iterator[Size]:
-    """Ever smaller sizes, the last of which is the first with at most `parameters`.
+def sizes_down_to(config: PreTrainedConfig, scores: Scores, parameters: int) -> list[tuple[Size, int]]:
+    """Ever smaller sizes with their numbers of parameters, the last of which has at most `parameters`.
 
     In each step goes the unit that takes the least importance with it for each parameter: a block of a stack, a slice
     of the feed-forward width of all blocks that share it, or a head of every attention. A unit that leaves fewer than
-    `parameters` goes only where all do; then it is the smallest. A block, a slice and a head always stay.
+    `parameters` goes only where all do; then it is the smallest, and the feed-forward modules of the last size are as
+    wide as they may be. A block, a slice and a head always stay.
 
     Args:
         config: Of the model as it is.
@@ -93,15 +103,34 @@ def sizes_down_to(config: PreTrainedConfig, scores: Scores, parameters: int) -> 
     """
     count, losses = _counter(config), _Losses(config, scores)
     size = size_of(config)
-    now = count(size)
+    now, path = count(size), []
     while now > parameters:
         steps = [_Step(unit, now - count(unit), losses.of(size, unit)) for unit in _smaller_units(config, size)]
         if not steps:
-            return
+            break
         fitting = [step for step in steps if now - step.parameters >= parameters]
         chosen = min(fitting, key=_Step.cost) if fitting else min(steps, key=lambda step: step.parameters)
         size, now = chosen.size, now - chosen.parameters
-        yield size
+        path.append(size)
+    last = _widened(config, size, parameters, count)
+    path = [_larger_of(each, last) for each in path]  # nothing goes that the last size has
+    return [(each, count(each)) for each in path]
+
+
+def _widened(config: PreTrainedConfig, size: Size, parameters: int, count: Callable[[Size], int]) -> Size:
+    """`size` with the widest feed-forward modules that `parameters` allow."""
+    whole = size_of(config)
+    for stacks in _stacks_by_width(config):
+        names = [stack.name for stack in stacks]
+        multiple = MULTIPLE if whole.ffn[names[0]] >= WIDE else 1
+        widths = [size.ffn[names[0]], *range(size.ffn[names[0]] + multiple, whole.ffn[names[0]] + 1, multiple)]
+
+        def with_width(width: int, size: Size = size, names: Sequence[str] = names) -> Size:
+            return dataclasses.replace(size, ffn={**size.ffn, **dict.fromkeys(names, width)})
+
+        number = bisect.bisect_right(widths, parameters, key=lambda width: count(with_width(width)))
+        size = with_width(widths[max(0, number - 1)])
+    return size
 
 
 @dataclass(frozen=True)

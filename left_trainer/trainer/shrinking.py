@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,7 +26,7 @@ from left_trainer.compression.importance import BLOCK_INFLUENCE, FIRST_ORDER, Sc
 from left_trainer.compression.removal import Kept, kept_whole, remove_parts
 from left_trainer.compression.schedule import AT_START, Stage, stages
 from left_trainer.compression.shrink_state import ShrinkState, SizeStep, same_parts
-from left_trainer.compression.sizes import Size, counted_parameters, size_for, size_of
+from left_trainer.compression.sizes import Size, parameters_at, size_for, size_of
 from left_trainer.compression_options import VOCABULARY
 from left_trainer.models import unwrapped, without_adapter
 from left_trainer.trainer.checkpointing import CheckpointingTrainer
@@ -44,6 +45,15 @@ class ShrinkingTrainer(CheckpointingTrainer):
         if self.shrinking:
             self.shrinking.begin()
 
+    def _first_batches(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
+        """The first `number` batches of this process in the present epoch."""
+        loader = self.get_train_dataloader()
+        try:
+            yield from map(self._prepare_inputs, itertools.islice(loader, number))
+        finally:
+            # accelerate would take the loader that was left early for the one that is read.
+            self.accelerator.gradient_state._remove_dataloader(loader)
+
     def _put_in_place(self, written: Any, target: Any) -> None:
         if self.shrinking:
             self.shrinking.state.write(written)
@@ -60,6 +70,11 @@ def shrinking_of(trainer: Any, args: LeftTrainingArguments, model: nn.Module) ->
     return Shrinking(trainer, args, model) if set(args.target_size) - {VOCABULARY} else None
 
 
+def shrinking_callbacks(shrinking: Shrinking | None) -> list[TrainerCallback]:
+    """What has a run shrink its model."""
+    return [ShrinkAfterSteps(shrinking)] if shrinking else []
+
+
 class Shrinking:
     """The removals of a run.
 
@@ -73,7 +88,7 @@ class Shrinking:
         base = without_adapter(unwrapped(model))
         self.trainer, self.options, self.target = trainer, args.shrinking, args.target_size
         self.config = copy.deepcopy(base.config)
-        self.parameters_before = counted_parameters(base)
+        self.parameters_before = parameters_at(base.config, size_of(base.config))
         self.state = ShrinkState(history=(SizeStep(0, self.parameters_before, 1.0, size_of(self.config)),))
         self._stages: tuple[Stage, ...] = ()
 
@@ -85,6 +100,11 @@ class Shrinking:
     @property
     def base(self) -> Any:
         return without_adapter(self.model)
+
+    @property
+    def parameters(self) -> int:
+        """Of the model without an adapter, apart from embeddings and output head."""
+        return parameters_at(self.base.config, size_of(self.base.config))
 
     # When
 
@@ -136,8 +156,8 @@ class Shrinking:
         kept = best_parts(self.base.config, size, layers, parts)
         kept_of_all = composed(self.state.kept, kept, self.config)
         self._remove(kept)
-        now = counted_parameters(self.base)
-        reached = SizeStep(stage.step, now, now / self.parameters_before, size_of(self.base.config))
+        now = self.parameters
+        reached = SizeStep(stage.step, now, now / self.parameters_before, size)
         self.state = dataclasses.replace(self.state, kept=kept_of_all, history=(*self.state.history, reached))
         self._forget_best()
         self._tell(before, reached)
@@ -152,7 +172,7 @@ class Shrinking:
             found = importances(
                 self.model,
                 {of_layers, of_parts},
-                trainer.first_batches(self.options.importance_batches),
+                trainer._first_batches(self.options.importance_batches),
                 lambda model, batch: trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(1)),
                 trainer.args.seed,
             )
@@ -167,18 +187,13 @@ class Shrinking:
             return smaller_of(now, size_between(whole, size_for(self.config, self.target), progress))
         last = int(float(share) * self.parameters_before)
         wanted = self.parameters_before - (self.parameters_before - last) * progress
-        if counted_parameters(self.base) <= wanted:
-            return now
         size = now
-        for size in sizes_down_to(self.base.config, scores, last):
-            if self._parameters(size) <= wanted:
+        if self.parameters <= wanted:
+            return now
+        for size, parameters in sizes_down_to(self.base.config, scores, last):
+            if parameters <= wanted:
                 break
         return size
-
-    def _parameters(self, size: Size) -> int:
-        from left_trainer.compression.sizes import parameters_at
-
-        return parameters_at(self.base.config, size)
 
     def _remove(self, kept: Kept) -> None:
         optimizer = self.trainer.optimizer
@@ -193,7 +208,8 @@ class Shrinking:
         trainer = self.trainer
         if trainer.is_world_process_zero():
             logger.warning(f"step {reached.step}: {described(before, reached.size)}; {reached.share:.0%} of the parameters")
-        trainer.log({"parameters": float(reached.parameters), "parameter_share": reached.share})
+        with _same_control(trainer):
+            trainer.log({"parameters": float(reached.parameters), "parameter_share": reached.share})
 
 
 def described(before: Size, after: Size) -> str:
@@ -224,6 +240,16 @@ class ShrinkAfterSteps(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Make the removal that is due."""
         self.shrinking.after_step(state.global_step)
+
+
+@contextlib.contextmanager
+def _same_control(trainer: Any) -> Iterator[None]:
+    """Inside, logging and evaluating do not count as those that are due after the step."""
+    before = dict(vars(trainer.control))
+    try:
+        yield
+    finally:
+        vars(trainer.control).update(before)
 
 
 @contextlib.contextmanager
