@@ -115,6 +115,23 @@ class Architecture:
                     attentions=tuple(f"{name}.{attention}" for attention in stack.attentions),
                 )
 
+    def stack_of(self, name: str) -> StackName:
+        """The stack that a module with this full name is in."""
+        return next(stack.name for stack in self.stacks if name.startswith(f"{stack.blocks}."))
+
+    def block_of(self, name: str) -> int:
+        """The number of the block that a module with this full name is in."""
+        blocks = self.stack(self.stack_of(name)).blocks
+        return int(name.removeprefix(f"{blocks}.").partition(".")[0])
+
+    def why_heads_stay(self, config: PreTrainedConfig) -> str:
+        """Why no head can be removed, where `has_free_heads` is false."""
+        return (
+            f"heads= does not work for model type {config.model_type!r}: its class takes the size of a head from the "
+            "width of the model and the number of heads, so that fewer heads would be larger ones. Leave heads= out: "
+            "the numbers of layers and ffn= can shrink, and params= uses these two."
+        )
+
     def equal_heads(self, config: PreTrainedConfig) -> list[tuple[str, ...]]:
         """Attentions, by full name, that must keep the same heads: in T5 the self-attentions of a stack.
 

@@ -7,53 +7,82 @@ shape differs between them is cut along that axis, and an attribute that differs
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from left_trainer.compression.architecture import architecture_of
-from left_trainer.compression.cuts import Cuts, cuts_of
+from left_trainer.compression.cuts import WRAPPERS, Cuts, Kept, cuts_of
 from left_trainer.compression.optimizer_state import check_optimizer, cut_state, forget
-from left_trainer.compression.skeletons import skeleton_like
+from left_trainer.compression.sizes import Size, size_of
+from left_trainer.compression.skeletons import Change, Skeletons
+from left_trainer.methods.apply import find_method
+from left_trainer.methods.renumbering import renumber, targets_of
 from left_trainer.models import without_adapter
 
-
-@dataclass(frozen=True)
-class Kept:
-    """What stays of a model. Names are full module names in the base model as it is before, without an adapter's.
-
-    Args:
-        layers: Indices of the blocks that stay, in order, by stack.
-        neurons: For a feed-forward module (`Block.feed_forward`), the indices of the neurons that stay, in order, as a
-            vector of integers. All stay where a module has no entry; entries of blocks that go are not looked at.
-        heads: For an attention module (`Block.attentions`), the indices of the heads that stay, counted as `Size.heads`
-            counts them.
-    """
-
-    layers: Mapping[str, tuple[int, ...]]
-    neurons: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    heads: Mapping[str, torch.Tensor] = field(default_factory=dict)
+Axes = dict[torch.Tensor, tuple[int, torch.Tensor]]
 
 
 def kept_whole(model: PreTrainedModel | PeftModel) -> Kept:
     """All of `model`: what `dataclasses.replace` makes another choice of."""
-    config = without_adapter(model).config
-    stacks = architecture_of(config).stacks
-    return Kept(layers={stack.name: tuple(range(getattr(config, stack.layers_field))) for stack in stacks})
+    layers = size_of(without_adapter(model).config).layers
+    return Kept(layers={stack: tuple(range(count)) for stack, count in layers.items()})
 
 
-def why_not_shrinkable(model: PreTrainedModel | PeftModel) -> str | None:
-    """Why parts cannot be taken out of `model`, in a sentence; `None` where they can."""
+def why_not_shrinkable(model: PreTrainedModel | PeftModel, size: Size | None = None) -> str | None:
+    """Why parts cannot be taken out of `model`, in a sentence; `None` where they can.
+
+    Args:
+        model: Without or with an adapter.
+        size: What the model is to be shrunk to. By default all of its parts are to be cut.
+    """
+    base = without_adapter(model)
     try:
-        architecture_of(without_adapter(model).config)
+        now = size_of(base.config)
     except ValueError as error:
         return str(error)
+    quantized = next((name for name, weight in base.named_parameters() if not weight.is_floating_point()), None)
+    if quantized is not None:
+        return f"The base model is quantized ({quantized!r}), and packed weights cannot be cut. Load it unquantized."
+    method = find_method(model) if isinstance(model, PeftModel) else None
+    if method is None:
+        return None
+    if not method.supports("shrinking"):
+        return f"peft_method={method.name!r} does not work with shrink_to: {method.unsupported['shrinking']}"
+    narrowed = [
+        option
+        for option, (before, after) in {
+            "ffn": (now.ffn, size.ffn if size else None),
+            "heads": (now.heads, size.heads if size else None),
+        }.items()
+        if before != after and any(_is_of(option, base.config, target) for target in _all_targets(model))
+    ]
+    if narrowed and not method.supports("narrowing"):
+        return (
+            f"peft_method={method.name!r} is on layers that {' and '.join(narrowed)} would cut, and does not work with "
+            f"that: {method.unsupported['narrowing']}"
+        )
     return None
+
+
+def _all_targets(model: PeftModel) -> set[str]:
+    return {target for adapter in model.peft_config for target in targets_of(model, adapter)}
+
+
+def _is_of(option: str, config: PreTrainedConfig, name: str) -> bool:
+    """Whether a cut of `ffn` or `heads` touches the module `name` or what is in it."""
+    architecture = architecture_of(config)
+    linears = (*architecture.feed_forward_inputs, architecture.feed_forward_output)
+    for block in architecture.blocks(config):
+        cut = block.attentions if option == "heads" else tuple(f"{block.feed_forward}.{linear}" for linear in linears)
+        if any(name == path or name.startswith(f"{path}.") for path in cut):
+            return option == "ffn" or architecture.has_free_heads
+    return False
 
 
 def remove_parts(
@@ -74,17 +103,18 @@ def remove_parts(
         ValueError: `kept` does not fit the model, leaves widths that differ where the class has one for all, or the
             model, its adapter or the optimizer holds what cannot be cut. Nothing has been changed then.
     """
-    reason = why_not_shrinkable(model)
-    if reason:
-        raise ValueError(reason)
     base = without_adapter(model)
-    cuts = cuts_of(base.config, kept.layers, kept.neurons, kept.heads)
-    before, after = skeleton_like(model, base.config), skeleton_like(model, cuts.config)
-    axes = _axes(model, before, after, cuts)
-    if optimizer is not None:
-        check_optimizer(optimizer, {parameter for parameter in axes if isinstance(parameter, nn.Parameter)})
-    attributes = list(_changed_attributes(model, before, after, cuts))
+    cuts = cuts_of(base.config, kept)
+    if reason := why_not_shrinkable(model, size_of(cuts.config)):
+        raise ValueError(reason)
+    options = _new_options(model, cuts)
+    skeletons = Skeletons(model, _with_options(model, options), cuts)
+    _check_names(skeletons)
+    axes = {change.it: axis for change in skeletons.tensors() if (axis := _axis(change, cuts))}
     gone = {parameter for name, parameter in model.named_parameters() if cuts.renamed(name) is None}
+    if optimizer is not None:
+        check_optimizer(optimizer, axes)
+    attributes = [each for change in skeletons.modules() for each in _new_attributes(change)]
     _move_shared(base, cuts)
     _delete_blocks(base, cuts)
     for tensor, (axis, index) in axes.items():
@@ -95,51 +125,71 @@ def remove_parts(
         setattr(owner, name, value)
     if optimizer is not None:
         forget(optimizer, gone)
+    if isinstance(model, PeftModel):
+        _renumber_adapters(model, options, cuts)
 
 
-def _axes(
-    model: nn.Module, before: nn.Module, after: nn.Module, cuts: Cuts
-) -> dict[torch.Tensor, tuple[int, torch.Tensor]]:
-    """Each tensor of `model` that is cut, with the axis and the indices that stay."""
-    shapes = [
-        {name: tensor.shape for name, tensor in _named_tensors(skeleton, remove_duplicate=False)}
-        for skeleton in (before, after)
+# What changes
+
+
+def _new_options(model: PreTrainedModel | PeftModel, cuts: Cuts) -> dict[str, dict[str, Any]]:
+    """Options of the configs of the adapters of `model` that change, by adapter."""
+    if not isinstance(model, PeftModel):
+        return {}
+    return {name: renumber(config, targets_of(model, name), cuts.renamed) for name, config in model.peft_config.items()}
+
+
+def _with_options(model: PreTrainedModel | PeftModel, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    configs = {name: copy.deepcopy(model.peft_config[name]) for name in options}
+    for name, changed in options.items():
+        for option, value in changed.items():
+            setattr(configs[name], option, value)
+    return configs
+
+
+def _check_names(skeletons: Skeletons) -> None:
+    """Refuse an adapter that would not load again: one made anew on the smaller model has other tensors."""
+    if not skeletons.has_adapters:
+        return
+    names = {name for name, _ in skeletons.model.named_parameters(remove_duplicate=False)}
+    left = {new_name for name in names if (new_name := skeletons.cuts.renamed(name)) is not None}
+    differing = left ^ {name for name, _ in skeletons.after.named_parameters(remove_duplicate=False)}
+    if differing:
+        raise ValueError(
+            f"The adapter cannot be shrunk with the model: {sorted(differing)[0]!r} depends on which blocks there are, "
+            "so that the adapter would not load again."
+        )
+
+
+def _axis(change: Change, cuts: Cuts) -> tuple[int, torch.Tensor] | None:
+    """The axis along which a tensor is cut, with the indices that stay; `None` where it is left as it is."""
+    if change.before is None or change.after is None:
+        return None
+    old, new = change.before.shape, change.after.shape
+    if old == new:
+        return None
+    differing = [axis for axis, sizes in enumerate(zip(old, new, strict=True)) if sizes[0] != sizes[1]]
+    fitting = [
+        index
+        for index in cuts.indices_for(change.name)
+        if len(differing) == 1 and index.sizes == (old[differing[0]], new[differing[0]])
     ]
-    axes = {}
-    for name, tensor in _named_tensors(model):
-        new_name = cuts.renamed(name)
-        old, new = shapes[0].get(name), shapes[1].get(new_name) if new_name is not None else None
-        if old is None or new is None or old == new:
-            continue
-        index = cuts.index(name)
-        differing = [axis for axis, sizes in enumerate(zip(old, new, strict=True)) if sizes[0] != sizes[1]]
-        if index is None or len(differing) != 1 or (old[differing[0]], new[differing[0]]) != index.sizes:
-            raise ValueError(
-                f"shrink_to cannot cut {name!r} from {tuple(old)} to {tuple(new)}: its entries do not belong to "
-                "single neurons or heads."
-            )
-        axes[tensor] = (differing[0], index.kept)
-    return axes
+    if not fitting or change.it.shape[differing[0]] != fitting[0].size:
+        raise ValueError(
+            f"shrink_to cannot cut {change.name!r} from {tuple(old)} to {tuple(new)}: its entries do not belong to "
+            "single neurons or heads."
+        )
+    return differing[0], fitting[0].kept
 
 
-def _named_tensors(module: nn.Module, **options: Any) -> list[tuple[str, torch.Tensor]]:
-    return [*module.named_parameters(**options), *module.named_buffers(**options)]
-
-
-def _changed_attributes(
-    model: nn.Module, before: nn.Module, after: nn.Module, cuts: Cuts
-) -> list[tuple[Any, str, Any]]:
-    """Plain attributes of modules and configs that differ between the skeletons, with their new values."""
-    olds, news = (dict(skeleton.named_modules(remove_duplicate=False)) for skeleton in (before, after))
-    changed = []
-    for name, module in model.named_modules():
-        new_name = cuts.renamed(name)
-        old, new = olds.get(name), news.get(new_name) if new_name is not None else None
-        if old is None or new is None:
-            continue
-        changed += [(module, *item) for item in _differences(vars(old), vars(new))]
-        if hasattr(new, "config") and "config" in vars(module):
-            changed += [(module.config, *item) for item in _differences(vars(old.config), vars(new.config))]
+def _new_attributes(change: Change) -> list[tuple[Any, str, Any]]:
+    """Plain attributes of a module and its config that differ between the skeletons, with their new values."""
+    if change.before is None or change.after is None:
+        return []
+    changed = [(change.it, *item) for item in _differences(vars(change.before), vars(change.after))]
+    config = vars(change.it).get("config")
+    if isinstance(config, PreTrainedConfig) and "config" in vars(change.before):
+        changed += [(config, *item) for item in _differences(vars(change.before.config), vars(change.after.config))]
     return changed
 
 
@@ -149,6 +199,9 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
         for name, value in new.items()
         if isinstance(value, (int, float, str, list, tuple)) and name in old and old[name] != value
     ]
+
+
+# Changing it
 
 
 def _cut(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> None:
@@ -165,17 +218,37 @@ def _move_shared(base: PreTrainedModel, cuts: Cuts) -> None:
     architecture = cuts.architecture
     if architecture.first_block_only is None:
         return
+    modules = {WRAPPERS.sub("", name): module for name, module in base.named_modules()}
     path, _, child = architecture.first_block_only.rpartition(".")
     for stack in architecture.stacks:
-        blocks = base.get_submodule(stack.blocks)
         first = cuts.layers[stack.name][0]
         if first:
-            setattr(blocks[first].get_submodule(path), child, blocks[0].get_submodule(f"{path}.{child}"))
+            old, new = (modules[f"{stack.blocks}.{index}.{path}"] for index in (0, first))
+            setattr(new, child, getattr(old, child))
 
 
 def _delete_blocks(base: PreTrainedModel, cuts: Cuts) -> None:
     for stack in cuts.architecture.stacks:
-        blocks = base.get_submodule(stack.blocks)
+        blocks: Any = base.get_submodule(stack.blocks)
         for index in reversed(range(len(blocks))):
             if index not in cuts.layers[stack.name]:
                 del blocks[index]
+
+
+def _renumber_adapters(model: PeftModel, options: Mapping[str, Mapping[str, Any]], cuts: Cuts) -> None:
+    """Give the records of what an adapter is on the names that modules have now."""
+    for name, changed in options.items():
+        for option, value in changed.items():
+            setattr(model.peft_config[name], option, value)
+    tuner: Any = model.base_model
+    if hasattr(tuner, "targeted_module_names"):
+        tuner.targeted_module_names = _renamed(tuner.targeted_module_names, cuts)
+    applied = vars(model).get("applied_method")
+    if applied is not None:
+        model.applied_method = dataclasses.replace(
+            applied, matched_modules=tuple(_renamed(applied.matched_modules, cuts))
+        )
+
+
+def _renamed(names: Any, cuts: Cuts) -> list[str]:
+    return [new_name for name in names if (new_name := cuts.renamed(name)) is not None]
