@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from left_trainer.compression.architecture import Stack, architecture_of
 from left_trainer.compression.importance import Scores
 from left_trainer.compression.removal import Kept
-from left_trainer.compression.sizes import MULTIPLE, WIDE, Size, parameters_at, size_of
+from left_trainer.compression.sizes import MULTIPLE, WIDE, Size, parameters_at, queries_per_group, size_of
 
 SLICES = 16  # into which the width of the feed-forward modules is cut where nothing else says how finely
 
@@ -33,9 +33,7 @@ def best_parts(config: PreTrainedConfig, size: Size, layers: Scores, parts: Scor
     blocks = [block for block in architecture.blocks(config) if block.index in kept_layers[block.stack]]
     for block in blocks:
         if size.ffn[block.stack] < now.ffn[block.stack]:
-            neurons[block.feed_forward] = torch.tensor(
-                _best(parts.neurons[block.feed_forward], size.ffn[block.stack])
-            )
+            neurons[block.feed_forward] = torch.tensor(_best(parts.neurons[block.feed_forward], size.ffn[block.stack]))
     staying = {name for block in blocks for name in block.attentions}
     for names in architecture.equal_heads(config) if size.heads != now.heads else ():
         counted = [parts.heads[name] for name in names if name in staying]
@@ -51,16 +49,20 @@ def _best(scores: torch.Tensor, number: int) -> list[int]:
     return sorted(ranked[:number])
 
 
-def size_between(first: Size, last: Size, progress: float) -> Size:
-    """The size when `progress`, from 0 to 1, of what lies between two sizes is done."""
+def size_between(config: PreTrainedConfig, first: Size, last: Size, progress: float) -> Size:
+    """The size of a model with `config` when `progress`, from 0 to 1, of what lies between two sizes is done."""
 
     def between(start: int, end: int) -> int:
         return start - round((start - end) * progress)
 
+    heads = None
+    if first.heads is not None and last.heads is not None:
+        least = between(first.heads, last.heads)
+        heads = next(number for number in range(least, first.heads + 1) if _is_number_of_heads(config, number))
     return Size(
         layers={name: between(start, last.layers[name]) for name, start in first.layers.items()},
         ffn={name: _rounded(between(start, last.ffn[name]), last.ffn[name]) for name, start in first.ffn.items()},
-        heads=None if first.heads is None or last.heads is None else between(first.heads, last.heads),
+        heads=heads,
     )
 
 
@@ -160,9 +162,15 @@ def _smaller_units(config: PreTrainedConfig, size: Size) -> list[Size]:
             slice_width = max(MULTIPLE, slice_width - slice_width % MULTIPLE)
         if width > slice_width:
             found.append(dataclasses.replace(size, ffn={**size.ffn, **dict.fromkeys(names, width - slice_width)}))
-    if size.heads is not None and size.heads > 1:
-        found.append(dataclasses.replace(size, heads=size.heads - 1))
-    return found
+    fewer = [number for number in range(1, size.heads or 0) if _is_number_of_heads(config, number)]
+    return [*found, *(dataclasses.replace(size, heads=number) for number in fewer[-1:])]
+
+
+def _is_number_of_heads(config: PreTrainedConfig, number: int) -> bool:
+    """Whether the class of a model allows it to have `number` heads, counted as `Size.heads` counts them."""
+    return (
+        not architecture_of(config).heads_divide_width or config.hidden_size % (number * queries_per_group(config)) == 0
+    )
 
 
 def _stacks_by_width(config: PreTrainedConfig) -> list[list[Stack]]:
@@ -210,24 +218,40 @@ def _between(sums: torch.Tensor, first: int, last: int) -> float:
 
 
 def _counter(config: PreTrainedConfig) -> Callable[[Size], int]:
-    """As `parameters_at`, which counts a whole skeleton each time: blocks of a stack are alike, so two of each do."""
-    known: dict[tuple[object, ...], int] = {}
+    """As `parameters_at`, which makes a skeleton each time. Here a few small ones do.
 
-    def counted(layers: Mapping[str, int], size: Size) -> int:
-        key = (*layers.items(), *size.ffn.items(), size.heads)
-        if key not in known:
-            known[key] = parameters_at(config, dataclasses.replace(size, layers=layers))
-        return known[key]
+    A block has a number of parameters that grows evenly with its width and its heads, and the blocks of a stack are
+    alike; what remains grows evenly with the heads.
+    """
+    whole = size_of(config)
+    least = Size(dict.fromkeys(whole.layers, 1), dict.fromkeys(whole.ffn, 1), None if whole.heads is None else 1)
+    widths = [[stack.name for stack in stacks] for stacks in _stacks_by_width(config)]
 
-    def count(size: Size) -> int:
-        one = dict.fromkeys(size.layers, 1)
-        total = counted(one, size)
-        for name, number in size.layers.items():
-            if number > 1:
-                total += (number - 1) * (counted({**one, name: 2}, size) - counted(one, size))
-        return total
+    def line(layers: Mapping[str, int]) -> Callable[[Size], int]:
+        first = dataclasses.replace(least, layers=layers)
+        base = parameters_at(config, first)
 
-    return count
+        def slope(end: Size, number: int) -> int:
+            return (parameters_at(config, end) - base) // (number - 1) if number > 1 else 0
+
+        slopes = [
+            slope(
+                dataclasses.replace(first, ffn={**first.ffn, **{name: whole.ffn[name] for name in names}}),
+                whole.ffn[names[0]],
+            )
+            for names in widths
+        ]
+        of_heads = slope(dataclasses.replace(first, heads=whole.heads), whole.heads or 1)
+
+        def value(size: Size) -> int:
+            of_widths = sum(each * (size.ffn[names[0]] - 1) for each, names in zip(slopes, widths, strict=True))
+            return base + of_widths + of_heads * ((size.heads or 1) - 1)
+
+        return value
+
+    one = line(least.layers)
+    more = {name: line({**least.layers, name: 2}) for name, number in whole.layers.items() if number > 1}
+    return lambda size: one(size) + sum((size.layers[name] - 1) * (two(size) - one(size)) for name, two in more.items())
 
 
 # One removal after another

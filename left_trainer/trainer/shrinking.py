@@ -184,7 +184,7 @@ class Shrinking:
         share = self.target.get("params")
         if share is None:
             whole = size_of(self.config)
-            return smaller_of(now, size_between(whole, size_for(self.config, self.target), progress))
+            return smaller_of(now, size_between(self.config, whole, size_for(self.config, self.target), progress))
         last = int(float(share) * self.parameters_before)
         wanted = self.parameters_before - (self.parameters_before - last) * progress
         size = now
@@ -207,7 +207,9 @@ class Shrinking:
     def _tell(self, before: Size, reached: SizeStep) -> None:
         trainer = self.trainer
         if trainer.is_world_process_zero():
-            logger.warning(f"step {reached.step}: {described(before, reached.size)}; {reached.share:.0%} of the parameters")
+            logger.warning(
+                f"step {reached.step}: {described(before, reached.size)}; {reached.share:.0%} of the parameters"
+            )
         with _same_control(trainer):
             trainer.log({"parameters": float(reached.parameters), "parameter_share": reached.share})
 
