@@ -77,6 +77,15 @@ def original_base(model: nn.Module) -> Iterator[None]:
             _add_initial_adapter(model, sign=-1)
 
 
+@torch.no_grad()
+def original_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Weights of an untouched base by their names there, of the layers that keep a residual; computed anew."""
+    return {
+        f"{name.removeprefix('base_model.model.')}.weight": _with_initial_adapter(model, name, layer, sign=1)
+        for name, layer in (lora_layers(model).items() if has_residual_base(model) else ())
+    }
+
+
 def collect_residual_base(model: PeftModel) -> dict[str, torch.Tensor]:
     """The trained factors, and the initial ones, from which the base is made again; nothing on an untouched base."""
     if not has_residual_base(model):
@@ -97,10 +106,15 @@ RESIDUAL_BASE = TrainingState(collect_residual_base, restore_residual_base)
 @torch.no_grad()
 def _add_initial_adapter(model: PeftModel, sign: int) -> None:
     for name, layer in lora_layers(model).items():
-        weight = layer.get_base_layer().weight
-        first, second = (initial_adapter(model)[f"{name}.lora_{part}.weight"].to(weight.device) for part in "AB")
-        product = transpose(second.float() @ first.float(), layer.fan_in_fan_out)
-        weight.data = (weight.float() + sign * layer.scaling[model.active_adapter] * product).to(weight.dtype)
+        layer.get_base_layer().weight.data = _with_initial_adapter(model, name, layer, sign)
+
+
+def _with_initial_adapter(model: PeftModel, name: str, layer: LoraLayer, sign: int) -> torch.Tensor:
+    weight = layer.get_base_layer().weight
+    first, second = (initial_adapter(model)[f"{name}.lora_{part}.weight"].to(weight.device) for part in "AB")
+    product = transpose(second.float() @ first.float(), layer.fan_in_fan_out)
+    changed: torch.Tensor = weight.float() + sign * layer.scaling[model.active_adapter] * product
+    return changed.to(weight.dtype)
 
 
 def _save_plain_lora(

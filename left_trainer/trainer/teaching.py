@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from left_trainer.compression.hidden_states import HiddenStateLoss
 from left_trainer.compression.teacher import Lesson, Teacher, hidden_states
+from left_trainer.compression.vocabulary import trimmed_copy
 from left_trainer.compression_options import DistillationOptions
 from left_trainer.kernels.linear_divergence import (
     DistillationLoss,
@@ -27,7 +28,7 @@ from left_trainer.kernels.linear_divergence import (
     linear_divergence,
 )
 from left_trainer.methods.apply import find_method, seeded
-from left_trainer.models import unwrapped, without_adapter
+from left_trainer.models import ModelSource, unwrapped, without_adapter
 from left_trainer.models.stacks import stack_layers
 from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer.checks import Request
@@ -177,6 +178,8 @@ def make_teaching(request: Request, ready: Preparation) -> Teaching | None:
         return None
     options, student = request.args.distillation, ready.model
     teacher = Teacher.of(request.teacher, student, options, ready.teachers_tokenizer)
+    if ready.vocabulary is not None and isinstance(request.teacher, ModelSource) and options.runs_teacher:
+        teacher.model = trimmed_copy(teacher.model, ready.vocabulary, request.teacher.is_loaded)
     hidden = None
     if options.hidden_weight:
         configs = without_adapter(student).config, without_adapter(teacher.model).config
