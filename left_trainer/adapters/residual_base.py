@@ -12,7 +12,7 @@ import contextlib
 import copy
 import math
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,26 @@ def subtract_initial_adapter(model: PeftModel, factors: Mapping[str, torch.Tenso
         layer.lora_B[adapter].weight.copy_(factors[f"{name}.lora_B.weight"])
     remember_initial_adapter(model)
     _add_initial_adapter(model, sign=-1)
+
+
+def change_initial_adapter(
+    model: PeftModel, rename: Callable[[str], str | None], change: Callable[[str, torch.Tensor], torch.Tensor]
+) -> None:
+    """Let $A_0$ and $B_0$ follow layers that have gone, moved or become narrower.
+
+    Args:
+        model: With a residual base or without one.
+        rename: The name afterwards of a module or parameter; `None` for what goes.
+        change: The tensor afterwards, from the name that its parameter had and the tensor.
+    """
+    adapter = model.active_adapter
+    kept = {name: rename(name) for name in initial_adapter(model)}
+    if kept:
+        model.initial_adapter = {
+            new_name: change(f"{name.removesuffix('.weight')}.{adapter}.weight", model.initial_adapter[name])
+            for name, new_name in kept.items()
+            if new_name is not None
+        }
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from left_trainer.adapters.residual_base import change_initial_adapter
 from left_trainer.compression.architecture import architecture_of
 from left_trainer.compression.cuts import WRAPPERS, Cuts, Kept, cuts_of
 from left_trainer.compression.optimizer_state import check_optimizer, cut_state, forget
@@ -114,6 +115,7 @@ def remove_parts(
     gone = {parameter for name, parameter in model.named_parameters() if cuts.renamed(name) is None}
     if optimizer is not None:
         check_optimizer(optimizer, axes)
+    by_name = {name: axes[weight] for name, weight in model.named_parameters() if weight in axes}
     attributes = [each for change in skeletons.modules() for each in _new_attributes(change)]
     _move_shared(base, cuts)
     _delete_blocks(base, cuts)
@@ -127,6 +129,9 @@ def remove_parts(
         forget(optimizer, gone)
     if isinstance(model, PeftModel):
         _renumber_adapters(model, options, cuts)
+        change_initial_adapter(
+            model, cuts.renamed, lambda name, weight: weight.index_select(*by_name[name]) if name in by_name else weight
+        )
 
 
 # What changes

@@ -49,7 +49,7 @@ class Skeletons:
     def __init__(self, model: PreTrainedModel | PeftModel, configs: Mapping[str, PeftConfig], cuts: Cuts) -> None:
         self.model, self.cuts = model, cuts
         base = without_adapter(model)
-        self.prefix = next(f"{name}." for name, module in model.named_modules() if module is base).removeprefix(".")
+        self.base_name = next(name for name, module in model.named_modules() if module is base)
         before, after = self._made(getattr(model, "peft_config", {}), configs)
         self.has_adapters = isinstance(before, PeftModel)
         self.before, self.after = before, after
@@ -74,9 +74,14 @@ class Skeletons:
         self, named: list[tuple[str, Any]], before: Mapping[str, Any], after: Mapping[str, Any]
     ) -> Iterator[Change]:
         for name, it in named:
-            key = name if self.has_adapters else WRAPPERS.sub("", name).removeprefix(self.prefix)
+            key = name if self.has_adapters else self._plain(name)
             new_key = self.cuts.renamed(key)
             yield Change(name, it, before.get(key), after.get(new_key) if new_key is not None else None)
+
+
+    def _plain(self, name: str) -> str:
+        """The name in the base model, where an adapter has put others around it."""
+        return WRAPPERS.sub("", name).removeprefix(self.base_name).removeprefix(".")
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
