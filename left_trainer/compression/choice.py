@@ -1,4 +1,4 @@
-"""Which parts of a model stay: those that do most, at a size that is given or that is found for a number of parameters."""
+"""Which parts of a model stay: those that do most, at a size that is given or found for a number of parameters."""
 
 from __future__ import annotations
 

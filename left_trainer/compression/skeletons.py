@@ -78,7 +78,6 @@ class Skeletons:
             new_key = self.cuts.renamed(key)
             yield Change(name, it, before.get(key), after.get(new_key) if new_key is not None else None)
 
-
     def _plain(self, name: str) -> str:
         """The name in the base model, where an adapter has put others around it."""
         return WRAPPERS.sub("", name).removeprefix(self.base_name).removeprefix(".")

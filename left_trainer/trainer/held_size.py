@@ -27,34 +27,66 @@ class HeldSize:
     """A size that the run may return to.
 
     Args:
-        trainer: Whose model has this size.
-        state: How far it has shrunk.
+        trainer: Of the run.
+        state: How far the model had shrunk.
+        step: At whose end.
     """
 
-    def __init__(self, trainer: Any, model: Any, state: ShrinkState) -> None:
+    def __init__(self, trainer: Any, state: ShrinkState, step: int) -> None:
         self.trainer, self.state = trainer, state
+        self.folder = held_folder(trainer.args.output_dir, step)
+        self.structure: Structure | None = None
+
+    @classmethod
+    def read(cls, trainer: Any, checkpoint: str, step: int) -> HeldSize:
+        """The size that a run went on with from `checkpoint`; its copy stands beside that.
+
+        Raises:
+            ValueError: There is no copy.
+        """
+        written = held_folder(Path(checkpoint).parent, step)
+        state = ShrinkState.read(written)
+        if state is None:
+            raise ValueError(
+                f"{checkpoint!r} cannot be continued: {str(written)!r} is missing, the last size that keep allows. "
+                "Start anew, or go on from another checkpoint."
+            )
+        held = cls(trainer, state, step)
+        if trainer.args.should_save and held.folder.resolve() != written.resolve():
+            with whole_directory(held.folder) as folder:
+                shutil.copytree(written, folder, dirs_exist_ok=True)
+        trainer.accelerator.wait_for_everyone()
+        return held
+
+    def remember(self, model: Any) -> None:
+        """Note the parts of `model`, which has this size."""
         self.structure = Structure(model)
 
-    def write(self, step: int) -> None:
-        """Write the weights and the state of the optimizer as they are at the end of `step`."""
-        trainer = self.trainer
+    def write(self) -> None:
+        """Write the weights and the state of the optimizer as they are."""
+        trainer, structure = self.trainer, self.structure
+        assert structure is not None
         if trainer.args.should_save:
-            values = self.structure.values()
+            values = structure.values()
             size = sum(tensor.nbytes for tensor in values.values())
-            with whole_directory(held_folder(trainer.args.output_dir, step), 3 * size) as folder:
+            with whole_directory(self.folder, 3 * size) as folder:
                 torch.save(values, folder / WEIGHTS_FILE)
                 torch.save(trainer.optimizer.state_dict(), folder / OPTIMIZER_FILE)
                 self.state.write(folder)
         trainer.accelerator.wait_for_everyone()
 
-    def put_back(self, step: int) -> None:
-        """Give the run the size, the weights and the state of the optimizer that were written at the end of `step`.
+    def put_back(self) -> None:
+        """Give the run this size, with the weights and the state of the optimizer that were written.
 
         The learning rate stays that of the present step.
         """
-        folder = held_folder(self.trainer.args.output_dir, step)
-        self.structure.put_back(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
-        restart_optimizer(self.trainer, torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
+        assert self.structure is not None
+        self.structure.put_back(_read(self.folder / WEIGHTS_FILE))
+        restart_optimizer(self.trainer, _read(self.folder / OPTIMIZER_FILE))
+
+
+def _read(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def restart_optimizer(trainer: Any, state: dict[str, Any]) -> None:

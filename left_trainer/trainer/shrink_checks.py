@@ -41,7 +41,7 @@ def check_shrinking(request: Request) -> None:
     check_target(source.config, args.target_size)
     if request.is_quantized or (method is not None and method.quantization is not None):
         raise ValueError(
-            f"shrink_to={args.shrink_to!r} does not work with a quantized base model: its packed weights cannot be cut. "
+            f"shrink_to={args.shrink_to!r} does not work with a quantized base model: packed weights cannot be cut. "
             "Load it unquantized, with a method such as peft_method='lora'."
         )
     if method is not None and not method.supports("shrinking"):
