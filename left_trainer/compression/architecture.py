@@ -73,6 +73,8 @@ class Architecture:
         shared_bias: The attention whose heads are numbered alike in all blocks of a stack, because one table of the
             first block has a column for each; `None` where blocks are free.
         per_layer_fields: Lists of the config with an entry for each block.
+        cache_like_encoder: Whether `generate` makes the decoder's cache for as many blocks as the encoder has, so that
+            the decoder may have no more (transformers 5.23).
     """
 
     stacks: tuple[Stack, ...]
@@ -88,6 +90,7 @@ class Architecture:
     first_block_only: str | None = None
     shared_bias: str | None = None
     per_layer_fields: tuple[str, ...] = ()
+    cache_like_encoder: bool = False
 
     @property
     def has_free_heads(self) -> bool:
@@ -180,6 +183,7 @@ T5 = Architecture(
     head_size_field="d_kv",
     first_block_only="layer.0.SelfAttention.relative_attention_bias",
     shared_bias="layer.0.SelfAttention",
+    cache_like_encoder=True,
 )
 BART_ENCODER = Stack(
     name="encoder",

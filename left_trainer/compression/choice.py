@@ -59,8 +59,11 @@ def size_between(config: PreTrainedConfig, first: Size, last: Size, progress: fl
     if first.heads is not None and last.heads is not None:
         least = between(first.heads, last.heads)
         heads = next(number for number in range(least, first.heads + 1) if _is_number_of_heads(config, number))
+    layers = {name: between(start, last.layers[name]) for name, start in first.layers.items()}
+    if architecture_of(config).cache_like_encoder and first.layers["encoder"] >= layers["decoder"]:
+        layers["encoder"] = max(layers["encoder"], layers["decoder"])
     return Size(
-        layers={name: between(start, last.layers[name]) for name, start in first.layers.items()},
+        layers=layers,
         ffn={name: _rounded(between(start, last.ffn[name]), last.ffn[name]) for name, start in first.ffn.items()},
         heads=heads,
     )
@@ -153,6 +156,8 @@ def _smaller_units(config: PreTrainedConfig, size: Size) -> list[Size]:
         for name, number in size.layers.items()
         if number > 1
     ]
+    if not lacks_cache(config, size):
+        found = [fewer for fewer in found if not lacks_cache(config, fewer)]
     original = size_of(config)
     for stacks in _stacks_by_width(config):
         names = [stack.name for stack in stacks]
@@ -164,6 +169,11 @@ def _smaller_units(config: PreTrainedConfig, size: Size) -> list[Size]:
             found.append(dataclasses.replace(size, ffn={**size.ffn, **dict.fromkeys(names, width - slice_width)}))
     fewer = [number for number in range(1, size.heads or 0) if _is_number_of_heads(config, number)]
     return [*found, *(dataclasses.replace(size, heads=number) for number in fewer[-1:])]
+
+
+def lacks_cache(config: PreTrainedConfig, size: Size) -> bool:
+    """Whether a model with `config` and of `size` cannot generate; see `Architecture.cache_like_encoder`."""
+    return architecture_of(config).cache_like_encoder and size.layers["encoder"] < size.layers["decoder"]
 
 
 def _is_number_of_heads(config: PreTrainedConfig, number: int) -> bool:

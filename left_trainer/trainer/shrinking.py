@@ -251,7 +251,11 @@ class Shrinking:
             self.state, kept=held.state.kept, history=history, held_step=None, is_final=True
         )
         self._held = None
-        self._tell(before.size, reached, f"{self.options.kept_metric} {score:.4g} does not hold {self.options.keep}: ")
+        first = self.state.start_score
+        reason = (
+            f"{self.options.kept_metric} fell from {first:.4g} to {score:.4g}, so back to the last size that held: "
+        )
+        self._tell(before.size, reached, reason)
 
     # What
 
