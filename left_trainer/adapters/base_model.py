@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.adaption_prompt.layer import AdaptedAttention, AdaptedAttentionGPT
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -97,5 +98,7 @@ def _without_tuner(module: nn.Module) -> Any:
             module = module.get_base_layer()
         elif isinstance(module, AuxiliaryTrainingWrapper):
             module = module.original_module
+        elif isinstance(module, AdaptedAttention | AdaptedAttentionGPT):
+            module = module.model
         else:
             return module

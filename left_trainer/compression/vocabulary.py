@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import tempfile
@@ -172,13 +171,6 @@ def trim_model(model: PreTrainedModel, vocabulary: TrimmedVocabulary) -> Trimmed
     keep_rows(model, tables, kept)
     saved = before - sum(table.tensor.nbytes for table in tables)
     return dataclasses.replace(vocabulary, kept_ids=kept, size_before=size, saved_bytes=saved)
-
-
-def trimmed_copy(model: PreTrainedModel, vocabulary: TrimmedVocabulary, is_of_user: bool) -> PreTrainedModel:
-    """`model` with the rows that are kept; a copy of one that the user may use elsewhere."""
-    model = copy.deepcopy(model) if is_of_user else model
-    trim_model(model, vocabulary)
-    return model
 
 
 def _content_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

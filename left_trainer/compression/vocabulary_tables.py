@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -20,8 +20,8 @@ ID_FIELD = re.compile(r"(.*_)?token_(ids?|index|indices)|(begin_)?suppress_token
 FORCED_IDS, SEQUENCE_BIAS = "forced_decoder_ids", "sequence_bias"
 SIZE_FIELD = re.compile(r"(.*_)?vocab_size(_.*)?")
 
-NewId = Callable[[int], int]
-AnyConfig = PreTrainedConfig | GenerationConfig
+NewId: TypeAlias = Callable[[int], int]
+AnyConfig: TypeAlias = PreTrainedConfig | GenerationConfig
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from left_trainer.compression.teacher import Teacher
 from left_trainer.compression.vocabulary import TrimmedVocabulary, trim_model
 from left_trainer.compression_options import VOCABULARY
 from left_trainer.data.features import first_row_ids, named_datasets
@@ -35,6 +36,7 @@ from left_trainer.trainer.vocabulary import (
     has_students_vocabulary,
     request_to_plan,
     tell_size,
+    trim_teacher,
     with_trimmed_vocabulary,
 )
 from left_trainer.training_args import LeftTrainingArguments
@@ -57,7 +59,7 @@ class Preparation:
         learning_rate_source: Where the learning rate comes from.
         free_positions: Of the model, less those that the method takes.
         planned: What the run was planned to need, where that was asked for.
-        teachers_tokenizer: Of the teacher, where there is one.
+        teacher: Loaded, where there is one.
         vocabulary: What is left of it, where it is trimmed.
     """
 
@@ -67,7 +69,7 @@ class Preparation:
     learning_rate_source: LearningRateSource
     free_positions: Limits
     planned: PlannedRun | None = None
-    teachers_tokenizer: PreTrainedTokenizerBase | None = None
+    teacher: Teacher | None = None
     vocabulary: TrimmedVocabulary | None = None
 
 
@@ -105,6 +107,10 @@ def prepare(
             check_fits(dataset, free, argument)
     planned = _announced(request_to_plan(request, vocabulary), tokenizer)
     model, vocabulary = prepare_model(request, options, vocabulary)
+    teacher = None
+    if request.teacher is not None:
+        teacher = Teacher.of(request.teacher, model, args.distillation, teachers_tokenizer)
+        trim_teacher(teacher, request, vocabulary)
     if tokenizer is not None and source.adapter is not None:  # which may bring embeddings of further tokens
         check_vocabulary(tokenizer, without_adapter(model).get_input_embeddings().weight.shape[0])
     if isinstance(model, PeftModel) and source.base_options.get("revision"):
@@ -118,8 +124,7 @@ def prepare(
         resolved["router_aux_loss_coef"] = 0.0
     if args.predict_with_generate and args.packing and args.eval_packing is None:
         resolved["eval_packing"] = False  # prompts are generated from one by one
-    of_teacher = (teachers_tokenizer, vocabulary)
-    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free, planned, *of_teacher)
+    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free, planned, teacher, vocabulary)
 
 
 def _announced(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> PlannedRun | None:

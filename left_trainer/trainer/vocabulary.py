@@ -11,11 +11,13 @@ from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Seq2SeqTrainer
 from trl import maybe_convert_to_chatml
 
-from left_trainer.compression.vocabulary import TrimmedVocabulary, trim_tokenizer
+from left_trainer.compression.teacher import Teacher
+from left_trainer.compression.vocabulary import TrimmedVocabulary, trim_model, trim_tokenizer
 from left_trainer.compression.vocabulary_tables import configs_of, named_ids, rename_ids, renamed, with_size
 from left_trainer.data.dataset_types import AnyDataset, is_lazy
 from left_trainer.data.features import named_datasets
 from left_trainer.methods.patterns import TOKENS
+from left_trainer.models import ModelSource
 from left_trainer.trainer.checks import Request
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -96,6 +98,18 @@ def check_request(request: Request) -> None:
 def has_students_vocabulary(request: Request) -> bool:
     """Whether the teacher of a run reads and writes the student's tokens, so that it is trimmed with the student."""
     return isinstance(request.teacher, str) or (request.teacher is not None and request.args.distillation.runs_teacher)
+
+
+def trim_teacher(teacher: Teacher, request: Request, vocabulary: TrimmedVocabulary | None) -> None:
+    """Give the teacher the student's tokens, where the two are compared over all of them.
+
+    Raises:
+        ValueError: As `trim_model`.
+    """
+    if vocabulary is not None and isinstance(request.teacher, ModelSource) and has_students_vocabulary(request):
+        # A loaded one may be used elsewhere.
+        teacher.model = copy.deepcopy(teacher.model) if request.teacher.is_loaded else teacher.model
+        trim_model(teacher.model, vocabulary)
 
 
 def request_to_plan(request: Request, vocabulary: TrimmedVocabulary | None) -> Request:
