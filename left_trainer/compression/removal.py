@@ -22,7 +22,9 @@ from left_trainer.compression.cuts import WRAPPERS, Cuts, Kept, cuts_of
 from left_trainer.compression.optimizer_state import check_optimizer, cut_state, forget
 from left_trainer.compression.sizes import Size, size_of
 from left_trainer.compression.skeletons import Change, Skeletons
-from left_trainer.methods.apply import find_method
+from left_trainer.methods.apply import find_method, method_name
+from left_trainer.methods.method import PeftMethod
+from left_trainer.methods.registry import METHODS
 from left_trainer.methods.renumbering import renumber, targets_of
 from left_trainer.models import without_adapter
 
@@ -50,29 +52,32 @@ def why_not_shrinkable(model: PreTrainedModel | PeftModel, size: Size | None = N
     quantized = next((name for name, weight in base.named_parameters() if not weight.is_floating_point()), None)
     if quantized is not None:
         return f"The base model is quantized ({quantized!r}), and packed weights cannot be cut. Load it unquantized."
-    method = find_method(model) if isinstance(model, PeftModel) else None
-    if method is None:
+    if not isinstance(model, PeftModel):
         return None
-    if not method.supports("shrinking"):
-        return f"peft_method={method.name!r} does not work with shrink_to: {method.unsupported['shrinking']}"
-    narrowed = [
-        option
-        for option, (before, after) in {
-            "ffn": (now.ffn, size.ffn if size else None),
-            "heads": (now.heads, size.heads if size else None),
-        }.items()
-        if before != after and any(_is_of(option, base.config, target) for target in _all_targets(model))
-    ]
-    if narrowed and not method.supports("narrowing"):
-        return (
-            f"peft_method={method.name!r} is on layers that {' and '.join(narrowed)} would cut, and does not work with "
-            f"that: {method.unsupported['narrowing']}"
-        )
+    narrowed = _narrowed(model, now, size)
+    for method in _records(model):
+        if not method.supports("shrinking"):
+            return f"peft_method={method.name!r} does not work with shrink_to: {method.unsupported['shrinking']}"
+        if narrowed and not method.supports("narrowing"):
+            return (
+                f"peft_method={method.name!r} is on layers that {' and '.join(narrowed)} would cut, and does not work "
+                f"with that: {method.unsupported['narrowing']}"
+            )
     return None
 
 
-def _all_targets(model: PeftModel) -> set[str]:
-    return {target for adapter in model.peft_config for target in targets_of(model, adapter)}
+def _records(model: PeftModel) -> list[PeftMethod]:
+    """The records of the adapters of `model`: by what it was wrapped with, and by the options of each config."""
+    by_config = (METHODS.find(method_name(config)) for config in model.peft_config.values())
+    return [method for method in (find_method(model), *by_config) if method is not None]
+
+
+def _narrowed(model: PeftModel, now: Size, size: Size | None) -> list[str]:
+    """`ffn` and `heads`, where what they would cut has a layer of an adapter."""
+    config = without_adapter(model).config
+    targets = {target for adapter in model.peft_config for target in targets_of(model, adapter)}
+    cut = {"ffn": size is None or size.ffn != now.ffn, "heads": size is None or size.heads != now.heads}
+    return [name for name, is_cut in cut.items() if is_cut and any(_is_of(name, config, each) for each in targets)]
 
 
 def _is_of(option: str, config: PreTrainedConfig, name: str) -> bool:
@@ -168,6 +173,8 @@ def _check_names(skeletons: Skeletons) -> None:
 
 def _axis(change: Change, cuts: Cuts) -> tuple[int, torch.Tensor] | None:
     """The axis along which a tensor is cut, with the indices that stay; `None` where it is left as it is."""
+    if change.before is None and cuts.indices_for(change.name):
+        raise ValueError(f"shrink_to cannot cut {change.name!r}: what of it belongs to which feature is not known.")
     if change.before is None or change.after is None:
         return None
     old, new = change.before.shape, change.after.shape
@@ -202,7 +209,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
     return [
         (name, value)
         for name, value in new.items()
-        if isinstance(value, (int, float, str, list, tuple)) and name in old and old[name] != value
+        if isinstance(value, (int, float, str, list, tuple)) and (name not in old or old[name] != value)
     ]
 
 
