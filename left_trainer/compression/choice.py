@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from left_trainer.compression.architecture import Stack, architecture_of
 from left_trainer.compression.importance import Scores
 from left_trainer.compression.removal import Kept
-from left_trainer.compression.sizes import MULTIPLE, WIDE, Size, parameters_at, queries_per_group, size_of
+from left_trainer.compression.sizes import MULTIPLE, WIDE, Size, parameters_at, possible_heads, size_of
 
 SLICES = 16  # into which the width of the feed-forward modules is cut where nothing else says how finely
 
@@ -58,7 +58,7 @@ def size_between(config: PreTrainedConfig, first: Size, last: Size, progress: fl
     heads = None
     if first.heads is not None and last.heads is not None:
         least = between(first.heads, last.heads)
-        heads = next(number for number in range(least, first.heads + 1) if _is_number_of_heads(config, number))
+        heads = next(number for number in possible_heads(config) if number >= least)
     layers = {name: between(start, last.layers[name]) for name, start in first.layers.items()}
     if architecture_of(config).cache_like_encoder and first.layers["encoder"] >= layers["decoder"]:
         layers["encoder"] = max(layers["encoder"], layers["decoder"])
@@ -167,20 +167,13 @@ def _smaller_units(config: PreTrainedConfig, size: Size) -> list[Size]:
             slice_width = max(MULTIPLE, slice_width - slice_width % MULTIPLE)
         if width > slice_width:
             found.append(dataclasses.replace(size, ffn={**size.ffn, **dict.fromkeys(names, width - slice_width)}))
-    fewer = [number for number in range(1, size.heads or 0) if _is_number_of_heads(config, number)]
+    fewer = [number for number in possible_heads(config) if number < (size.heads or 0)]
     return [*found, *(dataclasses.replace(size, heads=number) for number in fewer[-1:])]
 
 
 def lacks_cache(config: PreTrainedConfig, size: Size) -> bool:
     """Whether a model with `config` and of `size` cannot generate; see `Architecture.cache_like_encoder`."""
     return architecture_of(config).cache_like_encoder and size.layers["encoder"] < size.layers["decoder"]
-
-
-def _is_number_of_heads(config: PreTrainedConfig, number: int) -> bool:
-    """Whether the class of a model allows it to have `number` heads, counted as `Size.heads` counts them."""
-    return (
-        not architecture_of(config).heads_divide_width or config.hidden_size % (number * queries_per_group(config)) == 0
-    )
 
 
 def _stacks_by_width(config: PreTrainedConfig) -> list[list[Stack]]:

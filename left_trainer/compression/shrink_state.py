@@ -93,19 +93,3 @@ def same_parts(first: Kept | None, second: Kept | None) -> bool:
     if first is None or second is None:
         return first is second
     return _plain(first) == _plain(second)
-
-
-def described(before: Size, after: Size) -> str:
-    """`4+4 layers, ffn 512 -> 3+4 layers, ffn 384`: what two sizes differ in."""
-    differing = [pair for pair in zip(_shown(before), _shown(after), strict=True) if pair[0] != pair[1]]
-    return " -> ".join(", ".join(texts) for texts in zip(*differing, strict=True)) or "the same size"
-
-
-def _shown(size: Size) -> tuple[str, str, str]:
-    layers, widths = ("+".join(str(number) for number in each) for each in (size.layers.values(), _widths(size)))
-    return f"{layers} layers", f"ffn {widths}", f"{size.heads} heads"
-
-
-def _widths(size: Size) -> list[int]:
-    widths = list(size.ffn.values())
-    return widths if len(set(widths)) > 1 else widths[:1]

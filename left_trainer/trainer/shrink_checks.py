@@ -11,7 +11,7 @@ from left_trainer.compression.architecture import architecture_of
 from left_trainer.compression.choice import lacks_cache
 from left_trainer.compression.schedule import AT_START, check_steps
 from left_trainer.compression.sizes import check_target, size_for, size_of
-from left_trainer.compression_options import VOCABULARY
+from left_trainer.compression_options import BASE_TEACHER, VOCABULARY
 from left_trainer.evaluation.metrics import score_names
 from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, METRICS_ATTRIBUTE
@@ -57,6 +57,11 @@ def check_shrinking(request: Request) -> None:
         raise ValueError(
             f"shrink_to={args.shrink_to!r} does not work with peft_method={method.name!r}: "
             f"{method.unsupported['shrinking']} Choose another method; `left-trainer methods` lists them."
+        )
+    if request.teacher == BASE_TEACHER:
+        raise ValueError(
+            f"teacher_model='base' is the base with the adapter off, from which shrink_to={args.shrink_to!r} removes "
+            "parts. Use teacher_model='self', a frozen copy of the model as it starts."
         )
     if request.is_taught and args.distillation.hidden_weight:
         raise ValueError(

@@ -28,7 +28,8 @@ from left_trainer.compression.choice import best_parts, composed, relative, size
 from left_trainer.compression.importance import BLOCK_INFLUENCE, FIRST_ORDER, Scores, importances
 from left_trainer.compression.removal import Kept, kept_whole, remove_parts
 from left_trainer.compression.schedule import AT_START, Stage, stages
-from left_trainer.compression.shrink_state import ShrinkState, SizeStep, described, same_parts
+from left_trainer.compression.shrink_state import ShrinkState, SizeStep, same_parts
+from left_trainer.compression.size_text import described
 from left_trainer.compression.sizes import Size, parameters_at, size_for, size_of
 from left_trainer.evaluation.scores import without_prefix
 from left_trainer.models import unwrapped, without_adapter
