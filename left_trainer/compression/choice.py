@@ -299,7 +299,11 @@ def _compose(
 
 
 def relative(kept: Kept, to: Kept, config: PreTrainedConfig) -> Kept:
-    """The removal that leaves `kept` of a model of which `to` is left; both name parts of the model with `config`."""
+    """The removal that leaves `kept` of a model of which `to` is left; both name parts of the model with `config`.
+
+    Raises:
+        ValueError: `to` lacks a part of `kept`.
+    """
     architecture = architecture_of(config)
     layers = {name: _places(indices, to.layers[name]) for name, indices in kept.layers.items()}
     neurons, heads = {}, {}
@@ -313,6 +317,8 @@ def relative(kept: Kept, to: Kept, config: PreTrainedConfig) -> Kept:
             (block.feed_forward, to.neurons, kept.neurons, neurons),
             *((name, to.heads, kept.heads, heads) for name in block.attentions),
         ):
+            if name in old and name not in new:
+                raise ValueError(f"{name} has lost parts that are to stay.")
             if name in new:
                 indices = new[name].tolist()
                 places = _places(indices, old[name].tolist()) if name in old else tuple(indices)
@@ -322,4 +328,6 @@ def relative(kept: Kept, to: Kept, config: PreTrainedConfig) -> Kept:
 
 def _places(indices: Sequence[int], among: Sequence[int]) -> tuple[int, ...]:
     where = {index: place for place, index in enumerate(among)}
+    if not where.keys() >= set(indices):
+        raise ValueError("Parts that are to stay are gone.")
     return tuple(where[index] for index in indices)

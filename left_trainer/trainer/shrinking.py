@@ -122,6 +122,7 @@ class Shrinking:
         base = without_adapter(unwrapped(model))
         self.trainer, self.options, self.target = trainer, args.shrinking, args.target_size
         self.config = copy.deepcopy(base.config)
+        self._whole = kept_whole(base)
         size = size_of(self.config)
         self.parameters_before = parameters_at(self.config, size)
         self.state = ShrinkState(history=(SizeStep(0, self.parameters_before, 1.0, size),))
@@ -194,16 +195,17 @@ class Shrinking:
         self.state = saved
 
     def _shrink_to(self, kept: Kept | None, checkpoint: str) -> None:
-        if kept is not None and not same_parts(kept, self.state.kept):
-            try:
-                further = relative(kept, self.state.kept or kept_whole(self.model), self.config)
-            except (KeyError, ValueError):
-                raise ValueError(
-                    f"{checkpoint!r} holds a larger model than the one that this trainer has shrunk since. Make a new "
-                    "trainer to go on from it."
-                ) from None
-            self._remove(further)
-            self.state = dataclasses.replace(self.state, kept=kept)
+        if same_parts(kept, self.state.kept):
+            return
+        try:
+            further = relative(kept or self._whole, self.state.kept or self._whole, self.config)
+        except ValueError:
+            raise ValueError(
+                f"{checkpoint!r} holds a larger model than the one that this trainer has shrunk since. Make a new "
+                "trainer to go on from it."
+            ) from None
+        self._remove(further)
+        self.state = dataclasses.replace(self.state, kept=kept)
 
     # How far
 
