@@ -53,6 +53,7 @@ class Teaching:
     def __init__(self, teacher: Teacher, options: DistillationOptions, hidden: HiddenStateLoss | None = None) -> None:
         self.teacher, self.options, self.hidden = teacher, options, hidden
         self.divergence = Divergence(options.loss, options.beta, options.temperature)
+        self.on_policy = False  # whether the step is one on texts that the student has written
 
     def loss(
         self, host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Tokens
@@ -98,13 +99,13 @@ class Teaching:
 
     @property
     def is_on(self) -> bool:
-        """Whether a step needs the teacher."""
-        return self.options.runs_teacher
+        """Whether the step needs what the teacher says."""
+        return self.alpha > 0 or self.hidden is not None
 
     @property
     def alpha(self) -> float:
-        """Weight of the teacher in the next step."""
-        return self.options.weight
+        """Weight of the teacher in the step. The student's own texts are no targets of the task."""
+        return 1.0 if self.on_policy else self.options.weight
 
     def _distilled(
         self, host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, lesson: Lesson
