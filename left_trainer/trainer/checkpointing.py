@@ -38,6 +38,7 @@ class CheckpointingTrainer(ReadingTrainer):
     hooks: MethodHooks
     teaching: Teaching | None
     model_init: Any
+    features_given: Any = None  # where a teacher's targets have taken their place
     _identity_of_model: Mapping[str, Any] | None = None
     _identity_of_run: Mapping[str, Any] | None = None  # found once: it reads some thousand rows
 
@@ -55,7 +56,8 @@ class CheckpointingTrainer(ReadingTrainer):
         return checkpoint_to_resume(resume_from_checkpoint, self.args, check, needed, has_trained)
 
     def _identity(self) -> dict[str, Any]:
-        return {**(self._identity_of_model or {}), **identity_of_training(self.args, self.train_dataset)}
+        rows = self.train_dataset if self.features_given is None else self.features_given
+        return {**(self._identity_of_model or {}), **identity_of_training(self.args, rows)}
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._written_beside is None else str(self._written_beside)

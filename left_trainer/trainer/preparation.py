@@ -29,6 +29,7 @@ from left_trainer.models.positions import Limits, position_limits
 from left_trainer.trainer.checks import Request, check_fits, check_text_tokenizer, check_tokenizer, check_vocabulary
 from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.trainer.guarded import check_folder_free_for
+from left_trainer.trainer.lesson_checks import check_lessons
 from left_trainer.trainer.teacher_checks import check_teacher
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -82,6 +83,7 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
             check_vocabulary(tokenizer, source.config.get_text_config().vocab_size)
         check_text_tokenizer(request, tokenizer)
     teachers_tokenizer = check_teacher(request, tokenizer)
+    check_lessons(request, tokenizer, teachers_tokenizer)
     options = options_from_data(request, tokenizer)
     free = free_positions(request, options)
     if source.family == "encoder_decoder":
