@@ -182,7 +182,7 @@ class TeacherCache:
     def _write_part(self, process: int, rows: Sequence[tuple[bytes, TopTokens]]) -> None:
         numbers = (number for number in range(10**9) if not self._part(process, number).exists())
         tokens = [said for _, said in rows]
-        content = {
+        content: dict[str, np.ndarray] = {
             "rows": np.frombuffer(b"".join(row for row, _ in rows), np.uint8).reshape(-1, DIGEST_BYTES),
             "counts": np.array([len(said.token_ids) for said in tokens], np.int64),
             "token_ids": np.concatenate([said.token_ids.cpu().numpy() for said in tokens]).astype(self._id_type),
