@@ -25,7 +25,6 @@ from left_trainer.evaluation.generation import (
     end_of_prompt,
     generate_completions,
     positions_for_text,
-    room_for_prompt,
 )
 from left_trainer.evaluation.text_metrics import decode
 from left_trainer.methods.apply import find_method
@@ -87,7 +86,8 @@ class TargetWriter:
             limit = Limits(self.limits.source).at_most(how.max_length).source
             return tokenize_sources(list(map(str, prompts)), self.tokenizer, limit, how.truncation_mode)["input_ids"]  # type: ignore[no-any-return]
         ids = _prompt_ids(prompts, self.tokenizer)
-        room = Limits(room_for_prompt(self.teacher.model, how.max_new_tokens)).at_most(how.max_length).source
+        free = None if self.limits.source is None else max(1, self.limits.source - how.max_new_tokens)
+        room = Limits(free).at_most(how.max_length).source
         if room is None:
             return ids
         return [end_of_prompt(torch.tensor(row), room, self.tokenizer.bos_token_id).tolist() for row in ids]

@@ -116,6 +116,11 @@ def test_a_checkpoint_of_the_run_is_resumed(teachers, tmp_path):
     assert resumed.checkpoint_of_run(checkpoint) == checkpoint
     resumed.train(resume_from_checkpoint=checkpoint)
     assert losses(resumed) == pytest.approx(losses(whole), rel=1e-6)
+    (kept,) = tmp_path.glob("teacher_targets-*")
+    kept.write_text(kept.read_text().replace('"text": "', '"text": "red '))
+    others = taught(tmp_path, "encoder_decoder", teachers["encoder_decoder"], sequence_level=True, arguments=saving)
+    with pytest.raises(ValueError, match="with the teacher's targets"):
+        others.train(resume_from_checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize(
