@@ -6,6 +6,7 @@ Sequence-Level Knowledge Distillation, https://arxiv.org/abs/1606.07947.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -75,9 +76,13 @@ class TargetWriter:
         most = self.limits.target if self._is_encoder_decoder else (self.limits.source or 0) // 2 or None
         self.how = Writing(**{**asdict(how), "max_new_tokens": min(how.max_new_tokens, most or how.max_new_tokens)})
 
-    def key(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """What the answers to `prompts` depend on."""
-        return {"teacher": teacher_key(self.teacher), "prompts": digest(list(prompts)), **asdict(self.how)}
+    def key(self, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """What the answers to prompts depend on, of which `encode` has made `ids`."""
+        config = without_adapter(self.teacher.model).generation_config.to_dict()
+        config.pop("transformers_version", None)
+        generation = digest(json.loads(json.dumps(config, default=str)))
+        teacher = teacher_key(self.teacher)
+        return {"teacher": teacher, "prompts": digest(list(ids)), "generation": generation, **asdict(self.how)}
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of each prompt, cut to what the teacher can read."""

@@ -70,16 +70,17 @@ def stopping_at_once(args: LeftTrainingArguments) -> Iterator[None]:
 def train_on_targets(trainer: Any) -> None:
     """Put what the teacher writes in the place of the targets of the training rows."""
     args, rows, options = trainer.args, trainer.request.train_dataset, trainer.teaching.options
-    teacher, prompts = trainer.teaching.teacher, rows["prompt"]
+    teacher = trainer.teaching.teacher
     longest = args.generation_max_length or longest_answer(rows["completion"], teacher.tokenizer)
     how = Writing(longest, options.num_beams, args.max_length, args.truncation_mode)
     writer = TargetWriter(teacher, how, args.device)
-    kept = KeptTargets(args.output_dir, writer.key(prompts))
+    ids = writer.encode(rows["prompt"])
+    kept = KeptTargets(args.output_dir, writer.key(ids))
     texts = _of_first_process(kept.read() if args.process_index == 0 else None)
     missing = [row for row in range(len(rows)) if row not in texts]
     if missing:
         tell(args, f"The teacher writes the targets of {len(missing)} of {len(rows)} rows into {str(kept.path)!r}.")
-        texts |= _written(trainer, writer, kept, {row: prompts[row] for row in missing})
+        texts |= _written(trainer, writer, kept, {row: ids[row] for row in missing})
     if args.process_index == 0 and not kept.path.is_file():
         kept.finish(texts)
     trainer.accelerator.wait_for_everyone()
@@ -91,16 +92,15 @@ def train_on_targets(trainer: Any) -> None:
     tell_cuts(trainer, "train")
 
 
-def _written(trainer: Any, writer: TargetWriter, kept: KeptTargets, prompts: Mapping[int, Any]) -> dict[int, str]:
+def _written(trainer: Any, writer: TargetWriter, kept: KeptTargets, prompts: Mapping[int, list[int]]) -> dict[int, str]:
     """The teacher's answers by row, of which each process writes a share."""
     args, rows = trainer.args, list(prompts)
-    ids = writer.encode(list(prompts.values()))
-    batches = writer.batches(ids, args.per_device_eval_batch_size)
+    batches = writer.batches(list(prompts.values()), args.per_device_eval_batch_size)
     own: dict[int, str] = {}
     with kept.appending(args.process_index) as append, trainer.accelerator.autocast():
         for batch in shown(args, batches[args.process_index :: args.world_size], "The teacher writes"):
-            answers = writer.answer([ids[position] for position in batch])
-            texts = {rows[position]: text for position, text in zip(batch, answers, strict=True)}
+            places = [rows[position] for position in batch]
+            texts = dict(zip(places, writer.answer([prompts[row] for row in places]), strict=True))
             append(texts)
             own |= texts
     return dict(gather_object(list(own.items())))

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from left_trainer.evaluation.generation import NEUTRAL
 from left_trainer.methods.apply import seeded
 from left_trainer.models import unwrapped
 from left_trainer.models.wrapping import evaluating
@@ -24,7 +25,19 @@ from left_trainer.trainer.losses import AddedTerms
 
 ON_POLICY = "on_policy"  # the share of steps that is logged
 # The student's own distribution, whatever its generation config says.
-SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_beams": 1, "num_return_sequences": 1}
+SAMPLING = {
+    **{name: value for name, value in NEUTRAL.items() if value is not None},
+    "do_sample": True,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+}
 
 
 class OnPolicyHost(EvaluationHost, Protocol):

@@ -119,6 +119,22 @@ def test_the_decoder_reads_what_it_has_written(model_type, tmp_path):
     assert torch.equal(written["decoder_input_ids"][:, 1:][own[:, 1:]], written["labels"][:, :-1][own[:, 1:]])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_student_writes_by_its_own_distribution(family, tmp_path):
+    """Not by what its generation config is made for."""
+    texts = []
+    for settings in (
+        {},
+        {"no_repeat_ngram_size": 1, "repetition_penalty": 9.0, "top_k": 1, "min_length": 5, "min_p": 0.9},
+    ):
+        trainer = taught(tmp_path, family, on_policy_fraction=1.0)
+        for name, value in settings.items():
+            setattr(trainer.model.get_base_model().generation_config, name, value)
+        batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
+        texts.append(batches[0]["labels"].tolist())
+    assert texts[0] == texts[1]
+
+
 def test_a_text_stops_at_its_first_end():
     tokens = torch.tensor([[5, 1, 0, 0], [5, 6, 7, 8], [1, 1, 0, 0], [5, 0, 2, 9]])
     expected = [[5, 1, -100, -100], [5, 6, 7, 8], [1, -100, -100, -100], [5, 0, 2, -100]]
