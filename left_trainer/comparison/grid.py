@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from left_trainer.comparison.cell import Cell, Kind
+from left_trainer.comparison.cell import COMPRESSION_FIELDS, Cell, Kind
 from left_trainer.comparison.conditions import conditions, data_sha256
 from left_trainer.comparison.flags import DECIDED, flags_of, parse_flags
 from left_trainer.comparison.general_text import general_rows, why_unreadable
-from left_trainer.data.arguments import DataArguments
+from left_trainer.comparison.settings import (
+    Setting,
+    check_labels,
+    check_references,
+    level,
+    read_setting,
+    references,
+    stand_in,
+)
+from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.data.loading import load_task_data
 from left_trainer.methods import get_method, list_methods
 from left_trainer.methods.apply import build_config
@@ -33,6 +41,7 @@ DEFAULTS_OF = {"methods": ",".join(DEFAULT_METHODS), "tasks": ",".join(DEFAULT_T
 ALL = "all"
 TUNABLE = ("learning_rate",)
 SEEDS = Range(at_least=1, at_most=1000)
+MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelArguments))
 DATA_FIELDS = tuple(field.name for field in dataclasses.fields(DataArguments) if not field.name.startswith("max_"))
 
 
@@ -41,8 +50,9 @@ class GridOptions:
     """What to compare.
 
     Args:
-        methods: Names, or mappings of a `peft_method` and arguments of `left-trainer train` for it alone; `all` stands
-            for every method that works on the model and needs no further option.
+        methods: Settings as `settings.read_setting` takes them: names of methods, `NAME=METHOD+FIELD=VALUE`, or
+            mappings of a `peft_method`, perhaps a `name`, and arguments of `left-trainer train` for it alone. `all`
+            stands for every method that works on the model and needs no further option.
         tasks: Names, or mappings of a `task` and arguments for it alone: its files, columns, prompt.
         arguments: Arguments of `left-trainer train` for every run.
         seeds: Number of runs of each method on each task; seeds count up from 42.
@@ -64,7 +74,7 @@ class GridOptions:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method or a task by name, with arguments of `left-trainer train` for it alone."""
+    """A task by name, with arguments of `left-trainer train` for it alone."""
 
     name: str
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -72,14 +82,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """One method on one task: trials of learning rates, if any, then one run for each seed.
+    """One setting on one task: trials of learning rates, if any, then one run for each seed.
 
-    `n_widenings` of the trials were added since.
+    `n_widenings` of the trials were added since. `level` is 0 where the setting refers to no other, otherwise one more
+    than those it refers to.
     """
 
     trials: tuple[Cell, ...]
     runs: tuple[Cell, ...]
     n_widenings: int = 0
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,8 +99,8 @@ class Grid:
     """A whole comparison, checked.
 
     Args:
-        bases: One cell for each task, which scores the untrained model.
-        plans: One for each method and task.
+        bases: One cell for each task and model, which scores the untrained model.
+        plans: One for each setting and task.
         left_out: Methods that `all` does not include here, with the reason.
         no_general_loss: Why it will not be known what a model forgets; `None` where it will.
     """
@@ -115,21 +127,22 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
     _check(options)
     options = dataclasses.replace(options, arguments=take_tokens(options.arguments))
     general_rows(options.general_text_file)  # or an error
-    tasks = [_entry(entry, "task") for entry in options.tasks]
-    named = [_entry(entry, "peft_method") for entry in options.methods if entry != ALL]
-    _check_names(options, tasks, named)
+    tasks = [_entry(entry) for entry in options.tasks]
+    named = [read_setting(entry) for entry in options.methods if entry != ALL]
+    _check_names(options, tasks)
+    check_labels(named)
+    check_references(named, options.arguments)
     left_out = _left_out(options, named, output_dir)
-    methods = [*named, *_others(options, named, left_out)]
+    settings = [*named, *_others(options, named, left_out)]
     _check_distinct("tasks", [task.name for task in tasks])
-    bases, plans = [], []
-    for task in tasks:
-        make = functools.partial(_make_cell, options, output_dir, task, _data(options, task, output_dir))
-        bases.append(make("base", {"peft_method": "full", "seed": LeftTrainingArguments.seed}))
-        plans += [_plan(method, make, options, output_dir) for method in methods]
-    for plan in plans[: len(methods)]:  # on the first task; the model is the same on the others
-        check_cell(plan.runs[0], output_dir)
-    _check_distinct("methods", [_titles(plan) for plan in plans[: len(methods)]])
-    return Grid(tuple(bases), tuple(plans), left_out, _why_no_general_loss(bases[0], output_dir))
+    check_references(settings, options.arguments)
+    layouts = [_Layout(options, tuple(settings), output_dir, task) for task in tasks]
+    bases = tuple(cell for layout in layouts for cell in layout.bases())
+    plans = tuple(layout.plan(setting) for layout in layouts for setting in settings)
+    for plan in plans[: len(settings)]:  # on the first task; the models are the same on the others
+        check_cell(layouts[0].standing(plan.runs[0]), output_dir)
+    _check_distinct("methods", [_title(plan) for plan in plans[: len(settings)]])
+    return Grid(bases, plans, left_out, _why_no_general_loss(bases[0], output_dir))
 
 
 def _why_no_general_loss(cell: Cell, output_dir: Path) -> str | None:
@@ -173,23 +186,22 @@ def _are_positive(values: Any) -> bool:
     return bool(values) and all(is_number(value) and value in POSITIVE for value in values)
 
 
-def _entry(entry: str | Mapping[str, Any], key: str) -> Entry:
+def _entry(entry: str | Mapping[str, Any]) -> Entry:
     if isinstance(entry, str):
         return Entry(entry)
-    if not isinstance(entry, Mapping) or key not in entry:
+    if not isinstance(entry, Mapping) or "task" not in entry:
         raise ValueError(
-            f"{entry!r} has no {key}. Write a name, or a mapping such as {{{key}: NAME, ...}} with further arguments."
+            f"{entry!r} has no task. Write a name, or a mapping such as {{task: NAME, ...}} with further arguments."
         )
-    arguments = {name: value for name, value in entry.items() if name != key}
-    decided = [name for name in DECIDED if name != "peft_kwargs"]
-    return Entry(str(entry[key]), parse_flags(flags_of(arguments), decided))
+    arguments = {name: value for name, value in entry.items() if name != "task"}
+    if references(arguments):
+        raise ValueError(f"The task {entry['task']!r} refers to the result of a setting. Refer to it in methods.")
+    return Entry(str(entry["task"]), parse_flags(flags_of(arguments), list(DECIDED)))
 
 
-def _check_names(options: GridOptions, tasks: Sequence[Entry], methods: Sequence[Entry]) -> None:
+def _check_names(options: GridOptions, tasks: Sequence[Entry]) -> None:
     for task in tasks:
         get_task(task.name)
-    for method in methods:
-        get_method(method.name)
     shared = [name for name in DATA_FIELDS if name in options.arguments]
     if len(tasks) > 1 and shared:
         lines = "".join(f"\n    - {{task: {task.name}, {shared[0]}: ...}}" for task in tasks[:2])
@@ -199,19 +211,19 @@ def _check_names(options: GridOptions, tasks: Sequence[Entry], methods: Sequence
         )
 
 
-def _left_out(options: GridOptions, named: Sequence[Entry], output_dir: Path) -> dict[str, str]:
+def _left_out(options: GridOptions, named: Sequence[Setting], output_dir: Path) -> dict[str, str]:
     """Methods that `all` leaves out, with the reason; none where nobody asks for all."""
     reasons = {name: _unusable(options, name, output_dir) for name in _unnamed(options, named)}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _others(options: GridOptions, named: Sequence[Entry], left_out: Mapping[str, str]) -> list[Entry]:
+def _others(options: GridOptions, named: Sequence[Setting], left_out: Mapping[str, str]) -> list[Setting]:
     """The methods that `all` adds to those that are named."""
-    return [Entry(name) for name in _unnamed(options, named) if name not in left_out]
+    return [Setting(name) for name in _unnamed(options, named) if name not in left_out]
 
 
-def _unnamed(options: GridOptions, named: Sequence[Entry]) -> list[str]:
-    names = {entry.name for entry in named}
+def _unnamed(options: GridOptions, named: Sequence[Setting]) -> list[str]:
+    names = {setting.label for setting in named}
     return [record.name for record in list_methods() if record.name not in names] if ALL in options.methods else []
 
 
@@ -228,58 +240,88 @@ def _unusable(options: GridOptions, method: str, output_dir: Path) -> str | None
     return None
 
 
-def _data(options: GridOptions, task: Entry, output_dir: Path) -> dict[str, str]:
-    _, data_args, _ = Cell("base", task.name, {**options.arguments, **task.arguments}, {}).parse(output_dir)
-    if data_args.streaming:
-        raise ValueError(
-            "streaming=True cannot be compared: cells are known by the content of their data, which is read in whole. "
-            "Remove --streaming; rows of files are stored once, for all cells."
+@dataclass(frozen=True)
+class _Layout:
+    """The cells of one task."""
+
+    options: GridOptions
+    settings: tuple[Setting, ...]
+    output_dir: Path
+    task: Entry
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def bases(self) -> list[Cell]:
+        """One for each model that a setting starts from, the first setting's first."""
+        cells: dict[str, Cell] = {}
+        for setting in self.settings:
+            its_own = {name: value for name, value in setting.arguments.items() if name in MODEL_FIELDS}
+            own = its_own if "model_name_or_path" in its_own else {}
+            arguments = stand_in(own, self.settings, self.options.arguments)
+            cell = self._cell("base", {**arguments, "peft_method": "full", "seed": LeftTrainingArguments.seed})
+            cells.setdefault(cell.conditions["base_model"], cell)
+        return list(cells.values())
+
+    def plan(self, setting: Setting) -> Plan:
+        """One run for each seed, and a trial for each learning rate; trials have the first seed."""
+        arguments = {**setting.arguments, "peft_method": setting.method}
+        first = LeftTrainingArguments.seed
+        seeds = range(first, first + self.options.seeds)
+        runs = tuple(self._cell("method", {**arguments, "seed": seed}, setting) for seed in seeds)
+        rates = self._rates(runs[0]) if self.options.tune else []
+        trials = tuple(
+            self._cell("trial", {**arguments, "learning_rate": rate, "seed": first}, setting) for rate in rates
         )
-    return {"data_sha256": data_sha256(load_task_data(get_task(task.name), data_args))}
+        return Plan(trials, runs, level=level(setting, self.settings, self.options.arguments))
+
+    def standing(self, cell: Cell) -> Cell:
+        """The cell with models that exist before anything has run, for checks."""
+        arguments = stand_in(cell.arguments, self.settings, self.options.arguments)
+        return dataclasses.replace(cell, arguments=arguments)
+
+    def _cell(self, kind: Kind, arguments: Mapping[str, Any], setting: Setting | None = None) -> Cell:
+        shared = {**self.options.arguments, **self.task.arguments}
+        if setting is None:  # of a base, which learns nothing
+            shared = {name: value for name, value in shared.items() if name not in COMPRESSION_FIELDS}
+        cell = Cell(
+            kind=kind,
+            task=self.task.name,
+            arguments={**shared, **arguments},
+            conditions={},
+            general_text_file=self.options.general_text_file,
+            save_adapter=kind == "method" and (self.options.save_adapters or self._is_referred_to(setting)),
+            setting=setting.name if setting else None,
+        )
+        standing = self.standing(cell)
+        return dataclasses.replace(cell, conditions=conditions(standing, self._data(standing), self.output_dir))
+
+    def _is_referred_to(self, setting: Setting | None) -> bool:
+        names = [references({**self.options.arguments, **other.arguments}).values() for other in self.settings]
+        return setting is not None and any(setting.label in found for found in names)
+
+    def _data(self, cell: Cell) -> dict[str, str]:
+        """The digest of a cell's data, which are read once for all cells that have the same."""
+        _, data_args, _ = cell.parse(self.output_dir)
+        if data_args.streaming:
+            raise ValueError(
+                "streaming=True cannot be compared: cells are known by the content of their data, which is read in "
+                "whole. Remove --streaming; rows of files are stored once, for all cells."
+            )
+        key = repr(data_args)
+        if key not in self.digests:
+            self.digests[key] = data_sha256(load_task_data(get_task(self.task.name), data_args))
+        return {"data_sha256": self.digests[key]}
+
+    def _rates(self, cell: Cell) -> list[float]:
+        """Learning rates around the one that a run would have."""
+        model_args, _, args = self.standing(cell).parse(self.output_dir)
+        rate, _ = choose_learning_rate(args, get_method(args.peft_method), model_args.source(args))
+        return [float(f"{rate * factor:.3g}") for factor in self.options.tune_factors]
 
 
-def _make_cell(
-    options: GridOptions,
-    output_dir: Path,
-    task: Entry,
-    data: Mapping[str, Any],
-    kind: Kind,
-    arguments: Mapping[str, Any],
-) -> Cell:
-    cell = Cell(
-        kind=kind,
-        task=task.name,
-        arguments={**options.arguments, **task.arguments, **arguments},
-        conditions={},
-        general_text_file=options.general_text_file,
-        save_adapter=options.save_adapters and kind == "method",
-    )
-    return dataclasses.replace(cell, conditions=conditions(cell, data, output_dir))
-
-
-def _plan(
-    method: Entry, make: Callable[[Kind, Mapping[str, Any]], Cell], options: GridOptions, output_dir: Path
-) -> Plan:
-    """One run for each seed, and a trial for each learning rate; trials have the first seed."""
-    arguments = {**method.arguments, "peft_method": method.name}
-    first = LeftTrainingArguments.seed
-    runs = tuple(make("method", {**arguments, "seed": seed}) for seed in range(first, first + options.seeds))
-    rates = _rates(runs[0], options, output_dir) if options.tune else []
-    trials = tuple(make("trial", {**arguments, "learning_rate": rate, "seed": first}) for rate in rates)
-    return Plan(trials, runs)
-
-
-def _rates(cell: Cell, options: GridOptions, output_dir: Path) -> list[float]:
-    """Learning rates around the one that a run would have."""
-    model_args, _, args = cell.parse(output_dir)
-    rate, _ = choose_learning_rate(args, get_method(args.peft_method), model_args.source(args))
-    return [float(f"{rate * factor:.3g}") for factor in options.tune_factors]
-
-
-def _titles(plan: Plan) -> str:
-    """The method of a plan with its options: equal for plans that would do the same."""
+def _title(plan: Plan) -> str:
+    """The setting of a plan with its arguments: equal for plans that would do the same."""
     cell = plan.runs[0]
-    return f"{cell.method} with {cell.arguments}"
+    return f"{cell.label} with {cell.arguments}"
 
 
 def _check_distinct(what: str, titles: Sequence[str]) -> None:

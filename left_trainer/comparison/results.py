@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,11 +189,20 @@ def merge(folders: Sequence[Path]) -> list[Result]:
 
 
 def check_comparable(cells: Iterable[Cell]) -> None:
-    """Raise `ValueError` unless all cells are of one model and, for each task, of the same data and settings."""
+    """Raise `ValueError` unless all cells are of one model and, for each task, of the same data and settings.
+
+    A setting that has a name may have a model of its own.
+    """
     cells = list(cells)
-    _check_same(cells, MODEL, "The runs have")
+    named = {cell.conditions.get("base_model") for cell in cells if cell.setting is not None}
+    others = [cell for cell in cells if cell.setting is None]
+    _check_same([cell for cell in others if not _is_base_of(cell, named)], MODEL, "The runs have")
     for task in dict.fromkeys(cell.task for cell in cells):
         _check_same([cell for cell in cells if cell.task == task], DATA, f"The task {task} has")
+
+
+def _is_base_of(cell: Cell, models: Collection[Any]) -> bool:
+    return cell.kind == BASE and cell.conditions.get("base_model") in models
 
 
 def _check_same(cells: Sequence[Cell], conditions: Mapping[str, str], subject: str) -> None:

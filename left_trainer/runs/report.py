@@ -90,6 +90,9 @@ class TrainingReport:
         cut_rows: How many rows of `train`, `eval` and `test` were too long; a split that is streamed is not counted.
         majority_share: Percent of test rows that have the most frequent label, which is the accuracy of always
             answering with it; for tasks that are scored by accuracy.
+        setting: Name of the setting of a comparison, where the user gave it one.
+        base_parameters: Of the model apart from embeddings, head and what the method added.
+        model_size_bytes: Of the weights of the whole model, with what the method added, as they are saved.
     """
 
     method: str
@@ -130,6 +133,9 @@ class TrainingReport:
     majority_share: float | None = None
     run_seconds: float | None = None
     planned: PlannedRun | None = None
+    setting: str | None = None
+    base_parameters: int | None = None
+    model_size_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
