@@ -1,10 +1,11 @@
-"""Put `linear_cross_entropy` in the place of a model's output head for one forward pass."""
+"""Stand in the place of a model's output head for one forward pass: to compute a loss there, or to see its input."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from left_trainer.kernels.fused_modules import has_torch_hooks
 from left_trainer.kernels.linear_cross_entropy import TokenLoss, linear_cross_entropy
+from left_trainer.kernels.linear_divergence import DistillationLoss, Head
 from left_trainer.models.decoder_inputs import with_decoder_inputs
 
 # Model types whose logits are those of `get_output_embeddings()`, plus `final_logits_bias` and soft-capped where the
@@ -49,9 +51,19 @@ DECODER_ONLY_TYPES = frozenset(
 
 
 class CapturedLoss:
-    """What the head computed in the last forward pass; `tokens` is `None` where the model was called without labels."""
+    """What the head computed in the last forward pass; `None` where the model was called without labels.
+
+    `distilled` is known where a teacher's part is computed with the loss.
+    """
 
     tokens: TokenLoss | None = None
+    distilled: DistillationLoss | None = None
+
+
+class CapturedInput:
+    """What went into the head in the last forward pass; `None` where it was not called."""
+
+    head: Head | None = None
 
 
 def has_adapter(head: nn.Module | None) -> bool:
@@ -82,7 +94,12 @@ def why_not_at_output_head(model: PreTrainedModel) -> str | None:
 
 
 @contextlib.contextmanager
-def loss_at_output_head(model: PreTrainedModel, label_smoothing: float, workspace_bytes: int) -> Iterator[CapturedLoss]:
+def loss_at_output_head(
+    model: PreTrainedModel,
+    label_smoothing: float,
+    workspace_bytes: int,
+    distill: Callable[[Head, torch.Tensor], DistillationLoss] | None = None,
+) -> Iterator[CapturedLoss]:
     """Inside, a call of `model` with labels returns the token mean as its loss, and logits for no row.
 
     The loss is computed inside of the model's forward pass, so that it is where a wrapper such as
@@ -92,10 +109,73 @@ def loss_at_output_head(model: PreTrainedModel, label_smoothing: float, workspac
         model: The innermost model, one for which `why_not_at_output_head` is `None`.
         label_smoothing: As in `linear_cross_entropy`.
         workspace_bytes: The same.
+        distill: Computes the loss with a teacher's part, from the head and the labels, in place of the above.
     """
     found, head = CapturedLoss(), model.get_output_embeddings()
     labels_of_call: list[torch.Tensor] = []
-    model_forward, head_forward = model.forward, head.forward
+    head_forward = head.forward
+
+    def loss_of(hidden: torch.Tensor) -> torch.Tensor:
+        if not labels_of_call:
+            return head_forward(hidden)  # type: ignore[no-any-return]
+        labels, given = labels_of_call[0].to(hidden.device), _head(model, head, hidden)
+        if not model.config.is_encoder_decoder:
+            labels, given = labels[:, 1:], replace(given, hidden=hidden[:, :-1])
+        if distill is not None:
+            found.distilled = distill(given, labels)
+            found.tokens = found.distilled.tokens
+        else:
+            found.tokens = linear_cross_entropy(
+                given.hidden,
+                given.weight,
+                labels,
+                given.bias,
+                softcap=given.softcap,
+                label_smoothing=label_smoothing,
+                workspace_bytes=workspace_bytes,
+            )
+        return hidden.new_empty(0, *hidden.shape[1:-1], head.out_features)
+
+    def complete(outputs: Any) -> Any:
+        if found.tokens is None:
+            raise RuntimeError(f"{type(model).__name__} did not call its output head.")
+        distilled = found.distilled
+        outputs["loss"] = distilled.loss_sum / found.tokens.n_tokens.clamp(min=1) if distilled else found.tokens.mean
+        return outputs
+
+    with _called_without_labels(model, labels_of_call, complete), _replaced(head, loss_of):
+        yield found
+
+
+@contextlib.contextmanager
+def input_of_output_head(model: PreTrainedModel) -> Iterator[CapturedInput]:
+    """Inside, a call of `model` notes what goes into its output head, and returns logits for no row and no loss.
+
+    Args:
+        model: The innermost model, one for which `why_not_at_output_head` is `None`. With labels its decoder reads what
+            it would in training.
+    """
+    found, head = CapturedInput(), model.get_output_embeddings()
+
+    def note(hidden: torch.Tensor) -> torch.Tensor:
+        found.head = _head(model, head, hidden)
+        return hidden.new_empty(0, *hidden.shape[1:-1], head.out_features)
+
+    with _called_without_labels(model, [], lambda outputs: outputs), _replaced(head, note):
+        yield found
+
+
+def _head(model: PreTrainedModel, head: nn.Linear, hidden: torch.Tensor) -> Head:
+    softcap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+    return Head(hidden, head.weight, _bias(model, head), softcap)
+
+
+@contextlib.contextmanager
+def _called_without_labels(
+    model: PreTrainedModel, labels_of_call: list[torch.Tensor], complete: Callable[[Any], Any]
+) -> Iterator[None]:
+    """Inside, `model` computes no loss of its own; a call's labels are noted, and shifted for a decoder."""
+    model_forward = model.forward
 
     @functools.wraps(model_forward)
     def forward(*args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -109,29 +189,10 @@ def loss_at_output_head(model: PreTrainedModel, label_smoothing: float, workspac
             outputs = model_forward(*args, **kwargs)
         finally:
             labels_of_call.clear()
-        if found.tokens is None:
-            raise RuntimeError(f"{type(model).__name__} did not call its output head.")
-        outputs["loss"] = found.tokens.mean
-        return outputs
+        return complete(outputs)
 
-    def loss_of(hidden: torch.Tensor) -> torch.Tensor:
-        if not labels_of_call:
-            return head_forward(hidden)
-        labels = labels_of_call[0].to(hidden.device)
-        shifted = (hidden, labels) if model.config.is_encoder_decoder else (hidden[:, :-1], labels[:, 1:])
-        found.tokens = linear_cross_entropy(
-            shifted[0],
-            head.weight,
-            shifted[1],
-            _bias(model, head),
-            softcap=getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None),
-            label_smoothing=label_smoothing,
-            workspace_bytes=workspace_bytes,
-        )
-        return hidden.new_empty(0, *hidden.shape[1:-1], head.out_features)
-
-    with _replaced(model, forward), _replaced(head, loss_of):
-        yield found
+    with _replaced(model, forward):
+        yield
 
 
 def _bias(model: PreTrainedModel, head: nn.Linear) -> torch.Tensor | None:

@@ -53,6 +53,7 @@ class Request:
         makes_models: Whether the model is of `model_init`.
         names_method: Whether `peft_method` was an argument of the trainer, and not of `args`.
         compute_metrics: As given.
+        teacher: A model, `base` or `self`; `None` where there is no teacher.
     """
 
     source: ModelSource
@@ -70,12 +71,18 @@ class Request:
     makes_models: bool = False
     names_method: bool = False
     compute_metrics: Callable[..., Any] | None = None
+    teacher: ModelSource | str | None = None
 
     @property
     def rows_are_tokens(self) -> bool:
         """Whether every dataset that was given holds token ids."""
         datasets = named_datasets(self.train_dataset, self.eval_dataset).values()
         return all("input_ids" in next(iter(dataset), ()) for dataset in datasets)
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether the loss of a step has a teacher's part."""
+        return self.teacher is not None and self.args.distillation.runs_teacher
 
     @property
     def is_quantized(self) -> bool:
@@ -196,6 +203,7 @@ def check_losses(request: Request) -> None:
         f"label_smoothing_factor={args.label_smoothing_factor:g}": args.label_smoothing_factor > 0,
         f"loss_type={args.loss_type!r}": args.loss_type != "nll",
     }
+    asked["teacher_model, whose loss has the task's in it,"] = request.is_taught
     given = [name for name, is_given in asked.items() if is_given]
     if len(given) > 1:
         raise ValueError(

@@ -5,7 +5,8 @@ In a step with the micro-batches $b$ of all ranks and $N$ target tokens in all o
 $$\frac{1}{N} \sum_b \sum_{i \in b} \ell_i + \sum_t \tau_t$$
 
 where $\ell_i$ is what the first of these says: the user's `compute_loss_func`, the loss of the method's record, or the
-negative log-likelihood of a token. The terms $\tau_t$ are added in training alone, and logged apart from the loss.
+negative log-likelihood of a token. The terms $\tau_t$ are added in training alone, and logged apart from the loss. A
+teacher has a part in $\ell_i$, see `teaching`; what is logged as the loss stays the task's.
 `checks.check_losses` refuses two losses that would replace each other.
 """
 
@@ -20,8 +21,8 @@ from torch import nn
 from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, FastPath, first_reason
-from left_trainer.kernels.linear_cross_entropy import TokenLoss
-from left_trainer.kernels.output_head import has_adapter, loss_at_output_head, why_not_at_output_head
+from left_trainer.kernels.linear_divergence import DistillationLoss, Head
+from left_trainer.kernels.output_head import CapturedLoss, has_adapter, loss_at_output_head, why_not_at_output_head
 from left_trainer.methods import PeftMethod
 from left_trainer.methods.hooks import LossTerm
 from left_trainer.models import ModelFamily, unwrapped, without_adapter
@@ -30,6 +31,8 @@ from left_trainer.token_mean import IGNORE_INDEX, accumulated_token_loss, share_
 from left_trainer.training_args import LeftTrainingArguments
 
 Tokens: TypeAlias = torch.Tensor | int | None
+# From the student's output head and the labels.
+Distill: TypeAlias = Callable[[Head, torch.Tensor], DistillationLoss]
 
 
 class AddedTerms:
@@ -37,12 +40,20 @@ class AddedTerms:
 
     def __init__(self) -> None:
         self._of_batch: dict[str, torch.Tensor] = {}
+        self._added_to_batch: torch.Tensor | float = 0.0
         self._since_log: dict[str, torch.Tensor] = {}
         self._first_step = 0
 
-    def add(self, name: str, value: torch.Tensor) -> None:
-        """Note what a term has added to the loss of the current micro-batch."""
+    def add(self, name: str, value: torch.Tensor, added: torch.Tensor | None = None) -> None:
+        """Note the value of a term in the current micro-batch.
+
+        Args:
+            name: That it is logged under.
+            value: Its share of the accumulated batch's.
+            added: What it has added to the loss, where that is not its value.
+        """
         self._of_batch[name] = value.detach()
+        self._added_to_batch += value.detach() if added is None else added.detach()
 
     def take_from(self, loss: torch.Tensor, step: int) -> torch.Tensor:
         """The loss of a micro-batch without what was added to it.
@@ -55,16 +66,30 @@ class AddedTerms:
             self._first_step = step
         for name, value in self._of_batch.items():
             self._since_log[name] = self._since_log.get(name, 0) + value
-            loss = loss - value
+        loss = loss - self._added_to_batch
         self._of_batch.clear()
+        self._added_to_batch = 0.0
         return loss
 
     def mean_since_log(self, step: int, accelerator: Accelerator) -> dict[str, float]:
-        """What each term has added to the loss of a step, of all processes, since this was last asked for."""
+        """The value of each term in a step, of all processes, since this was last asked for."""
         n_steps = max(1, step - self._first_step)
         means = {name: accelerator.reduce(value, "mean").item() / n_steps for name, value in self._since_log.items()}
         self._since_log.clear()
         return means
+
+
+class LossWithTeacher(Protocol):
+    """What computes the loss in training where a teacher is learned from."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a step needs the teacher."""
+
+    def loss(
+        self, host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Tokens
+    ) -> tuple[torch.Tensor, Any]:
+        """As `compute_loss`, with the outputs where there are any."""
 
 
 class LossHost(Protocol):
@@ -78,6 +103,7 @@ class LossHost(Protocol):
     compute_loss_func: Callable[..., torch.Tensor] | None
     label_smoother: LabelSmoother | None
     loss_terms: Mapping[str, LossTerm]
+    teaching: LossWithTeacher | None
     added_terms: AddedTerms
     fast_paths: dict[str, FastPath]
     only_loss_wanted: bool
@@ -122,6 +148,8 @@ def compute_loss(
     elif labels is None:
         result = self.parent_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = result if return_outputs else (result, None)
+    elif self.teaching is not None and self.teaching.is_on and model.training:
+        loss, outputs = self.teaching.loss(self, model, inputs, return_outputs, num_items_in_batch)
     else:
         loss, outputs = _token_mean(self, model, inputs, return_outputs, num_items_in_batch)
     if model.training and labels is not None:
@@ -199,18 +227,18 @@ def _users_loss(host: LossHost, model: nn.Module, inputs: dict[str, Any], num_it
     host.fast_paths[LINEAR_CROSS_ENTROPY].record(_who_computes_the_loss(host))
     assert host.compute_loss_func is not None
     labels = inputs.get("labels")
-    outputs = _outputs_with_logits(host, model, inputs)
+    outputs = outputs_with_logits(host, model, inputs)
     if num_items is not None:
         loss = host.compute_loss_func(outputs, labels, num_items_in_batch=num_items) * loss_ranks(host)
     else:  # the mean over this batch
         own = None if labels is None else target_tokens(host, inputs)
         loss = host.compute_loss_func(outputs, labels, num_items_in_batch=own)
     if labels is not None and host.family == "decoder_only":
-        _log_metrics_of_logits(host, outputs.logits, inputs)
+        log_metrics_of_logits(host, outputs.logits, inputs)
     return loss, outputs
 
 
-def _outputs_with_logits(host: LossHost, model: nn.Module, inputs: dict[str, Any]) -> Any:
+def outputs_with_logits(host: LossHost, model: nn.Module, inputs: dict[str, Any]) -> Any:
     """Outputs of the model with logits for each label, `(batch, target, vocabulary)`.
 
     An encoder-decoder model is called with the labels too, because PEFT hands the decoder's input on for some methods
@@ -234,9 +262,10 @@ def _token_mean(
     host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Tokens
 ) -> tuple[torch.Tensor, Any]:
     """Without logits where that is exact and they are not wanted, else from the model's own loss."""
-    fast = _at_output_head(host, model, inputs, return_outputs)
+    fast = at_output_head(host, model, inputs, return_outputs)
     if fast is not None:
-        outputs, tokens = fast
+        outputs, tokens = fast[0], fast[1].tokens
+        assert tokens is not None
         loss = tokens.mean
         if num_items is not None:
             loss = tokens.loss_sum / torch.as_tensor(num_items).clamp(min=1) * loss_ranks(host)
@@ -244,13 +273,13 @@ def _token_mean(
         return loss, outputs
     labels, smoother = inputs["labels"], host.label_smoother
     if host.family == "encoder_decoder":
-        outputs = _outputs_with_logits(host, model, inputs)
+        outputs = outputs_with_logits(host, model, inputs)
         mean = outputs["loss"] if smoother is None else smoother(outputs, labels)
         return accumulated_token_loss(mean, labels, num_items, loss_ranks(host)), outputs
     if smoother is not None or has_adapter(without_adapter(unwrapped(model)).get_output_embeddings()):
         # TRL's loss multiplies by the weight of the output head, and would not train the adapter on it.
-        outputs = _outputs_with_logits(host, model, inputs)
-        _log_metrics_of_logits(host, outputs.logits, inputs)
+        outputs = outputs_with_logits(host, model, inputs)
+        log_metrics_of_logits(host, outputs.logits, inputs)
         smoother = smoother or LabelSmoother(epsilon=0.0)
         loss = smoother(outputs, labels, shift_labels=True, num_items_in_batch=num_items)
         return loss if num_items is None else loss * loss_ranks(host), outputs
@@ -261,26 +290,23 @@ def _token_mean(
     return (result[0], _without_virtual_tokens(result[1], inputs)) if return_outputs else (result, None)
 
 
-def _at_output_head(
-    host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool
-) -> tuple[Any, TokenLoss] | None:
+def at_output_head(
+    host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, distill: Distill | None = None
+) -> tuple[Any, CapturedLoss] | None:
     """The model's outputs, whose logits have no rows, and the loss. `None` where the loss needs full logits."""
     base = without_adapter(unwrapped(model))
     reason = why_not_linear_cross_entropy(host, inputs, return_outputs) or why_not_at_output_head(base)
-    outputs = tokens = None
+    outputs = captured = None
     if reason is None:
-        args = host.args
-        with loss_at_output_head(
-            base, args.label_smoothing_factor, args.linear_cross_entropy_workspace_bytes
-        ) as captured:
+        smoothing, workspace_bytes = host.args.label_smoothing_factor, host.args.linear_cross_entropy_workspace_bytes
+        with loss_at_output_head(base, smoothing, workspace_bytes, distill) as captured:
             outputs = model(**inputs, use_cache=False) if host.family == "decoder_only" else model(**inputs)
-        tokens = captured.tokens
-        reason = None if tokens else f"{type(model).__name__} computes the loss"
+        reason = None if captured.tokens else f"{type(model).__name__} computes the loss"
     host.fast_paths[LINEAR_CROSS_ENTROPY].record(reason)
-    return (outputs, tokens) if tokens else None
+    return (outputs, captured) if captured and captured.tokens else None
 
 
-def _log_metrics_of_logits(host: LossHost, logits: torch.Tensor, inputs: Mapping[str, Any]) -> None:
+def log_metrics_of_logits(host: LossHost, logits: torch.Tensor, inputs: Mapping[str, Any]) -> None:
     """Of a decoder-only model; the trainer of encoder-decoder models logs none, and the argmax takes time."""
     labels = inputs["labels"][:, 1:]
     is_target = labels.ne(IGNORE_INDEX)

@@ -28,6 +28,7 @@ from left_trainer.models.positions import Limits, position_limits
 from left_trainer.trainer.checks import Request, check_fits, check_text_tokenizer, check_tokenizer, check_vocabulary
 from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.trainer.guarded import check_folder_free_for
+from left_trainer.trainer.teacher_checks import check_teacher
 from left_trainer.training_args import LeftTrainingArguments
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Preparation:
         learning_rate_source: Where the learning rate comes from.
         free_positions: Of the model, less those that the method takes.
         planned: What the run was planned to need, where that was asked for.
+        teachers_tokenizer: Of the teacher, where there is one.
     """
 
     model: PreTrainedModel | PeftModel
@@ -56,6 +58,7 @@ class Preparation:
     learning_rate_source: LearningRateSource
     free_positions: Limits
     planned: PlannedRun | None = None
+    teachers_tokenizer: PreTrainedTokenizerBase | None = None
 
 
 def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Preparation:
@@ -77,6 +80,7 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
         if source.adapter is None:
             check_vocabulary(tokenizer, source.config.get_text_config().vocab_size)
         check_text_tokenizer(request, tokenizer)
+    teachers_tokenizer = check_teacher(request, tokenizer)
     options = options_from_data(request, tokenizer)
     free = free_positions(request, options)
     if source.family == "encoder_decoder":
@@ -97,7 +101,7 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
         resolved["router_aux_loss_coef"] = 0.0
     if args.predict_with_generate and args.packing and args.eval_packing is None:
         resolved["eval_packing"] = False  # prompts are generated from one by one
-    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free, planned)
+    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free, planned, teachers_tokenizer)
 
 
 def _announced(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> PlannedRun | None:

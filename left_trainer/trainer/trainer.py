@@ -51,6 +51,8 @@ from left_trainer.trainer.preparation import (
     without_adapter_on_head,
 )
 from left_trainer.trainer.saving import saved_whole
+from left_trainer.trainer.teacher_checks import teacher_source
+from left_trainer.trainer.teaching import callbacks_of, make_teaching, with_projections
 from left_trainer.training_args import LeftTrainingArguments
 
 
@@ -91,6 +93,7 @@ class LeftTrainer(CheckpointingTrainer):
         peft_config: An explicit PEFT config; beats `args.peft_method`.
         peft_method: As in `LeftTrainingArguments`, beats `args`; for arguments of another class.
         peft_kwargs: The same.
+        teacher_model: As in `LeftTrainingArguments`, or a loaded model; see `args.distillation_kwargs`.
 
     Raises:
         ValueError: A model that generates no text, a field that has no effect on this model's family, a combination the
@@ -145,6 +148,7 @@ class LeftTrainer(CheckpointingTrainer):
         peft_config: PeftConfig | None = None,
         peft_method: str | None = None,
         peft_kwargs: str | Mapping[str, Any] | None = None,
+        teacher_model: str | PreTrainedModel | PeftModel | None = None,
     ) -> None:
         args = LeftTrainingArguments.from_arguments(args or LeftTrainingArguments(), peft_method, peft_kwargs)
         train_dataset, eval_dataset = features.given_datasets(train_dataset, eval_dataset)
@@ -154,7 +158,8 @@ class LeftTrainer(CheckpointingTrainer):
         given = (peft_config, quantization_config, train_dataset, eval_dataset, compute_loss_func, formatting_func)
         of_training = (data_collator, optimizers, optimizer_cls_and_kwargs, model_init is not None)
         method = method_of(source, args, peft_config)
-        request = Request(source, args, method, *given, *of_training, peft_method is not None, compute_metrics)
+        teacher = teacher_source(teacher_model, args)
+        request = Request(source, args, method, *given, *of_training, peft_method is not None, compute_metrics, teacher)
         check(request)
         ready = prepare(request, processing_class)
         self.cut_rows = {}
@@ -193,6 +198,7 @@ class LeftTrainer(CheckpointingTrainer):
         self.request, self.source, self.method = request, request.source, request.method
         self.learning_rate_source = ready.learning_rate_source
         self.free_positions, self.planned = ready.free_positions, ready.planned
+        self.teaching = make_teaching(request, ready)
         self.rows_were_text = batching.were_text(request.train_dataset)
         self._rows_to_train_on = request.train_dataset
         self.hooks = MethodHooks(self.method, args.peft_options, is_new=self.source.adapter is None)
@@ -201,7 +207,7 @@ class LeftTrainer(CheckpointingTrainer):
         if args.gradient_checkpointing and isinstance(model, PeftModel):
             model.enable_input_require_grads()
         self.hooks.prepare(model)
-        self.callbacks_of_method = self.hooks.callbacks(model)
+        self.callbacks_of_method = [*self.hooks.callbacks(model), *callbacks_of(self.teaching)]
         self.loss_terms = self.hooks.loss_terms()
         check_optimizer_trains(model, request.optimizers[0])
 
@@ -292,7 +298,7 @@ class LeftTrainer(CheckpointingTrainer):
             self.optimizer_cls_and_kwargs = class_and_arguments(self.optimizer_cls_and_kwargs, self.args)
             chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = self.hooks.optimizer(unwrapped(self.model), self.args, chosen)
-        return super().create_optimizer(model)
+        return with_projections(super().create_optimizer(model), self.teaching, self.args.device)
 
     def parent_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any

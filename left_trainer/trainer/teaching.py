@@ -1,0 +1,223 @@
+r"""The loss of a model that learns from a teacher too.
+
+A target token has the loss $(1 - \alpha) \ell + \alpha T^2 D$, see `compression_options.DistillationOptions`, and the
+mean is over the target tokens of the whole accumulated batch of all ranks, as for every loss here. What is logged as the
+loss is the task's $\ell$; `teacher_loss` is $T^2 D$, and `hidden_state_loss` that of `compression.hidden_states`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from left_trainer.compression.hidden_states import HiddenStateLoss
+from left_trainer.compression.teacher import Lesson, Teacher, hidden_states
+from left_trainer.compression_options import DistillationOptions
+from left_trainer.kernels.linear_divergence import (
+    DistillationLoss,
+    Divergence,
+    Head,
+    TopTokens,
+    divergence_of_logits,
+    linear_divergence,
+)
+from left_trainer.methods.apply import find_method, seeded
+from left_trainer.models import unwrapped, without_adapter
+from left_trainer.models.stacks import stack_layers
+from left_trainer.token_mean import IGNORE_INDEX
+from left_trainer.trainer.checks import Request
+from left_trainer.trainer.losses import LossHost, Tokens, at_output_head, loss_ranks, outputs_with_logits
+from left_trainer.trainer.preparation import Preparation
+
+TEACHER_LOSS, HIDDEN_STATE_LOSS = "teacher_loss", "hidden_state_loss"
+
+
+class Teaching:
+    """Computes the loss of a student beside its teacher.
+
+    Args:
+        teacher: Loaded.
+        options: How to learn from it.
+        hidden: Compares hidden states; `None` where they are not compared.
+    """
+
+    def __init__(self, teacher: Teacher, options: DistillationOptions, hidden: HiddenStateLoss | None = None) -> None:
+        self.teacher, self.options, self.hidden = teacher, options, hidden
+        self.divergence = Divergence(options.loss, options.beta, options.temperature)
+
+    def loss(
+        self, host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Tokens
+    ) -> tuple[torch.Tensor, Any]:
+        """The share of a micro-batch in the loss of the accumulated batch. Arguments as in `losses.compute_loss`."""
+        lesson = self.lesson(inputs)
+        inputs = {**inputs, "output_hidden_states": True} if self.hidden else inputs
+        outputs, distilled = self._distilled(host, model, inputs, return_outputs, lesson)
+        tokens = distilled.tokens
+        number = tokens.n_tokens if num_items is None else torch.as_tensor(num_items, device=tokens.n_tokens.device)
+        factor = loss_ranks(host) / number.clamp(min=1) if num_items is not None else 1 / number.clamp(min=1)
+        loss = distilled.loss_sum * factor
+        host.added_terms.add(TEACHER_LOSS, distilled.divergence_sum * factor, loss - tokens.loss_sum * factor)
+        if self.hidden is not None:
+            difference = self._hidden_state_loss(host, model, outputs, inputs, lesson) * factor
+            term = self.options.hidden_weight * difference
+            host.added_terms.add(HIDDEN_STATE_LOSS, difference, term)
+            loss = loss + term
+        host.log_token_metrics(tokens.n_tokens, tokens.n_correct, inputs)
+        return loss, outputs
+
+    def lesson(self, inputs: dict[str, Any]) -> Lesson:
+        """What the teacher says of a batch."""
+        return self.teacher.lesson(inputs, wants_hidden_states=self.hidden is not None)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a step needs the teacher."""
+        return self.options.runs_teacher
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the teacher in the next step."""
+        return self.options.weight
+
+    def _distilled(
+        self, host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, lesson: Lesson
+    ) -> tuple[Any, DistillationLoss]:
+        """Outputs of the student and the loss of its target tokens, without stored logits where that is exact."""
+        encoder_decoder = host.family == "encoder_decoder"
+        workspace_bytes = host.args.linear_cross_entropy_workspace_bytes
+
+        def distill(student: Head, labels: torch.Tensor) -> DistillationLoss:
+            labels, teacher = _aligned(labels, lesson, shifted=not encoder_decoder)
+            if isinstance(teacher, torch.Tensor):
+                return divergence_of_logits(_logits(student), teacher, labels, **self._how(student, teacher))
+            how = self._how(student, teacher)
+            return linear_divergence(student, teacher, labels, **how, workspace_bytes=workspace_bytes)
+
+        fast = at_output_head(host, model, inputs, return_outputs, distill)
+        if fast is not None:
+            assert fast[1].distilled is not None
+            return fast[0], fast[1].distilled
+        outputs, labels = outputs_with_logits(host, model, inputs), inputs["labels"]
+        logits = outputs.logits if encoder_decoder else outputs.logits[:, :-1]
+        labels, teacher = _aligned(labels if encoder_decoder else labels[:, 1:], lesson, shifted=not encoder_decoder)
+        if isinstance(teacher, Head):
+            teacher = _logits(teacher)
+        return outputs, divergence_of_logits(logits, teacher, labels, **self._how(logits, teacher))
+
+    def _how(self, student: Head | torch.Tensor, teacher: Head | TopTokens | torch.Tensor) -> dict[str, Any]:
+        """Arguments of the divergence. Heads may be padded to different numbers of words."""
+        n_words = None
+        if not isinstance(teacher, TopTokens):
+            numbers = [len(side.weight) if isinstance(side, Head) else side.shape[-1] for side in (student, teacher)]
+            n_words = min(numbers) if len(set(numbers)) > 1 else None
+        return {"divergence": self.divergence, "alpha": self.alpha, "n_words": n_words}
+
+    def _hidden_state_loss(
+        self, host: LossHost, model: nn.Module, outputs: Any, inputs: dict[str, Any], lesson: Lesson
+    ) -> torch.Tensor:
+        assert self.hidden is not None
+        states = hidden_states(without_adapter(unwrapped(model)), outputs, inputs)
+        shifted = host.family == "decoder_only"
+        result: torch.Tensor = self.hidden(
+            states, lesson.hidden_states, inputs["labels"], inputs.get("attention_mask"), shifted
+        )
+        return result
+
+
+def _aligned(
+    labels: torch.Tensor, lesson: Lesson, shifted: bool
+) -> tuple[torch.Tensor, Head | TopTokens | torch.Tensor]:
+    """Labels, and what the teacher says at each of them.
+
+    Virtual tokens that a method puts before those of a decoder-only model have no part in either. The first token of a
+    text, which only a student with virtual tokens predicts, is no target.
+
+    Args:
+        labels: `(batch, target)`, of a decoder-only model those behind each position.
+        lesson: Of all positions.
+        shifted: Whether the last position predicts no label.
+    """
+    n_before = labels.shape[1] - (lesson.length - 1 if shifted else lesson.length)
+    if n_before:
+        labels = labels.clone()
+        labels[:, :n_before] = IGNORE_INDEX
+    return labels, lesson.moved(n_before, -1 if shifted else None)
+
+
+def _logits(head: Head) -> torch.Tensor:
+    logits = torch.nn.functional.linear(head.hidden, head.weight.to(head.hidden.dtype))
+    if head.bias is not None:
+        logits = logits + head.bias
+    return head.softcap * torch.tanh(logits / head.softcap) if head.softcap else logits
+
+
+class TeachingCallback(TrainerCallback):
+    """Averages the gradients of the projections over the processes, which are no part of the wrapped model."""
+
+    def __init__(self, hidden: HiddenStateLoss) -> None:
+        self.hidden = hidden
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.world_size > 1:
+            for parameter in self.hidden.parameters():
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad.div_(args.world_size)  # type: ignore[union-attr]
+
+
+def make_teaching(request: Request, ready: Preparation) -> Teaching | None:
+    """What a run needs of its teacher; `None` where it has none."""
+    if request.teacher is None:
+        return None
+    options, student = request.args.distillation, ready.model
+    teacher = Teacher.of(request.teacher, student, options, ready.teachers_tokenizer)
+    hidden = None
+    if options.hidden_weight:
+        configs = without_adapter(student).config, without_adapter(teacher.model).config
+        widths = tuple(config.get_text_config(decoder=True).hidden_size for config in configs)
+        layers = [stack_layers(config) for config in configs]
+        numbers = {stack: (number, layers[1][stack]) for stack, number in layers[0].items()}
+        with seeded(request.args.seed):
+            hidden = HiddenStateLoss(options.layer_map, widths, numbers)  # type: ignore[arg-type]
+    return Teaching(teacher, options, hidden)
+
+
+def callbacks_of(teaching: Teaching | None) -> list[TrainerCallback]:
+    """What acts during the training beside the loss."""
+    has_projections = teaching is not None and teaching.hidden is not None and len(teaching.hidden.projections) > 0
+    return [TeachingCallback(teaching.hidden)] if has_projections else []  # type: ignore[union-attr,arg-type]
+
+
+def with_projections(
+    optimizer: torch.optim.Optimizer, teaching: Teaching | None, device: torch.device
+) -> torch.optim.Optimizer:
+    """`optimizer`, which also trains the projections of hidden states."""
+    projections = list(teaching.hidden.to(device).parameters()) if teaching and teaching.hidden else []
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if projections and id(projections[0]) not in held:
+        optimizer.add_param_group({"params": projections})
+    return optimizer
+
+
+@contextlib.contextmanager
+def answering_as_teacher(trainer: Any) -> Iterator[None]:
+    """Inside, `trainer` evaluates and predicts with its teacher."""
+    teacher: Teacher = trainer.teaching.teacher
+    if teacher.is_base:
+        with trainer.without_adapter():
+            yield
+        return
+    held = {name: getattr(trainer, name) for name in ("model", "model_wrapped", "processing_class", "method")}
+    values = {"model": teacher.model, "model_wrapped": teacher.model, "processing_class": teacher.tokenizer}
+    teacher.model.to(trainer.args.device)
+    vars(trainer).update(values, method=find_method(teacher.model))
+    try:
+        yield
+    finally:
+        vars(trainer).update(held)
