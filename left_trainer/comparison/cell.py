@@ -267,8 +267,9 @@ def as_untrained(report: TrainingReport) -> TrainingReport:
 
 
 def release_training_memory(trainer: LeftTrainer) -> None:
-    """Let go of gradients and optimizer, so that the memory of generation is that of generation."""
+    """Let go of gradients, optimizer and teacher, so that the memory of generation is that of generation."""
     handler = trainer.callback_handler
+    trainer.teaching = None
     trainer.optimizer = trainer.lr_scheduler = handler.optimizer = handler.lr_scheduler = None
     trainer.model.zero_grad(set_to_none=True)
     trainer.accelerator.free_memory()

@@ -16,6 +16,7 @@ from left_trainer.comparison.settings import (
     Setting,
     check_labels,
     check_references,
+    check_told_apart,
     level,
     read_setting,
     references,
@@ -33,6 +34,7 @@ from left_trainer.secret_values import take_tokens
 from left_trainer.tasks import get_task
 from left_trainer.trainer.checks import Request, check_model_and_method
 from left_trainer.trainer.preparation import choose_learning_rate
+from left_trainer.trainer.teacher_checks import check_teacher, teacher_source
 from left_trainer.training_args import LeftTrainingArguments
 
 DEFAULT_METHODS = ("lora", "ia3", "prefix_tuning", "prompt_tuning", "p_tuning", "full")
@@ -142,6 +144,7 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
     for plan in plans[: len(settings)]:  # on the first task; the models are the same on the others
         check_cell(layouts[0].standing(plan.runs[0]), output_dir)
     _check_distinct("methods", [_title(plan) for plan in plans[: len(settings)]])
+    check_told_apart(settings)
     return Grid(bases, plans, left_out, _why_no_general_loss(bases[0], output_dir))
 
 
@@ -158,7 +161,10 @@ def check_cell(cell: Cell, output_dir: Path) -> None:
     """Raise `ValueError` where the method does not work on the model, or its options or targets do not fit it."""
     model_args, _, args = cell.parse(output_dir)
     source, method = model_args.source(args), get_method(args.peft_method)
-    check_model_and_method(Request(source, args, method))
+    request = Request(source, args, method, teacher=teacher_source(None, args))
+    check_model_and_method(request)
+    if request.teacher is not None:
+        check_teacher(request, load_tokenizer(source))
     if method.derive_from_data is None:
         skeleton = build_skeleton(source)
         planned = build_config(skeleton, method, args.peft_options, source.family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,12 @@ def draw_plots(summary: Summary, folder: Path) -> None:
     """Write a picture for each of `COSTS` and `training_curves.png`, with a panel for each task."""
     if all(row.is_reference for row in summary.rows):
         return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # a name may be in any script
+        _draw_plots(summary, folder)
+
+
+def _draw_plots(summary: Summary, folder: Path) -> None:
     has_sizes = any(column.key == SIZE for column in summary.columns)
     for name, cost in ((name, cost) for name, cost in COSTS.items() if has_sizes or not cost.of_sizes):
         figure, panels = _panels(summary)

@@ -209,10 +209,11 @@ def _check_same(cells: Sequence[Cell], conditions: Mapping[str, str], subject: s
     for key, title in conditions.items():
         values = list(dict.fromkeys(cell.conditions.get(key) for cell in cells))
         if len(values) > 1:
+            named = " Give a setting that has a model of its own a name." if conditions is MODEL else ""
             raise ValueError(
                 f"{subject} different {title}: {_shorten(values[0])} and {_shorten(values[1])}. The scores would not "
                 "be comparable. Use a separate --output_dir for each, or put them side by side on purpose: "
-                "`left-trainer report DIR DIR --allow_mixed`."
+                f"`left-trainer report DIR DIR --allow_mixed`.{named}"
             )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from left_trainer.comparison.cell import BASE, REFERRING, referred
+from left_trainer.comparison.cell import BASE, COMPRESSION_FIELDS, REFERRING, referred
 from left_trainer.comparison.flags import DECIDED, argument_names, flags_of, parse_flags
 from left_trainer.comparison.rows import MAJORITY
 from left_trainer.compression_options import BASE_TEACHER, NO_TEACHER, SELF_TEACHER
@@ -23,6 +23,17 @@ from left_trainer.shown_text import one_line
 
 METHOD, NAME = "peft_method", "name"
 LONGEST_NAME = 80
+# Arguments whose values tables put beside the name of a method where rows differ in them.
+SHOWN = (
+    *COMPRESSION_FIELDS,
+    "peft_kwargs",
+    "learning_rate",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "model_name_or_path",
+)
 TEACHERS = (BASE_TEACHER, SELF_TEACHER, NO_TEACHER)
 QUOTES, BRACKETS = "\"'", {"{": "}", "[": "]", "(": ")"}
 FIELD = re.compile(r"\+\s*[A-Za-z_][\w-]*\s*=")
@@ -83,6 +94,22 @@ def check_labels(settings: Sequence[Setting]) -> None:
     for setting in settings:
         if setting.name is not None and labels.count(setting.name) > 1:
             raise ValueError(f"{setting.name!r} is the name of several settings in methods. Give each its own name.")
+
+
+def check_told_apart(settings: Sequence[Setting]) -> None:
+    """Raise `ValueError` for settings without names that a table would show as several seeds of one."""
+    seen: dict[str, Setting] = {}
+    for setting in settings:
+        if setting.name is None:
+            shown = {key: value for key, value in setting.arguments.items() if key in SHOWN}
+            other = seen.setdefault(str((setting.method, sorted(shown.items()))), setting)
+            if other is not setting:
+                names = {key for one in (setting, other) for key in one.arguments if key not in SHOWN}
+                raise ValueError(
+                    f"Two settings of {setting.method} differ in {', '.join(sorted(names))} alone, which tables do not "
+                    f"show. Give each a name: NAME={setting.method}+..., or in YAML {{name: NAME, peft_method: "
+                    f"{setting.method}, ...}}."
+                )
 
 
 def check_references(settings: Sequence[Setting], shared: Mapping[str, Any]) -> None:
