@@ -30,12 +30,13 @@ from left_trainer.callbacks.memory_counters import memory_counter
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.comparison.general_text import general_loss, general_rows, readable_rows, why_unreadable
 from left_trainer.comparison.progress import ProgressFileCallback, write_progress
+from left_trainer.compression_options import BASE_TEACHER, NO_TEACHER, SELF_TEACHER
 from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.evaluation.metrics import score_interval
 from left_trainer.evaluation.text_metrics import decode
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share
 from left_trainer.runs.files_of_0_1 import upgrade_tuning
-from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, set_up
+from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, score_teacher, set_up
 from left_trainer.runs.json_records import from_json, read_json, write_json
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import TuningResult
@@ -53,6 +54,8 @@ N_SAMPLES = 8
 # Arguments that may refer to the result of another setting, as `{NAME}`.
 REFERRING = ("model_name_or_path", "teacher_model")
 COMPRESSION_FIELDS = ("teacher_model", "distillation_kwargs", "shrink_to", "shrink_kwargs")
+# Teachers that are the untrained model, and none.
+OTHER_TEACHERS = (BASE_TEACHER, SELF_TEACHER, NO_TEACHER)
 REFERENCE = re.compile(r"\s*\{\s*(.+?)\s*\}\s*")
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")  # of a folder's name, on some file system
 LONGEST_LABEL = 40
@@ -193,6 +196,7 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     run = set_up(get_task(cell.task), model_args, data_args, args)
     trainer = run.trainer
     trainer.add_callback(ProgressFileCallback(folder))
+    teacher = score_teacher(run) if scores_teacher(cell) else None
     if cell.kind != BASE:
         trainer.train()
         trainer.save_model()
@@ -206,7 +210,7 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     texts = None if token_ids is None else decode(trainer.processing_class, token_ids)
     samples = collect_samples(rows, trainer.processing_class, {"prediction": token_ids}, N_SAMPLES)
     share = majority_share(run.task, rows["target"])
-    report = build_report(trainer, run.task, before, after, run.prompt, samples, share)
+    report = build_report(trainer, run.task, before, after, run.prompt, samples, share, teacher)
     if not cell.save_adapter:
         remove_weights(folder)
     if cell.kind == BASE:
@@ -221,6 +225,12 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
         write_predictions(folder, rows, texts)
     write_progress(folder, "measuring the loss on general text")
     return replace(report, **forgetting(trainer, cell.general_text_file))
+
+
+def scores_teacher(cell: Cell) -> bool:
+    """Whether a run scores its teacher: where no other row of the comparison does."""
+    teacher = cell.arguments.get("teacher_model")
+    return cell.kind == "method" and teacher not in (None, *OTHER_TEACHERS) and referred(teacher) is None
 
 
 def judged(task: Task, predictions: list[str] | None, references: list[str]) -> dict[str, Any]:
@@ -269,7 +279,8 @@ def as_untrained(report: TrainingReport) -> TrainingReport:
 def release_training_memory(trainer: LeftTrainer) -> None:
     """Let go of gradients, optimizer and teacher, so that the memory of generation is that of generation."""
     handler = trainer.callback_handler
-    trainer.teaching = None
+    if trainer.teaching is not None:
+        trainer.teaching.teacher.model = trainer.model  # its own is let go of, and what it is called stays
     trainer.optimizer = trainer.lr_scheduler = handler.optimizer = handler.lr_scheduler = None
     trainer.model.zero_grad(set_to_none=True)
     trainer.accelerator.free_memory()

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from left_trainer.comparison.cell import BASE, COMPRESSION_FIELDS, REFERRING, referred
+from left_trainer.comparison.cell import BASE, COMPRESSION_FIELDS, OTHER_TEACHERS, REFERRING, referred
 from left_trainer.comparison.flags import DECIDED, argument_names, flags_of, parse_flags
 from left_trainer.comparison.rows import MAJORITY
-from left_trainer.compression_options import BASE_TEACHER, NO_TEACHER, SELF_TEACHER
 from left_trainer.embedded import DEFAULT_MODEL, MODEL_NAMES
 from left_trainer.methods import get_method
 from left_trainer.registry import did_you_mean
@@ -34,7 +33,6 @@ SHOWN = (
     "gradient_accumulation_steps",
     "model_name_or_path",
 )
-TEACHERS = (BASE_TEACHER, SELF_TEACHER, NO_TEACHER)
 QUOTES, BRACKETS = "\"'", {"{": "}", "[": "]", "(": ")"}
 FIELD = re.compile(r"\+\s*[A-Za-z_][\w-]*\s*=")
 
@@ -272,7 +270,7 @@ def _check_braces(settings: Sequence[Setting], labels: Sequence[str]) -> None:
     """Refuse a teacher that is called like a setting and is none: what was meant is that setting's result."""
     for setting in settings:
         teacher = setting.arguments.get("teacher_model")
-        if teacher in labels and teacher not in TEACHERS:
+        if teacher in labels and teacher not in OTHER_TEACHERS:
             raise ValueError(
                 f"The setting {setting.label!r} has teacher_model={teacher!r}, which is the name of a setting. Write "
                 f"teacher_model={{{teacher}}} to learn from its result, or ./{teacher} for a folder."

@@ -95,6 +95,7 @@ class RunPlanner:
             dtype=dtype,
             device=self.device,
             quantization_config=self.request.quantization_config,
+            teacher_model=self.request.teacher,
         )
 
 

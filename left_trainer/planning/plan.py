@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils.logging import disable_progress_bar
 
 from left_trainer.callbacks.trainable_parameters import count_parameters
+from left_trainer.compression.teacher import Teacher
 from left_trainer.models import ModelSource
 from left_trainer.models.family import model_family
 from left_trainer.models.positions import position_limits
@@ -32,6 +33,7 @@ from left_trainer.recording.storage_bytes import CPU, CUDA, DeviceMemory
 from left_trainer.recording.timeline import Moment, peak, timeline
 from left_trainer.trainer.checks import Request, check_losses, check_model_and_method
 from left_trainer.trainer.preparation import choose_learning_rate, free_positions, method_of
+from left_trainer.trainer.teacher_checks import teacher_source
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
 N_SAMPLES = 200  # of the timeline
@@ -113,6 +115,7 @@ def plan_training(
     quantization_config: Any = None,
     train_dataset: Any = None,
     processing_class: PreTrainedTokenizerBase | None = None,
+    teacher_model: str | PreTrainedModel | PeftModel | ModelSource | None = None,
 ) -> TrainingPlan:
     """Plan a run: its real training step is run on shapes, without weights and without a GPU.
 
@@ -131,6 +134,7 @@ def plan_training(
         quantization_config: As for `LeftTrainer`; methods such as `qlora` bring their own.
         train_dataset: As for `LeftTrainer`. Its rows of most characters are tokenized to find the longest.
         processing_class: The tokenizer; rows of token ids need none.
+        teacher_model: As for `LeftTrainer`.
 
     Raises:
         ValueError: No such model, an unknown device, no tokens or more than the model has positions, or what
@@ -140,7 +144,8 @@ def plan_training(
     memory = _memory_of(device)
     method = method_of(source, args, peft_config)
     args = args.replaced(learning_rate=choose_learning_rate(args, method, source)[0])
-    request = Request(source, args, method, peft_config, quantization_config)
+    teacher = teacher_source(teacher_model, args)
+    request = Request(source, args, method, peft_config, quantization_config, teacher=teacher)
     check_model_and_method(request, needs_weights=False)
     check_losses(request)
     if train_dataset is not None and (source_tokens, target_tokens, tokens) == (None, None, None):
@@ -169,10 +174,11 @@ class _Planning:
         features = self.batch.features(config.is_encoder_decoder, config.get_text_config().vocab_size)
         recorder = self._recorder()
         model, loading_bytes = self._load(recorder)
+        teacher = self._teacher(recorder, model)
         self.tracker.add(model)
         counted = count_parameters(model)
         with disguised(self.device) as disguise, recorder, self.tracker:
-            trainer = trainer_on_shapes(request, model)
+            trainer = trainer_on_shapes(request, model, teacher)
             recorder.label_model(model)
             recorder.recording.operations.clear()
             Rehearsal(trainer, recorder, disguise, _autocast_of(args)).step(features)
@@ -220,6 +226,18 @@ class _Planning:
             model = with_method(model, request, options)
         weights = recorder.live_bytes
         return model, weights + (largest if quantization is not None else 0)
+
+    def _teacher(self, recorder: StepRecorder, model: Any) -> Teacher | None:
+        """The teacher on the meta device; `None` where no step needs one."""
+        request, options = self.request, self.request.args.distillation
+        if request.teacher is None or not request.is_taught:
+            return None
+        with disguised(torch.device("cpu")), recorder, torch.device("meta"):
+            if not isinstance(request.teacher, ModelSource):
+                return Teacher.of(request.teacher, model, options, None)
+            dtype = _dtype_of(options.teacher_dtype, request.teacher) if options.teacher_dtype else self.dtype
+            weights = model_on_meta(request.teacher, dtype, options.teacher_quantization_config)
+            return Teacher(request.teacher.title, weights)
 
     def _evaluation(self, model: Any) -> int:
         """Bytes of an evaluation beside what is there anyway."""

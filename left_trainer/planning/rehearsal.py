@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import types
 from collections import defaultdict
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer.adapters.residual_base import RESIDUAL_BASE, remember_initial_adapter
+from left_trainer.compression.teacher import Teacher
 from left_trainer.methods.apply import apply_built, apply_config, build_config
 from left_trainer.methods.patterns import check_patterns
 from left_trainer.models import ModelSource, unwrapped, without_adapter
@@ -115,7 +117,9 @@ def with_method(
 # The trainer
 
 
-def trainer_on_shapes(request: Request, model: PeftModel | PreTrainedModel) -> LeftTrainer:
+def trainer_on_shapes(
+    request: Request, model: PeftModel | PreTrainedModel, teacher: Teacher | None = None
+) -> LeftTrainer:
     """The trainer of a run with everything that its step takes, and nothing that a run alone needs.
 
     Hugging Face's constructor is not run: it would set up the process for training on a device.
@@ -124,9 +128,12 @@ def trainer_on_shapes(request: Request, model: PeftModel | PreTrainedModel) -> L
     trainer: Any = object.__new__(LeftSeq2SeqTrainer if is_pair else LeftSFTTrainer)
     args = request.args
     trainer.args, trainer.model = args, model
-    trainer.take_over(request, Preparation(model, None, args, "given", Limits()))  # type: ignore[arg-type]
+    trainer.take_over(request, Preparation(model, None, args, "given", Limits(), teacher=teacher))  # type: ignore[arg-type]
     trainer.accelerator = types.SimpleNamespace(
-        num_processes=1, parallelism_config=None, gather_for_metrics=lambda tensor: tensor
+        num_processes=1,
+        parallelism_config=None,
+        gather_for_metrics=lambda tensor: tensor,
+        autocast=contextlib.nullcontext,
     )
     trainer.label_smoother = LabelSmoother(args.label_smoothing_factor) if args.label_smoothing_factor else None
     trainer.only_loss_wanted = trainer.is_deepspeed_enabled = trainer.is_fsdp_enabled = False
@@ -173,6 +180,7 @@ class Rehearsal:
         self.model: Any = trainer.model
         if autocast is not None and disguise is not None:
             self._use_autocast(disguise, autocast)
+            trainer.accelerator.autocast = lambda: disguise.autocast(autocast)
 
     def _use_autocast(self, disguise: Disguise, dtype: torch.dtype) -> None:
         """As accelerate does: the model's forward pass, whose outputs become float32."""

@@ -16,7 +16,7 @@ from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
 from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.evaluation import baselines
-from left_trainer.evaluation.scores import without_prefix
+from left_trainer.evaluation.scores import is_quality, without_prefix
 from left_trainer.evaluation.text_metrics import decode
 from left_trainer.methods.options import plain_options
 from left_trainer.models import unwrapped
@@ -27,6 +27,7 @@ from left_trainer.runs.report import (
     PeakMemory,
     Sample,
     Scores,
+    TeacherReport,
     TrainingReport,
 )
 from left_trainer.runs.report_text import draw_losses, results_section
@@ -70,6 +71,7 @@ def build_report(
     prompt: str | None = None,
     samples: Sequence[Sample] = (),
     majority: float | None = None,
+    teacher: Scores | None = None,
 ) -> TrainingReport:
     """The report of a finished run.
 
@@ -81,6 +83,7 @@ def build_report(
         prompt: Template used instead of the task's.
         samples: As `collect_samples` returns them.
         majority: As `majority_share` returns it.
+        teacher: Scores of the teacher, with any prefix; `None` where it was not scored.
     """
     args, state, count = trainer.args, trainer.state, count_parameters(unwrapped(trainer.model))
     batch_size, speed = _rows_per_step(args), _steps_per_second(trainer)
@@ -115,7 +118,20 @@ def build_report(
         cut_rows=dict(trainer.cut_rows),
         majority_share=majority,
         planned=trainer.planned,
+        teacher=_teacher(trainer, _scores(teacher), _scores(after)),
     )
+
+
+def _teacher(trainer: LeftTrainer, teachers: Scores | None, students: Scores | None) -> TeacherReport | None:
+    if trainer.teaching is None:
+        return None
+    title, options = trainer.teaching.teacher.title, trainer.teaching.identity
+    shares = {
+        name: students[name] / score  # type: ignore[operator]
+        for name, score in (teachers or {}).items()
+        if students and is_quality(name) and score and students.get(name) is not None
+    }
+    return TeacherReport(title, options, teachers, shares)
 
 
 def majority_share(task: Task, targets: Sequence[str]) -> float | None:
@@ -160,7 +176,7 @@ def _callback(trainer: LeftTrainer, kind: type[Callback]) -> Callback | None:
     return next((item for item in trainer.callback_handler.callbacks if isinstance(item, kind)), None)
 
 
-def _scores(metrics: Mapping[str, float] | None) -> Scores | None:
+def _scores(metrics: Scores | None) -> Scores | None:
     return None if metrics is None else without_prefix(metrics)
 
 

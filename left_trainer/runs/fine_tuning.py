@@ -11,12 +11,13 @@ from transformers.trainer_utils import PredictionOutput
 
 from left_trainer.callbacks import MemoryProfilerCallback, TrainableParametersCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
+from left_trainer.compression_options import BASE_TEACHER, SELF_TEACHER
 from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.data.loading import prepare_task_data
 from left_trainer.evaluation.text_metrics import text_metrics
-from left_trainer.models import load_tokenizer
+from left_trainer.models import load_tokenizer, model_family, without_adapter
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share, write_report
-from left_trainer.runs.report import TrainingReport
+from left_trainer.runs.report import Scores, TrainingReport
 from left_trainer.runs.training_parser import TrainingParser
 from left_trainer.storage.locks import folder_lock
 from left_trainer.tasks import Task
@@ -25,6 +26,7 @@ from left_trainer.trainer.checkpoints import check_room
 from left_trainer.trainer.checks import Request, check_model_and_method
 from left_trainer.trainer.divergence import TrainingDivergedError
 from left_trainer.trainer.preparation import method_of
+from left_trainer.trainer.teaching import answering_as_teacher
 from left_trainer.training_args import LeftTrainingArguments
 
 N_SAMPLES = 3
@@ -105,6 +107,26 @@ def score(trainer: LeftTrainer, rows: Dataset) -> PredictionOutput:
         return trainer.predict(rows)
 
 
+def score_teacher(run: Run, before: PredictionOutput | None = None) -> Scores | None:
+    """Scores of the teacher on the test split; `None` where there is none, or none that answers the same prompts.
+
+    Args:
+        run: Before its training.
+        before: Of the student without its adapter, which is what `base` and `self` are.
+    """
+    trainer, rows = run.trainer, run.data["test"]
+    teacher = trainer.teaching.teacher if trainer.teaching else None
+    if teacher is None:
+        return None
+    if before is not None and teacher.title in (BASE_TEACHER, SELF_TEACHER):
+        return before.metrics
+    if model_family(without_adapter(teacher.model)) != trainer.family or teacher.tokenizer is None:
+        return None
+    metrics = text_metrics(teacher.tokenizer, run.task.metrics) if trainer.args.predict_with_generate else None
+    with answering_as_teacher(trainer, metrics):
+        return score(trainer, rows).metrics
+
+
 def fine_tune(run: Run) -> TrainingReport:
     """Score, train, score, save, report. Returns the report.
 
@@ -122,6 +144,7 @@ def _fine_tune(run: Run) -> TrainingReport:
     trainer, rows = run.trainer, run.data["test"]
     with trainer.without_adapter():
         before = score(trainer, rows)
+    teacher = score_teacher(run, before)
     try:
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     except TrainingDivergedError as error:
@@ -134,7 +157,7 @@ def _fine_tune(run: Run) -> TrainingReport:
     texts = {"before": before.predictions, "after": after.predictions}
     samples = collect_samples(rows, trainer.processing_class, texts, N_SAMPLES)
     share = majority_share(run.task, rows["target"])
-    report = build_report(trainer, run.task, before.metrics, after.metrics, run.prompt, samples, share)
+    report = build_report(trainer, run.task, before.metrics, after.metrics, run.prompt, samples, share, teacher)
     if trainer.is_world_process_zero():
         write_report(trainer, report)
     return report

@@ -63,6 +63,23 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class TeacherReport:
+    """The teacher that a model has learned from.
+
+    Args:
+        name: Hub name or path, `base` or `self`.
+        options: How it was learned from.
+        metrics: Its own scores on the test split; `None` where it was not scored.
+        share_kept: Scores of the trained model in parts of the teacher's, by metric.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    metrics: Scores | None
+    share_kept: Scores = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class TrainingReport:
     """Everything there is to say about a finished run; `training_report.json` holds it.
 
@@ -90,9 +107,10 @@ class TrainingReport:
         cut_rows: How many rows of `train`, `eval` and `test` were too long; a split that is streamed is not counted.
         majority_share: Percent of test rows that have the most frequent label, which is the accuracy of always
             answering with it; for tasks that are scored by accuracy.
+        teacher: What it has learned from, where there was a teacher.
         setting: Name of the setting of a comparison, where the user gave it one.
-        base_parameters: Of the model apart from embeddings, head and what the method added.
-        model_size_bytes: Of the weights of the whole model, with what the method added, as they are saved.
+        base_parameters: Of the model without what the method added, apart from embeddings and head.
+        model_size_bytes: Of the weights of the same model, embeddings and head included, as they are saved.
     """
 
     method: str
@@ -133,6 +151,7 @@ class TrainingReport:
     majority_share: float | None = None
     run_seconds: float | None = None
     planned: PlannedRun | None = None
+    teacher: TeacherReport | None = None
     setting: str | None = None
     base_parameters: int | None = None
     model_size_bytes: int | None = None

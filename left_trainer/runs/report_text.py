@@ -12,6 +12,7 @@ from left_trainer.evaluation.scores import is_score
 from left_trainer.runs.report import Sample, TrainingReport
 from left_trainer.shown_text import code, markdown, printable, table_lines
 from left_trainer.storage.whole import whole_file
+from left_trainer.tasks import get_task
 
 if TYPE_CHECKING:
     from left_trainer.runs.evaluation import EvaluationReport
@@ -30,8 +31,9 @@ def results_section(report: TrainingReport) -> str:
     lines = [
         title,
         "",
-        *table_lines(("metric", "before", "after"), [(markdown(name), *rest) for name, *rest in _score_rows(report)]),
+        *table_lines(_score_columns(report), [(markdown(name), *rest) for name, *rest in _score_rows(report)]),
         "",
+        *_kept(report),
         *([f"{_majority(report)}", ""] if report.majority_share is not None else []),
         f"{report.trainable_parameters or 0:,} of {report.total_parameters:,} parameters trained "
         f"({report.trainable_percent or 0:.3f} %), {report.train_steps} steps of {report.train_batch_size} rows at "
@@ -53,11 +55,12 @@ def format_report(report: TrainingReport, folder: str) -> str:
     """Scores before and after, samples, and where the files are, for the terminal."""
     samples = [_sample(sample, number) for number, sample in enumerate(report.samples, 1)]
     title = f"Test scores, {report.task} with {report.method}"
-    table = format_table(title, ("metric", "before", "after"), _score_rows(report))
+    table = format_table(title, _score_columns(report), _score_rows(report))
     speed = report.train_steps_per_second
     pace = f"Trained {report.train_steps} steps at {speed:.2f} steps/s. " if speed else ""
     what = "Model" if report.method == "full" else "Adapter"
     majority = [_majority(report)] if report.majority_share is not None else []
+    majority += _kept(report)
     where = f"{pace}{what}, report, model card and plots are in {folder}"
     return printable("\n".join(["", *samples, table, *majority, "", *_cuts(report), *_memory(report), where]))
 
@@ -110,11 +113,29 @@ def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str
         figure.savefig(part, dpi=120, format="png")
 
 
-def _score_rows(report: TrainingReport) -> list[tuple[str, str, str]]:
-    """The loss and the task's metrics, before and after training."""
+def _score_columns(report: TrainingReport) -> tuple[str, ...]:
+    return ("metric", "before", "after", *(["teacher"] if report.teacher and report.teacher.metrics else []))
+
+
+def _score_rows(report: TrainingReport) -> list[tuple[str, ...]]:
+    """The loss and the task's metrics, before and after training, and those of the teacher."""
     before, after = report.metrics.before or {}, report.metrics.after or {}
+    teacher = report.teacher.metrics if report.teacher else None
     names = [name for name in before if is_score(name) and (name in after or not after)]
-    return [(name, _score(before[name]), _score(after.get(name))) for name in names]
+    return [
+        (name, _score(before[name]), _score(after.get(name)), *([_score(teacher.get(name))] if teacher else []))
+        for name in names
+    ]
+
+
+def _kept(report: TrainingReport) -> list[str]:
+    """How much of the teacher's quality the student has, as a paragraph; no line where that is not known."""
+    if not report.teacher or not report.teacher.share_kept:
+        return []
+    kept, main = report.teacher.share_kept, get_task(report.task).main_metric
+    shown = {main: kept[main]} if main in kept else kept
+    shares = ", ".join(f"{100 * (share or 0):.1f} % of its {name}" for name, share in shown.items())
+    return [f"The teacher is {markdown(report.teacher.name)}; the model has {shares}.", ""]
 
 
 def _majority(report: TrainingReport) -> str:

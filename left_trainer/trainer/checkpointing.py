@@ -28,6 +28,7 @@ from left_trainer.trainer.checkpoints import (
 )
 from left_trainer.trainer.reading import ReadingTrainer
 from left_trainer.trainer.run_identity import RUN, check_identity, identity_of_model, identity_of_training
+from left_trainer.trainer.teaching import Teaching
 
 
 class CheckpointingTrainer(ReadingTrainer):
@@ -35,6 +36,7 @@ class CheckpointingTrainer(ReadingTrainer):
 
     _written_beside: Path | None = None
     hooks: MethodHooks
+    teaching: Teaching | None
     model_init: Any
     _identity_of_model: Mapping[str, Any] | None = None
     _identity_of_run: Mapping[str, Any] | None = None  # found once: it reads some thousand rows
@@ -129,6 +131,16 @@ class CheckpointingTrainer(ReadingTrainer):
             best = target.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
             if best == target or best.is_dir():
                 self.state.best_model_checkpoint = str(best)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.teaching is not None and self.args.should_save:
+            self.teaching.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.teaching is not None and checkpoint is not None:
+            self.teaching.load(checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._written_beside is None:

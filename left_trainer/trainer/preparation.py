@@ -13,6 +13,7 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from left_trainer.compression.teacher import Teacher
 from left_trainer.data.features import first_row_ids, named_datasets
 from left_trainer.kernels.output_head import has_adapter
 from left_trainer.methods import PeftMethod, get_method
@@ -49,7 +50,7 @@ class Preparation:
         learning_rate_source: Where the learning rate comes from.
         free_positions: Of the model, less those that the method takes.
         planned: What the run was planned to need, where that was asked for.
-        teachers_tokenizer: Of the teacher, where there is one.
+        teacher: Loaded, where there is one.
     """
 
     model: PreTrainedModel | PeftModel
@@ -58,7 +59,7 @@ class Preparation:
     learning_rate_source: LearningRateSource
     free_positions: Limits
     planned: PlannedRun | None = None
-    teachers_tokenizer: PreTrainedTokenizerBase | None = None
+    teacher: Teacher | None = None
 
 
 def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Preparation:
@@ -88,6 +89,9 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
             check_fits(dataset, free, argument)
     planned = _announced(request, tokenizer)
     model = prepare_model(request, options)
+    teacher = None
+    if request.teacher is not None:
+        teacher = Teacher.of(request.teacher, model, args.distillation, teachers_tokenizer)
     if tokenizer is not None and source.adapter is not None:  # which may bring embeddings of further tokens
         check_vocabulary(tokenizer, without_adapter(model).get_input_embeddings().weight.shape[0])
     if isinstance(model, PeftModel) and source.base_options.get("revision"):
@@ -101,7 +105,7 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
         resolved["router_aux_loss_coef"] = 0.0
     if args.predict_with_generate and args.packing and args.eval_packing is None:
         resolved["eval_packing"] = False  # prompts are generated from one by one
-    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free, planned, teachers_tokenizer)
+    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free, planned, teacher)
 
 
 def _announced(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> PlannedRun | None:

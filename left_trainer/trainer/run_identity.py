@@ -48,7 +48,16 @@ ARGUMENTS = (*IN_OPTIMIZER, "lr_scheduler_type", *OF_THE_ROWS, *OF_THE_LOSS, *PR
 # Where a model or a machine was, not what is trained.
 NOT_OF_THE_METHOD = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 METHOD, OPTIONS, BASE, TRAINED = "peft_method", "peft_kwargs", "base weights", "trained weights"
+TEACHER = "teacher_model"
 MAX_SHOWN_FIELDS, MAX_SHOWN_CHARACTERS = 3, 80
+
+
+class Taught(Protocol):
+    """What a teacher's part in a run is recognised by."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The teacher, and how it is learned from, as JSON."""
 
 
 class Identified(Protocol):
@@ -58,6 +67,7 @@ class Identified(Protocol):
     source: ModelSource
     method: PeftMethod | None
     hooks: MethodHooks
+    teaching: Taught | None
     model: Any
     train_dataset: Any
 
@@ -68,6 +78,7 @@ def identity_of_model(trainer: Identified) -> dict[str, Any]:
     return _plain(
         {
             METHOD: trainer.method.name if trainer.method else None,
+            TEACHER: trainer.teaching.identity if trainer.teaching else None,
             OPTIONS: {**_method_options(model), **trainer.hooks.options},
             "model": {"model_type": config.model_type, **_sizes(config)},
             BASE: _base_weights(model),

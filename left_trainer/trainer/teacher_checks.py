@@ -29,6 +29,8 @@ def teacher_source(given: Any, args: LeftTrainingArguments) -> ModelSource | str
     Raises:
         ValueError: Two teachers, options of one without one, or no such model.
     """
+    if isinstance(given, ModelSource):
+        return given
     if given is not None and args.teacher_model is not None and given != args.teacher_model:
         raise ValueError(
             f"teacher_model is given twice, {args.teacher_model!r} in args and to the trainer. Remove one of them."

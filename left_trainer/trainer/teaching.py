@@ -1,17 +1,20 @@
 r"""The loss of a model that learns from a teacher too.
 
 A target token has the loss $(1 - \alpha) \ell + \alpha T^2 D$, see `compression_options.DistillationOptions`, and the
-mean is over the target tokens of the whole accumulated batch of all ranks, as for every loss here. What is logged as the
-loss is the task's $\ell$; `teacher_loss` is $T^2 D$, and `hidden_state_loss` that of `compression.hidden_states`.
+mean is over the target tokens of the whole accumulated batch of all ranks, as for every loss here. The logged `loss` is
+the task's $\ell$; `teacher_loss` is $T^2 D$, and `hidden_state_loss` that of `compression.hidden_states`.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -34,6 +37,7 @@ from left_trainer.trainer.checks import Request
 from left_trainer.trainer.losses import LossHost, Tokens, at_output_head, loss_ranks, outputs_with_logits
 from left_trainer.trainer.preparation import Preparation
 
+PROJECTIONS_FILE = "hidden_state_projections.safetensors"
 TEACHER_LOSS, HIDDEN_STATE_LOSS = "teacher_loss", "hidden_state_loss"
 
 
@@ -54,7 +58,8 @@ class Teaching:
         self, host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Tokens
     ) -> tuple[torch.Tensor, Any]:
         """The share of a micro-batch in the loss of the accumulated batch. Arguments as in `losses.compute_loss`."""
-        lesson = self.lesson(inputs)
+        with host.accelerator.autocast():
+            lesson = self.lesson(inputs)
         inputs = {**inputs, "output_hidden_states": True} if self.hidden else inputs
         outputs, distilled = self._distilled(host, model, inputs, return_outputs, lesson)
         tokens = distilled.tokens
@@ -73,6 +78,23 @@ class Teaching:
     def lesson(self, inputs: dict[str, Any]) -> Lesson:
         """What the teacher says of a batch."""
         return self.teacher.lesson(inputs, wants_hidden_states=self.hidden is not None)
+
+    def save(self, folder: str) -> None:
+        """Write the projections of hidden states into a checkpoint, where there are any."""
+        if self.hidden is not None and len(self.hidden.projections):
+            save_file(self.hidden.state_dict(), Path(folder) / PROJECTIONS_FILE)
+
+    def load(self, folder: str) -> None:
+        """Read them again."""
+        if self.hidden is not None and len(self.hidden.projections):
+            self.hidden.load_state_dict(load_file(Path(folder) / PROJECTIONS_FILE))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The teacher, and how it is learned from: what a checkpoint belongs to."""
+        without_effect = ("teacher_dtype", "teacher_quantization_config")
+        options = {name: value for name, value in asdict(self.options).items() if name not in without_effect}
+        return {"name": self.teacher.title, **options}
 
     @property
     def is_on(self) -> bool:
@@ -173,10 +195,9 @@ class TeachingCallback(TrainerCallback):
 
 def make_teaching(request: Request, ready: Preparation) -> Teaching | None:
     """What a run needs of its teacher; `None` where it has none."""
-    if request.teacher is None:
+    teacher, options, student = ready.teacher, request.args.distillation, ready.model
+    if teacher is None:
         return None
-    options, student = request.args.distillation, ready.model
-    teacher = Teacher.of(request.teacher, student, options, ready.teachers_tokenizer)
     hidden = None
     if options.hidden_weight:
         configs = without_adapter(student).config, without_adapter(teacher.model).config
@@ -206,17 +227,25 @@ def with_projections(
 
 
 @contextlib.contextmanager
-def answering_as_teacher(trainer: Any) -> Iterator[None]:
-    """Inside, `trainer` evaluates and predicts with its teacher."""
+def answering_as_teacher(trainer: Any, compute_metrics: Any) -> Iterator[None]:
+    """Inside, `trainer` evaluates and predicts with its teacher, one with weights and a tokenizer of its own.
+
+    Args:
+        trainer: Before its training.
+        compute_metrics: With the teacher's tokenizer.
+    """
     teacher: Teacher = trainer.teaching.teacher
-    if teacher.is_base:
-        with trainer.without_adapter():
-            yield
-        return
-    held = {name: getattr(trainer, name) for name in ("model", "model_wrapped", "processing_class", "method")}
-    values = {"model": teacher.model, "model_wrapped": teacher.model, "processing_class": teacher.tokenizer}
-    teacher.model.to(trainer.args.device)
-    vars(trainer).update(values, method=find_method(teacher.model))
+    values = {
+        "model": teacher.model,
+        "model_wrapped": teacher.model,
+        "processing_class": teacher.tokenizer,
+        "method": find_method(teacher.model),
+        "compute_metrics": compute_metrics,
+    }
+    held = {name: getattr(trainer, name) for name in values}
+    if not getattr(teacher.model, "is_quantized", False):
+        teacher.model.to(trainer.args.device)
+    vars(trainer).update(values)
     try:
         yield
     finally:
