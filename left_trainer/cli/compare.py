@@ -16,7 +16,8 @@ from left_trainer.secret_values import shown_command
 
 if TYPE_CHECKING:
     from left_trainer.comparison.cell import Cell
-    from left_trainer.comparison.grid import Grid, GridOptions
+    from left_trainer.comparison.grid import Grid
+    from left_trainer.comparison.layout import GridOptions
     from left_trainer.comparison.results import Result
     from left_trainer.comparison.rows import Summary
 
@@ -194,7 +195,7 @@ def _read_config(options: argparse.Namespace) -> None:
 
 def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOptions:
     from left_trainer.comparison.flags import DECIDED, flags_of, parse_flags
-    from left_trainer.comparison.grid import GridOptions
+    from left_trainer.comparison.layout import GridOptions
     from left_trainer.comparison.sets import set_options
     from left_trainer.comparison.settings import split_settings
 

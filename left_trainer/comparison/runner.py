@@ -19,7 +19,8 @@ from typing import Literal
 import torch
 
 from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell, has_weights
-from left_trainer.comparison.grid import Grid, Plan
+from left_trainer.comparison.grid import Grid
+from left_trainer.comparison.layout import Plan
 from left_trainer.comparison.planned import arranged
 from left_trainer.comparison.progress import LEAST_SECONDS, read_progress, remove_progress
 from left_trainer.comparison.results import CELLS, Result, finished_cell

@@ -17,15 +17,7 @@ from left_trainer.comparison.summary import summarize
 from left_trainer.comparison.tables import latex, markdown, terminal
 from left_trainer.comparison.teachers import share_of
 from left_trainer.runs.report import Metrics
-from run_results import CONDITIONS, make_result
-
-ODD = "a/b | <i>$_%\\`学"
-
-
-def named(name: str, rouge: float, after: str | None = None, model: str = "m", **changes: Any) -> Result:
-    """A finished run of a named setting, which may refer to the result of another."""
-    cell = {"setting": name, "after": {after: f"cell-of-{after}"} if after else None}
-    return make_result("full", rouge=rouge, cell={**cell, "conditions": {**CONDITIONS, "base_model": model}}, **changes)
+from run_results import CONDITIONS, ODD, make_result, named, sized
 
 
 def shares(summary: Summary) -> dict[str, Any]:
@@ -106,25 +98,6 @@ def test_columns_that_only_sizes_need_are_shown_where_rows_differ_in_them():
     assert keys(summarize([*plain, half])) & set(WHERE_ROWS_DIFFER) == {"base_parameters", "model_size_bytes"}
     assert "teacher_share" in keys(summarize([named("teacher", 50.0), named("s", 40.0)]))
     assert "model" in keys(summarize([named("a", 50.0), named("b", 40.0, model="n")]))
-
-
-def sized() -> list[Result]:
-    """A teacher and students of several sizes and speeds, one of them with an odd name, on two models."""
-    rows = [
-        ("teacher", 60.0, 1000, 10.0),
-        ("half", 55.0, 500, 20.0),
-        (ODD, 30.0, 250, 30.0),
-        ("beaten", 20.0, 500, 15.0),
-    ]
-    results = [
-        named(name, rouge, None if name == "teacher" else "teacher", base_parameters=size, model_size_bytes=4 * size,
-              generation_samples_per_second=speed)
-        for name, rouge, size, speed in rows
-    ]  # fmt: skip
-    own = named("own", 35.0, "teacher", model="n", base_parameters=300, generation_samples_per_second=25.0)
-    base = make_result("base", rouge=5.0, base_parameters=1000)
-    other = make_result("base", rouge=7.0, base_parameters=300, cell={"conditions": {**CONDITIONS, "base_model": "n"}})
-    return [base, other, *results, own]
 
 
 def test_tables_plots_and_page_show_sizes_and_odd_names(tmp_path):

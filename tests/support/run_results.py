@@ -54,3 +54,32 @@ def make_result(
     )
     plain = Cell("base" if is_base else "method", "summarization", arguments, CONDITIONS)
     return Result(replace(plain, **(cell or {})), replace(report, **changes))
+
+
+# A name with what Markdown, LaTeX, HTML and file systems take for something else.
+ODD = "a/b | <i>$_%\\`学"
+
+
+def named(name: str, rouge: float, after: str | None = None, model: str = "m", **changes: Any) -> Result:
+    """A finished run of a named setting, which may refer to the result of another."""
+    cell = {"setting": name, "after": {after: f"cell-of-{after}"} if after else None}
+    return make_result("full", rouge=rouge, cell={**cell, "conditions": {**CONDITIONS, "base_model": model}}, **changes)
+
+
+def sized() -> list[Result]:
+    """A teacher and students of several sizes and speeds, one of them with an odd name, on two models."""
+    rows = [
+        ("teacher", 60.0, 1000, 10.0),
+        ("half", 55.0, 500, 20.0),
+        (ODD, 30.0, 250, 30.0),
+        ("beaten", 20.0, 500, 15.0),
+    ]
+    results = [
+        named(name, rouge, None if name == "teacher" else "teacher", base_parameters=size, model_size_bytes=4 * size,
+              generation_samples_per_second=speed)
+        for name, rouge, size, speed in rows
+    ]  # fmt: skip
+    own = named("own", 35.0, "teacher", model="n", base_parameters=300, generation_samples_per_second=25.0)
+    base = make_result("base", rouge=5.0, base_parameters=1000)
+    other = make_result("base", rouge=7.0, base_parameters=300, cell={"conditions": {**CONDITIONS, "base_model": "n"}})
+    return [base, other, *results, own]
