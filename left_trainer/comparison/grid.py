@@ -183,7 +183,8 @@ def _unusable(options: GridOptions, method: str, output_dir: Path) -> str | None
     if required:
         return f"needs {', '.join(required)}"
     try:
-        check_cell(Cell("method", "", {**options.arguments, "peft_method": method}, {}), output_dir)
+        shared = {name: value for name, value in options.arguments.items() if name not in references(options.arguments)}
+        check_cell(Cell("method", "", {**shared, "peft_method": method}, {}), output_dir)
     except (ValueError, ImportError) as error:
         return str(error)
     return None

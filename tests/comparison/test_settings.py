@@ -193,6 +193,14 @@ def test_each_model_has_its_untrained_row(tmp_path):
     assert [cell.conditions["base_model"] for cell in only_own.bases] == ["embedded/llama"]
 
 
+def test_all_methods_may_have_the_same_teacher(tmp_path):
+    methods = [{"name": "teacher", "peft_method": "full", "teacher_model": "none"}, "all"]
+    grid = grid_of(methods, tmp_path, {"teacher_model": "{teacher}"})
+    levels = {plan.runs[0].label: plan.level for plan in grid.plans}
+    assert levels["teacher"] == 0
+    assert {levels["lora"], levels["full"]} == {1}
+
+
 def test_a_base_learns_from_nobody_and_keeps_its_size(tmp_path):
     shared = {"shrink_to": "params=0.5", "teacher_model": "self"}
     (base,) = grid_of(["full"], tmp_path, shared).bases
