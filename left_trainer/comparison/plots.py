@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from left_trainer.comparison.cell import BASE
 from left_trainer.comparison.rows import Row, Summary, TaskSummary
+from left_trainer.shown_text import shorten
 from left_trainer.storage.whole import whole_file
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ LABEL_START = 1.03  # of the width of the axes
 LABEL_GAP = 0.065  # of the height of the axes
 LABEL_HEIGHT = 0.19  # inches
 N_COLUMNS = 2
+LONGEST_LABEL = 40  # characters; a longer one leaves no room for the axes
 MAX_LABELS = 70  # in a panel, so that each method has one; more take seconds to draw and nobody reads them
 
 
@@ -189,7 +191,7 @@ def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float
     leaders.set_in_layout(False)
     axes.add_collection(leaders, autolim=False)
     for index, height in zip(order, heights, strict=True):
-        name = f" {names[index]}"
+        name = f" {shorten(names[index], LONGEST_LABEL)}"
         axes.text(LABEL_START, height, name, fontsize=8, parse_math=False, transform=axes.transAxes, va="center")
     if n_drawn > len(names):
         axes.text(LABEL_START, -0.06, f" and {n_drawn - len(names)} more", fontsize=8, transform=axes.transAxes)

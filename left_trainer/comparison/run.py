@@ -98,6 +98,6 @@ def names_of(runs: Sequence[Run]) -> list[str]:
 def _shown(name: str, value: Any) -> str:
     if name == "options":
         return str(value).strip("{}").replace('"', "") or "defaults"
-    if name in COMPRESSION_FIELDS:
-        return f"{name} {value}" if value is not None else f"no {name}"
+    if name in COMPRESSION_FIELDS and value is None:
+        return f"no {name}"
     return f"{name} {value}"

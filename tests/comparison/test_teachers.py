@@ -122,6 +122,11 @@ def test_tables_plots_and_page_show_sizes_and_odd_names(tmp_path):
     assert ODD.replace("<", "\\u003c").replace("\\`", "\\\\`").split("学")[0] in (tmp_path / "index.html").read_text()
 
 
+def test_pictures_have_room_for_names_of_any_length(tmp_path):
+    write_outputs([named(f"{letter} " + "long name " * 7, 50.0) for letter in "abc"], tmp_path)  # or a warning
+    assert imread(tmp_path / "quality_memory.png").std() > 0.01
+
+
 def test_pictures_of_sizes_are_drawn_of_sizes_alone(tmp_path):
     write_outputs([make_result("base"), make_result("lora")], tmp_path)
     assert not list(tmp_path.glob("quality_s*.png"))
