@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import runpy
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from left_trainer import list_methods
 from left_trainer.methods.registry import METHODS
+from left_trainer.runs.inference import Generator
 from places import REPOSITORY, SHARED
 from processes import ENVIRONMENT
 
@@ -107,6 +109,7 @@ RECIPES = [
     ("bottleneck_adapter_translation.py", "houlsby_adapter", "translation"),
     ("full_finetuning.py", "full", "summarization"),
     ("your_own_method.py", "cross_attention_lora", "summarization"),
+    ("trim_vocabulary.py", "lora", "summarization"),
 ]
 
 
@@ -118,6 +121,18 @@ def test_a_recipe_runs(recipe, method, task, accelerate, tmp_path):
     assert len(report["samples"]) == 3
 
 
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_trimmed_vocabulary_is_used_and_found_again(family, monkeypatch, tmp_path, capsys):
+    run_here(monkeypatch, "trim_vocabulary.py", tmp_path, f"--model_name_or_path=embedded/{family}")
+    report, (line, again) = read_report(tmp_path), re.findall(r"Vocabulary: 2,048 -> .*", capsys.readouterr().out)
+    assert line == again
+    size = json.loads((tmp_path / "base" / "config.json").read_text())["vocab_size"]
+    assert f"-> {size:,} tokens" in line
+    prompts = [sample["source"] for sample in report["samples"]]
+    answers = Generator(str(tmp_path))([report["prompt"].format(source=prompt) for prompt in prompts])
+    assert answers == [sample["after"] for sample in report["samples"]]
+
+
 OTHER_METHODS = {
     "prefix_tuning_translation.py": "p_tuning_v2",
     "p_tuning_dialogue.py": "bitfit",
@@ -127,6 +142,7 @@ OTHER_METHODS = {
     "bottleneck_adapter_translation.py": "parallel_adapter",
     "full_finetuning.py": "adalora",
     "your_own_method.py": "prompt_tuning",
+    "trim_vocabulary.py": "full",
 }
 
 
