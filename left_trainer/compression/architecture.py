@@ -283,6 +283,7 @@ ARCHITECTURES = {
     "mbart": BART,
     "marian": BART,
     "pegasus": BART,
+    "blenderbot": BART,
     "llama": replace(QWEN2, heads_divide_width=True),
     "qwen2": QWEN2,
     "mistral": QWEN2,

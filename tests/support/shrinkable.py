@@ -28,6 +28,8 @@ SHRINKABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "marian": ("marian", BART),
     "marian_two_tables": ("own_table_marian", BART),
     "pegasus": ("pegasus", BART),
+    "blenderbot": ("blenderbot", BART),
+    "blenderbot_two_tables": ("own_table", BART),
     "llama": ("llama", LLAMA),
     "llama_biases": ("llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "llama_ungrouped": ("llama", {**LLAMA, "num_key_value_heads": 4, "head_dim": 6}),
