@@ -186,6 +186,30 @@ def test_neurons_and_heads_go_with_their_part_of_the_adapter(method, family, tmp
     check_it_trains_on(model, optimizer)
 
 
+@pytest.mark.parametrize("name", ["bart_uneven", "marian_two_tables", "qwen2_windows", "gpt2_untied", "opt_narrow"])
+def test_lora_on_all_linear_layers_goes_with_parts_of_every_class(name, tmp_path):
+    model = apply_method(shrinkable(name), "lora", {"target_modules": "all-linear", "init_lora_weights": False})
+    kept = some_parts(model.get_base_model().config, layers=False)
+    expected = masked_logits(model, kept)
+    remove_parts(model, kept)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-4)
+    remove_parts(model, some_parts(model.get_base_model().config, ffn=False, heads=False))
+    check_it_loads_again(model, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("option", ["target_modules", "modules_to_save"])
+def test_an_adapter_on_the_position_bias_moves_and_is_cut_with_it(option, tmp_path):
+    options = {"target_modules": ["q"]}
+    options[option] = [*options.get(option, []), "relative_attention_bias"]
+    model = lora(options)
+    kept = some_parts(model.get_base_model().config, layers=False)
+    expected = masked_logits(model, kept)
+    remove_parts(model, kept)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-4)
+    remove_parts(model, some_parts(model.get_base_model().config, ffn=False, heads=False))
+    check_it_loads_again(model, tmp_path / "adapter")
+
+
 # What an adapter says of blocks by their numbers
 
 FIRST_IN_ENCODER = "encoder.block.0.layer.0.SelfAttention.q"
