@@ -201,9 +201,9 @@ class _Losses:
                 continue
             sums, width = self.neurons[block.feed_forward], whole.ffn[block.stack]
             lost += _between(sums, width - before.ffn[block.stack], width - after.ffn[block.stack])
-            for name in block.attentions if whole.heads is not None else ():
+            if whole.heads is not None:
                 first, last = (whole.heads - (size.heads or 0) for size in (before, after))
-                lost += _between(self.heads[name], first, last)
+                lost += sum(_between(self.heads[name], first, last) for name in block.attentions)
         return lost
 
 
