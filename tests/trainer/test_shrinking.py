@@ -399,7 +399,7 @@ REFUSED = {
     },
     "less of loss is better": {"shrink_kwargs": {"keep": "loss>=0.9"}},
     "removes parts during the training, and torch_compile=True": {"torch_compile": True},
-    "hidden_weight=1": {"teacher_model": "self", "distillation_kwargs": {"hidden_weight": 1.0}},
+    "layer_map=": {"teacher_model": "self", "distillation_kwargs": {"hidden_weight": 1.0, "layer_map": [[1, 1]]}},
     "the base with the adapter off": {"peft_method": "lora", "teacher_model": "base"},
     "quantized base model": {"peft_method": "qlora"},
 }
