@@ -16,7 +16,7 @@ from transformers import MT5Config, MT5ForConditionalGeneration
 from left_trainer import PeftMethod, apply_method, get_method, list_methods, register_method
 from left_trainer.methods.apply import apply_config
 from left_trainer.methods.method import Feature
-from left_trainer.methods.options import _matches, check_peft_kwargs, option_types, parse_peft_kwargs
+from left_trainer.methods.options import check_peft_kwargs, matches, option_types, parse_peft_kwargs
 from left_trainer.methods.registry import METHODS
 from left_trainer.models import model_family
 from method_settings import settings
@@ -254,4 +254,4 @@ def test_names_cannot_be_taken_twice():
     ],
 )
 def test_what_fits_the_type_of_an_option(value, hint, fits):
-    assert _matches(value, hint) == fits
+    assert matches(value, hint) == fits
