@@ -164,6 +164,8 @@ INTERNALS: dict[str, str] = {
     "_total_train_tokens": "test_the_metrics_of_tokens_are_kept_where_we_write_them",
     # peft
     "convert_peft_adapter_state_dict_for_transformers": "test_names_of_an_adapter_are_converted_for_transformers",
+    "AdaptedAttention": IMPORT,
+    "AdaptedAttentionGPT": IMPORT,
     "AuxiliaryTrainingWrapper": IMPORT,
     "BaseTuner": IMPORT,
     "BaseTunerLayer": IMPORT,

@@ -134,6 +134,8 @@ IMPORTS: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("peft.tuners.tuners_utils", "BaseTunerLayer", "SelectiveLayer", ()),
     ("peft.tuners.tuners_utils", "check_target_module_exists", "SelectiveModel", ("config", "key")),
     ("peft.tuners.tuners_utils", "check_adapters_to_merge", "SelectiveLayer", ("module", "adapter_names")),
+    ("peft.tuners.adaption_prompt.layer", "AdaptedAttention", "_without_tuner", ()),
+    ("peft.tuners.adaption_prompt.layer", "AdaptedAttentionGPT", "_without_tuner", ()),
     ("peft.tuners.lora", "LoraLayer", "lora_layers", ()),
     ("peft.tuners.lora", "Linear", "FusedLinear", ()),
     ("peft.tuners.lora.bnb", "Linear4bit", "_fused_linear_4bit", ()),
