@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from left_trainer.compression.architecture import Stack, architecture_of
+from left_trainer.compression.cuts import Kept
 from left_trainer.compression.importance import Scores
-from left_trainer.compression.removal import Kept
 from left_trainer.compression.sizes import MULTIPLE, WIDE, Size, parameters_at, possible_heads, size_of
 
 SLICES = 16  # into which the width of the feed-forward modules is cut where nothing else says how finely
@@ -29,7 +29,8 @@ def best_parts(config: PreTrainedConfig, size: Size, layers: Scores, parts: Scor
     """
     architecture, now = architecture_of(config), size_of(config)
     kept_layers = {name: tuple(_best(scores, size.layers[name])) for name, scores in layers.layers.items()}
-    neurons, heads = {}, {}
+    neurons: dict[str, torch.Tensor] = {}
+    heads: dict[str, torch.Tensor] = {}
     blocks = [block for block in architecture.blocks(config) if block.index in kept_layers[block.stack]]
     for block in blocks:
         if size.ffn[block.stack] < now.ffn[block.stack]:
@@ -210,8 +211,8 @@ class _Losses:
             sums, width = self.neurons[block.feed_forward], whole.ffn[block.stack]
             lost += _between(sums, width - before.ffn[block.stack], width - after.ffn[block.stack])
             for name in block.attentions if whole.heads is not None else ():
-                gone = (whole.heads - size for size in (before.heads or 0, after.heads or 0))
-                lost += _between(self.heads[name], *gone)
+                sums, number = self.heads[name], whole.heads or 0
+                lost += _between(sums, number - (before.heads or 0), number - (after.heads or 0))
         return lost
 
 
@@ -272,7 +273,8 @@ def composed(first: Kept | None, second: Kept, config: PreTrainedConfig) -> Kept
         return second
     architecture = architecture_of(config)
     layers = {name: tuple(first.layers[name][index] for index in kept) for name, kept in second.layers.items()}
-    neurons, heads = {}, {}
+    neurons: dict[str, torch.Tensor] = {}
+    heads: dict[str, torch.Tensor] = {}
     for block in architecture.blocks(config):
         if block.index not in layers[block.stack]:
             continue
@@ -306,7 +308,8 @@ def relative(kept: Kept, to: Kept, config: PreTrainedConfig) -> Kept:
     """
     architecture = architecture_of(config)
     layers = {name: _places(indices, to.layers[name]) for name, indices in kept.layers.items()}
-    neurons, heads = {}, {}
+    neurons: dict[str, torch.Tensor] = {}
+    heads: dict[str, torch.Tensor] = {}
     for block in architecture.blocks(config):
         if block.index not in kept.layers[block.stack]:
             continue

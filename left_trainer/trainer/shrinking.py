@@ -25,8 +25,9 @@ from transformers.utils import logging
 from left_trainer.adapters.base_model import mark_changed
 from left_trainer.callbacks.logging import LoggingCallback
 from left_trainer.compression.choice import best_parts, composed, relative, size_between, sizes_down_to, smaller_of
+from left_trainer.compression.cuts import Kept
 from left_trainer.compression.importance import BLOCK_INFLUENCE, FIRST_ORDER, Scores, importances
-from left_trainer.compression.removal import Kept, kept_whole, remove_parts
+from left_trainer.compression.removal import kept_whole, remove_parts
 from left_trainer.compression.schedule import AT_START, Stage, stages
 from left_trainer.compression.shrink_state import ShrinkState, SizeStep, same_parts
 from left_trainer.compression.size_text import described

@@ -107,6 +107,7 @@ RECIPES = [
     ("bottleneck_adapter_translation.py", "houlsby_adapter", "translation"),
     ("full_finetuning.py", "full", "summarization"),
     ("your_own_method.py", "cross_attention_lora", "summarization"),
+    ("shrink_translation.py", "full", "translation"),
 ]
 
 
@@ -127,6 +128,7 @@ OTHER_METHODS = {
     "bottleneck_adapter_translation.py": "parallel_adapter",
     "full_finetuning.py": "adalora",
     "your_own_method.py": "prompt_tuning",
+    "shrink_translation.py": "lora",
 }
 
 
