@@ -11,7 +11,7 @@ without this library. On your own model and data:
         --train_file train.jsonl --source_column en --target_column fr --num_train_epochs 3
 
 - Another size: `--shrink_to params=0.5`, or by dimension: `--shrink_to encoder_layers=8,decoder_layers=2,ffn=0.5`. Few
-  layers of the decoder make generation fast; in T5 models the encoder has at least as many.
+  layers of the decoder make generation fast.
 - In one shot, before the first step: `--shrink_kwargs schedule=at_start`.
 - Until the quality falls: `--shrink_to params=0.3 --shrink_kwargs '{"keep": "chrf>=0.95"}'` returns to the last size
   with 95 % of the score. `{"keep_sizes": true}` leaves a model of each size, and a picture of all scores.

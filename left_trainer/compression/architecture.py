@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from transformers import PreTrainedConfig
-
-StackName = Literal["encoder", "decoder"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Stack:
         heads_field: Field of the config with the number of attention heads.
     """
 
-    name: StackName
+    name: str
     dimension: str
     blocks: str
     layers_field: str
@@ -48,7 +45,7 @@ class Block:
         attentions: Its attention modules.
     """
 
-    stack: StackName
+    stack: str
     index: int
     name: str
     feed_forward: str
@@ -73,8 +70,8 @@ class Architecture:
         shared_bias: The attention whose heads are numbered alike in all blocks of a stack, because one table of the
             first block has a column for each; `None` where blocks are free.
         per_layer_fields: Lists of the config with an entry for each block.
-        cache_like_encoder: Whether `generate` makes the decoder's cache for as many blocks as the encoder has, so that
-            the decoder may have no more (transformers 5.23).
+        cache_layers_field: Field of the config that `generate` takes the number of layers of the cache from, where the
+            class has none of its own for the decoder; `None` where it finds it.
     """
 
     stacks: tuple[Stack, ...]
@@ -90,7 +87,7 @@ class Architecture:
     first_block_only: str | None = None
     shared_bias: str | None = None
     per_layer_fields: tuple[str, ...] = ()
-    cache_like_encoder: bool = False
+    cache_layers_field: str | None = None
 
     @property
     def has_free_heads(self) -> bool:
@@ -118,7 +115,7 @@ class Architecture:
                     attentions=tuple(f"{name}.{attention}" for attention in stack.attentions),
                 )
 
-    def stack_of(self, name: str) -> StackName:
+    def stack_of(self, name: str) -> str:
         """The stack that a module with this full name is in."""
         return next(stack.name for stack in self.stacks if name.startswith(f"{stack.blocks}."))
 
@@ -183,7 +180,7 @@ T5 = Architecture(
     head_size_field="d_kv",
     first_block_only="layer.0.SelfAttention.relative_attention_bias",
     shared_bias="layer.0.SelfAttention",
-    cache_like_encoder=True,
+    cache_layers_field="decoder_layers",
 )
 BART_ENCODER = Stack(
     name="encoder",

@@ -60,11 +60,8 @@ def size_between(config: PreTrainedConfig, first: Size, last: Size, progress: fl
     if first.heads is not None and last.heads is not None:
         least = between(first.heads, last.heads)
         heads = next(number for number in possible_heads(config) if number >= least)
-    layers = {name: between(start, last.layers[name]) for name, start in first.layers.items()}
-    if architecture_of(config).cache_like_encoder and first.layers["encoder"] >= layers["decoder"]:
-        layers["encoder"] = max(layers["encoder"], layers["decoder"])
     return Size(
-        layers=layers,
+        layers={name: between(start, last.layers[name]) for name, start in first.layers.items()},
         ffn={name: _rounded(between(start, last.ffn[name]), last.ffn[name]) for name, start in first.ffn.items()},
         heads=heads,
     )
@@ -157,8 +154,6 @@ def _smaller_units(config: PreTrainedConfig, size: Size) -> list[Size]:
         for name, number in size.layers.items()
         if number > 1
     ]
-    if not lacks_cache(config, size):
-        found = [fewer for fewer in found if not lacks_cache(config, fewer)]
     original = size_of(config)
     for stacks in _stacks_by_width(config):
         names = [stack.name for stack in stacks]
@@ -170,11 +165,6 @@ def _smaller_units(config: PreTrainedConfig, size: Size) -> list[Size]:
             found.append(dataclasses.replace(size, ffn={**size.ffn, **dict.fromkeys(names, width - slice_width)}))
     fewer = [number for number in possible_heads(config) if number < (size.heads or 0)]
     return [*found, *(dataclasses.replace(size, heads=number) for number in fewer[-1:])]
-
-
-def lacks_cache(config: PreTrainedConfig, size: Size) -> bool:
-    """Whether a model with `config` and of `size` cannot generate; see `Architecture.cache_like_encoder`."""
-    return architecture_of(config).cache_like_encoder and size.layers["encoder"] < size.layers["decoder"]
 
 
 def _stacks_by_width(config: PreTrainedConfig) -> list[list[Stack]]:

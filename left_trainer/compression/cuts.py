@@ -104,8 +104,8 @@ def cuts_of(config: PreTrainedConfig, kept: Kept) -> Cuts:
         neurons = Index(kept.neurons.get(block.feed_forward, torch.arange(width)).cpu(), width)
         for linear in (*architecture.feed_forward_inputs, architecture.feed_forward_output):
             indices[f"{block.feed_forward}.{linear}"] = (neurons,)
-        for attention in block.attentions if size.heads is not None else ():
-            heads = Index(kept.heads.get(attention, torch.arange(size.heads)).cpu(), size.heads)
+        for attention in block.attentions if size.heads else ():
+            heads = Index(kept.heads.get(attention, torch.arange(size.heads or 0)).cpu(), size.heads or 0)
             indices |= _attention_indices(architecture, config, attention, heads)
     for stack in architecture.stacks:
         # A table that moves to another block is cut as the heads there are.
@@ -181,10 +181,10 @@ def _check_indices(what: str, indices: Iterable[int], size: int | None) -> None:
 def _attention_indices(
     architecture: Architecture, config: PreTrainedConfig, attention: str, groups: Index
 ) -> dict[str, tuple[Index, ...]]:
-    keys = _spread(groups, head_size(config))
-    queries = _spread(groups, head_size(config) * queries_per_group(config))
+    keys = spread(groups, head_size(config))
+    queries = spread(groups, head_size(config) * queries_per_group(config))
     return {
-        attention: (_spread(groups, queries_per_group(config)), groups),
+        attention: (spread(groups, queries_per_group(config)), groups),
         f"{attention}.{architecture.queries}": (queries,),
         f"{attention}.{architecture.attention_output}": (queries,),
         f"{attention}.{architecture.keys}": (keys,),
@@ -192,7 +192,7 @@ def _attention_indices(
     }
 
 
-def _spread(index: Index, count: int) -> Index:
+def spread(index: Index, count: int) -> Index:
     """Of entries that each stand for `count` neighbours, those neighbours."""
     kept = (index.kept[:, None] * count + torch.arange(count)).flatten()
     return Index(kept, index.size * count)

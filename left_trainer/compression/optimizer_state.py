@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from typing import Any
 
@@ -46,7 +47,11 @@ def forget(optimizer: torch.optim.Optimizer, parameters: Collection[torch.Tensor
     """Take `parameters` out of the groups and the state; a group may stay behind empty, as schedulers count them."""
     gone = {id(parameter) for parameter in parameters}
     for group in optimizer.param_groups:
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+        stays = [id(parameter) not in gone for parameter in group["params"]]
+        # LoRA-FA's groups have lists beside the parameters, with an entry for each.
+        for key, entries in group.items():
+            if isinstance(entries, list) and len(entries) == len(stays):
+                group[key] = list(itertools.compress(entries, stays))
     for parameter in parameters:
         optimizer.state.pop(parameter, None)
 

@@ -28,7 +28,9 @@ from left_trainer.methods.registry import METHODS
 from left_trainer.methods.renumbering import renumber, targets_of
 from left_trainer.models import without_adapter
 
-Axes = dict[torch.Tensor, tuple[int, torch.Tensor]]
+__all__ = ["Kept", "kept_whole", "remove_parts", "why_not_shrinkable"]
+
+PLAIN = (int, float, str, tuple)  # types of attributes that say a size
 
 
 def kept_whole(model: PreTrainedModel | PeftModel) -> Kept:
@@ -114,13 +116,15 @@ def remove_parts(
     if reason := why_not_shrinkable(model, size_of(cuts.config)):
         raise ValueError(reason)
     options = _new_options(model, cuts)
+    if any(changed.get("target_modules") == set() for changed in options.values()):
+        raise ValueError("The adapter is on the layers that would go, and on no other. Keep one of them.")
     skeletons = Skeletons(model, _with_options(model, options), cuts)
     _check_names(skeletons)
-    axes = {change.it: axis for change in skeletons.tensors() if (axis := _axis(change, cuts))}
+    axes = {change.it: found for change in skeletons.tensors() if (found := _axis(change, cuts))}
     gone = {parameter for name, parameter in model.named_parameters() if cuts.renamed(name) is None}
     if optimizer is not None:
         check_optimizer(optimizer, axes)
-    by_name = {name: axes[weight] for name, weight in model.named_parameters() if weight in axes}
+    named_axes = {name: axes[weight] for name, weight in model.named_parameters() if weight in axes}
     attributes = [each for change in skeletons.modules() for each in _new_attributes(change)]
     _move_shared(base, cuts)
     _delete_blocks(base, cuts)
@@ -135,7 +139,7 @@ def remove_parts(
     if isinstance(model, PeftModel):
         _renumber_adapters(model, options, cuts)
         change_initial_adapter(
-            model, cuts.renamed, lambda name, weight: weight.index_select(*by_name[name]) if name in by_name else weight
+            model, cuts.renamed, lambda name, weight: _selected(weight, *named_axes.get(name, (0, None)))
         )
 
 
@@ -198,18 +202,18 @@ def _new_attributes(change: Change) -> list[tuple[Any, str, Any]]:
     """Plain attributes of a module and its config that differ between the skeletons, with their new values."""
     if change.before is None or change.after is None:
         return []
-    changed = [(change.it, *item) for item in _differences(vars(change.before), vars(change.after))]
+    changed = [(change.it, *item) for item in _differences(change.before, change.after, PLAIN)]
     config = vars(change.it).get("config")
     if isinstance(config, PreTrainedConfig) and "config" in vars(change.before):
-        changed += [(config, *item) for item in _differences(vars(change.before.config), vars(change.after.config))]
+        changed += [(config, *item) for item in _differences(change.before.config, change.after.config, (*PLAIN, list))]
     return changed
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _differences(old: Any, new: Any, types: tuple[type, ...]) -> list[tuple[str, Any]]:
     return [
         (name, value)
-        for name, value in new.items()
-        if isinstance(value, (int, float, str, list, tuple)) and (name not in old or old[name] != value)
+        for name, value in vars(new).items()
+        if isinstance(value, types) and (name not in vars(old) or vars(old)[name] != value)
     ]
 
 
@@ -218,11 +222,14 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
 
 def _cut(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> None:
     """Keep of `tensor` and its gradient what `index` names along `axis`, in place."""
-    index = index.to(tensor.device)
     gradient, tensor.grad = tensor.grad, None
-    tensor.data = tensor.data.index_select(axis, index)
+    tensor.data = _selected(tensor.data, axis, index)
     if gradient is not None:
-        tensor.grad = gradient.index_select(axis, index)
+        tensor.grad = _selected(gradient, axis, index)
+
+
+def _selected(tensor: torch.Tensor, axis: int, index: torch.Tensor | None) -> torch.Tensor:
+    return tensor if index is None else tensor.index_select(axis, index.to(tensor.device))
 
 
 def _move_shared(base: PreTrainedModel, cuts: Cuts) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from left_trainer.compression.architecture import Architecture, architecture_of
 from left_trainer.models.family import auto_class, model_family
@@ -100,6 +100,10 @@ def config_at(
         setattr(smaller, stack.layers_field, size.layers[stack.name])
         if size.ffn[stack.name] != _ffn_width(config, stack.ffn_field):
             setattr(smaller, stack.ffn_field, size.ffn[stack.name])
+    depth_field = architecture.cache_layers_field
+    if depth_field and size.layers != size_of(config).layers:
+        # `generate` makes T5 a cache as deep as the encoder, and fails where the decoder is deeper (transformers 5.23).
+        setattr(smaller, depth_field, size.layers["decoder"])
     if size.heads is not None and size.heads != _groups(architecture, config):
         assert architecture.head_size_field is not None
         setattr(smaller, architecture.head_size_field, head_size(config))
@@ -147,12 +151,13 @@ def parameters_at(config: PreTrainedConfig, size: Size) -> int:
 
 def _counted(config: PreTrainedConfig, size: Size, layers: Mapping[str, int]) -> int:
     smaller = config_at(config, replace(size, layers=layers))
-    return _counted_once(type(config), smaller.to_json_string(use_diff=False))
+    return _counted_once(smaller.model_type, smaller.to_json_string(use_diff=False))
 
 
 @functools.lru_cache(maxsize=1024)
-def _counted_once(config_class: type[PreTrainedConfig], text: str) -> int:
-    return counted_parameters(skeleton_of(config_class.from_dict(json.loads(text))))
+def _counted_once(model_type: str, text: str) -> int:
+    """A search for the size of a share asks for many, of which few differ in width."""
+    return counted_parameters(skeleton_of(AutoConfig.for_model(model_type).from_dict(json.loads(text))))
 
 
 # What a user may ask for

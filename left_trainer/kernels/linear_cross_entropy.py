@@ -8,6 +8,14 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from left_trainer.kernels.cross_entropy_rows import cross_entropy_rows, has_kernel
+from left_trainer.kernels.head_products import (
+    LOW_PRECISION,
+    SMALLEST_EXPONENT,
+    HeadGradients,
+    finish_logits,
+    in_product_dtype,
+    sum_dtype,
+)
 from left_trainer.token_mean import IGNORE_INDEX
 
 DEFAULT_WORKSPACE_BYTES = 128 * 2**20
@@ -15,10 +23,6 @@ DEFAULT_WORKSPACE_BYTES = 128 * 2**20
 MAX_CPU_TILE_BYTES = 16 * 2**20
 # A tile narrower than this leaves the matrix product too little to do for each row that it reads.
 MIN_TILE_WORDS = 1024
-# exp(-60) times a vocabulary is less than float32 resolves beside 1. Below exp(-87) begin the denormal numbers, which
-# slow a CPU's matrix product down tenfold.
-SMALLEST_EXPONENT = {torch.float32: -60.0, torch.float64: -600.0}
-LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class TokenLoss(NamedTuple):
@@ -85,9 +89,7 @@ def linear_cross_entropy(
         workspace_bytes: Bound on the memory for logits. It is allocated once a call and used for all tiles. One row of
             logits is always allowed where a tile is as wide as the vocabulary.
     """
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        hidden = hidden.to(torch.get_autocast_dtype(device))
+    hidden = in_product_dtype(hidden)
     valid = labels.ne(IGNORE_INDEX)
     loss_sum, n_correct, losses = _LinearCrossEntropy.apply(
         hidden[valid], weight, bias, labels[valid], softcap, label_smoothing, workspace_bytes, torch.is_grad_enabled()
@@ -139,7 +141,7 @@ class _Tiles:
         dtype = hidden.dtype
         self.dtype, self.softcap, self.device = dtype, softcap, hidden.device
         self.has_kernel = has_kernel(hidden)
-        self.sum_dtype = torch.float32 if dtype in LOW_PRECISION else dtype
+        self.sum_dtype = sum_dtype(dtype)
         self.item_bytes = self.sum_dtype.itemsize * (2 if softcap else 1)
         self.item_bytes += dtype.itemsize if dtype in LOW_PRECISION else 0
         if self.has_kernel:
@@ -163,14 +165,8 @@ class _Tiles:
             torch.mm(hidden, weight.T, out=logits)
         else:
             logits.copy_(torch.mm(hidden, weight.T, out=self._view(self._rounded, shape)))
-        if bias is not None:
-            logits.add_(bias)
-        if self._slopes is None or not self.softcap:
-            return logits, None
-        slopes = self._view(self._slopes, shape)
-        logits.div_(self.softcap).tanh_()
-        torch.mul(logits, logits, out=slopes).neg_().add_(1)
-        return logits.mul_(self.softcap), slopes
+        slopes = None if self._slopes is None else self._view(self._slopes, shape)
+        return finish_logits(logits, bias, self.softcap, slopes), slopes
 
     def cross_entropy(
         self,
@@ -283,27 +279,14 @@ def _whole_rows(
     tiles.allocate(rows, n_words)
     losses = hidden.new_empty(n_rows, dtype=tiles.sum_dtype)
     n_correct = labels.new_zeros(())
-    product_weight = weight.to(tiles.dtype)
-    hidden_gradient = torch.empty_like(hidden) if wanted[0] else None
-    weight_gradient = torch.zeros_like(product_weight) if wanted[1] else None
-    bias_gradient = torch.zeros_like(bias, dtype=tiles.sum_dtype) if bias is not None and wanted[2] else None
+    gradients = HeadGradients(hidden, weight, bias, wanted)
     for first in range(0, n_rows, rows):
-        some, targets = hidden[first : first + rows], labels[first : first + rows]
-        losses[first : first + rows], is_correct, factor = tiles.cross_entropy(
-            some, product_weight, bias, targets, label_smoothing, any(wanted)
+        some = slice(first, first + rows)
+        losses[some], is_correct, factor = tiles.cross_entropy(
+            hidden[some], gradients.product_weight, bias, labels[some], label_smoothing, any(wanted)
         )
         n_correct += is_correct.sum()
-        if not any(wanted):
-            continue
-        if bias_gradient is not None:
-            bias_gradient += factor.sum(0, dtype=tiles.sum_dtype)
-        factor = tiles.rounded(factor)
-        if hidden_gradient is not None:
-            torch.mm(factor, product_weight, out=hidden_gradient[first : first + rows])
-        if weight_gradient is not None:
-            weight_gradient.addmm_(factor.T, some)
-    if weight_gradient is not None:
-        weight_gradient = weight_gradient.to(weight.dtype)
-    if bias is not None and bias_gradient is not None:
-        bias_gradient = bias_gradient.to(bias.dtype)
-    return losses, n_correct, hidden_gradient, weight_gradient, bias_gradient
+        if any(wanted):
+            gradients.add_to_bias(factor)
+            gradients.add(some, tiles.rounded(factor))
+    return losses, n_correct, *gradients.finished()

@@ -8,7 +8,6 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import get_pattern_key
 
 from left_trainer.methods.patterns import BY_TARGET
 
@@ -57,18 +56,19 @@ def _names_blocks(config: PeftConfig, option: str) -> bool:
     value = getattr(config, option, None)
     if option in ("layers", "layers_to_transform"):
         return value is not None
-    if isinstance(value, str):  # a regular expression
-        return bool(re.search(r"\d", value))
-    return any(NUMBER.search(name) or "\\d" in name for name in value or ())
+    if isinstance(value, str) or option in BY_TARGET:  # regular expressions
+        return bool(re.search(r"\d", "".join(value or ())))
+    return any(NUMBER.search(name) for name in value or ())
 
 
 def _by_new_name(values: dict[str, Any], targets: Sequence[str], rename: Callable[[str], str | None]) -> dict[str, Any]:
     """A mapping from regular expressions, spelled out for each target that is left; names of parameters stay such."""
-    spelled_out = {
-        name: values[key]
-        for target in targets
-        if (key := get_pattern_key(values, target)) in values and (name := rename(target)) is not None
-    }
+    spelled_out = {}
+    for target in targets:
+        key = next((key for key in values if re.fullmatch(rf"(.*\.)?({key})", target)), None)  # as PEFT reads it
+        name = rename(target)
+        if key is not None and name is not None:
+            spelled_out[name] = values[key]
     parameters = {
         name: value
         for key, value in values.items()

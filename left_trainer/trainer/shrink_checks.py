@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from left_trainer.compression.architecture import architecture_of
-from left_trainer.compression.choice import lacks_cache
 from left_trainer.compression.schedule import AT_START, check_steps
-from left_trainer.compression.sizes import check_target, size_for, size_of
+from left_trainer.compression.sizes import check_target
 from left_trainer.compression_options import BASE_TEACHER, VOCABULARY
 from left_trainer.evaluation.metrics import score_names
 from left_trainer.evaluation.scores import is_lower_better
@@ -40,14 +39,6 @@ def check_shrinking(request: Request) -> None:
         return
     architecture_of(source.config)
     check_target(source.config, args.target_size)
-    size = size_for(source.config, args.target_size)
-    if lacks_cache(source.config, size) and not lacks_cache(source.config, size_of(source.config)):
-        raise ValueError(
-            f"shrink_to={args.shrink_to!r} leaves {size.layers['encoder']} layers of the encoder and "
-            f"{size.layers['decoder']} of the decoder, and {source.config.model_type} models generate only where the "
-            "decoder has no more layers than the encoder. Name both: "
-            f"shrink_to='encoder_layers={size.layers['encoder']},decoder_layers={size.layers['encoder']}'."
-        )
     if request.is_quantized or (method is not None and method.quantization is not None):
         raise ValueError(
             f"shrink_to={args.shrink_to!r} does not work with a quantized base model: packed weights cannot be cut. "

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from left_trainer.compression.architecture import ARCHITECTURES, architecture_of
-from left_trainer.compression.choice import best_parts, composed, lacks_cache, relative, size_between, sizes_down_to
+from left_trainer.compression.choice import best_parts, composed, relative, size_between, sizes_down_to
 from left_trainer.compression.importance import RANDOM, Scores, importances
 from left_trainer.compression.removal import kept_whole, remove_parts
 from left_trainer.compression.sizes import Size, counted_parameters, parameters_at, possible_heads, size_of
@@ -40,7 +40,6 @@ def test_a_share_of_the_parameters_is_met_closely(model_type, share):
         assert min(size.layers.values()) >= 1
         assert min(size.ffn.values()) >= 1
         assert size.heads is None or size.heads in possible_heads(model.config)
-        assert not lacks_cache(model.config, size)
     counts = [whole, *(parameters for _, parameters in path)]
     assert counts == sorted(counts, reverse=True)
     assert share - 0.08 <= counts[-1] / whole <= share
@@ -94,7 +93,6 @@ def test_sizes_between_two_end_at_the_last(model_type):
     for before, after in itertools.pairwise(sizes):
         assert all(after.layers[name] <= number for name, number in before.layers.items())
         assert all(after.ffn[name] <= width for name, width in before.ffn.items())
-        assert not lacks_cache(config, after)
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart", "llama", "opt"])

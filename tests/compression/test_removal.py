@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Adafactor, PreTrainedModel
 
 from left_trainer.compression.architecture import ARCHITECTURES, architecture_of
-from left_trainer.compression.cuts import Index, _spread
+from left_trainer.compression.cuts import Index, spread
 from left_trainer.compression.removal import Kept, kept_whole, remove_parts
 from left_trainer.compression.sizes import head_size, queries_per_group, size_of
 from shrinkable import IDS, LABELS, SHRINKABLE, logits, shrinkable, some_parts
@@ -48,7 +48,7 @@ def silence(model: PreTrainedModel, kept: Kept) -> None:
         width = size.ffn[architecture.stack_of(name)]
         keep_inputs(model.get_submodule(f"{name}.{architecture.feed_forward_output}"), Index(indices, width))
     for name, indices in kept.heads.items():
-        heads = _spread(Index(indices, size.heads), features)
+        heads = spread(Index(indices, size.heads), features)
         keep_inputs(model.get_submodule(f"{name}.{architecture.attention_output}"), heads)
 
 
@@ -62,7 +62,7 @@ def test_parts_that_write_nothing_are_not_missed(model):
     silence(model, kept)
     before = logits(model)
     remove_parts(model, kept)
-    torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(model), before, rtol=1e-3, atol=1e-4)
 
 
 def test_a_removed_block_is_as_if_it_had_never_been(model):

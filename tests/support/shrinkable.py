@@ -12,7 +12,7 @@ from left_trainer.compression.removal import Kept
 from left_trainer.compression.sizes import size_of
 from tiny import tiny_model
 
-T5 = {"num_heads": 4, "num_layers": 3, "num_decoder_layers": 4}
+T5 = {"num_heads": 4, "num_layers": 3, "num_decoder_layers": 5}
 BART = {"encoder_layers": 3, "decoder_layers": 4}
 LLAMA = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
@@ -47,8 +47,9 @@ def shrinkable(name: str, **overrides: Any) -> PreTrainedModel:
     model_type, options = SHRINKABLE[name]
     model = tiny_model(model_type, **{**options, **overrides})
     generator = torch.Generator().manual_seed(1)
-    for weight in model.parameters():  # biases that start at zero, weights too small to tell
-        weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+    for weight in model.parameters():
+        if weight.requires_grad:  # biases start at zero and weights too small to tell; tables of sines stay
+            weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
     model.tie_weights()
     return model
 
@@ -63,7 +64,10 @@ def logits(model: Any, is_encoder_decoder: bool | None = None) -> torch.Tensor:
 
 
 def some_parts(config: PreTrainedConfig, layers: bool = True, ffn: bool = True, heads: bool = True) -> Kept:
-    """Half the neurons and heads, others in each module where the class lets them differ, and not the first block."""
+    """Half the neurons and heads, others in each module where the class lets them differ; the first and third block go.
+
+    The last block stays.
+    """
     architecture, size = architecture_of(config), size_of(config)
     generator = torch.Generator().manual_seed(1)
 
@@ -73,7 +77,10 @@ def some_parts(config: PreTrainedConfig, layers: bool = True, ffn: bool = True, 
     kept_layers = {stack: tuple(range(count)) for stack, count in size.layers.items()}
     blocks = architecture.blocks(config)
     return Kept(
-        layers={stack: kept[1:-1] if layers else kept for stack, kept in kept_layers.items()},
+        layers={
+            stack: tuple(index for index in kept if not layers or index not in (0, 2) or index == kept[-1])
+            for stack, kept in kept_layers.items()
+        },
         neurons={block.feed_forward: half(size.ffn[block.stack]) for block in blocks} if ffn else {},
         heads={
             name: chosen

@@ -418,9 +418,14 @@ def test_what_cannot_be_is_refused_before_weights_load(message, tmp_path, monkey
         make_trainer(tmp_path / "run", model_type, model=str(tmp_path / "model"), **options)
 
 
-def test_a_t5_that_could_not_generate_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="encoder_layers=1,decoder_layers=1"):
-        make_trainer(tmp_path, "t5", shrink_to="encoder_layers=1")
+def test_a_t5_whose_decoder_is_deeper_generates(tmp_path):
+    """Where transformers makes the cache of the decoder for as many layers as the encoder has."""
+    trainer = make_trainer(tmp_path, "t5", shrink_to="encoder_layers=1", max_steps=1, shrink_kwargs={"schedule": [1]})
+    trainer.train()
+    trainer.save_model()
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    ids = torch.tensor([[5, 9, 7]])
+    assert torch.equal(loaded.generate(ids, max_new_tokens=4), trainer.model.eval().generate(ids, max_new_tokens=4))
 
 
 def test_every_supported_type_is_a_tiny_one():
