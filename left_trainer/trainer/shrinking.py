@@ -50,6 +50,12 @@ class ShrinkingTrainer(CheckpointingTrainer):
 
     shrinking: Shrinking | None = None
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`; a model that will be sharded has its size before that."""
+        if self.shrinking and resume_from_checkpoint and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self.shrinking.resume(str(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def begin_shrinking(self) -> None:
         """For a run from the beginning, before its optimizer is made."""
         if self.shrinking:
