@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,9 @@ from left_trainer.compression.sizes import MULTIPLE, WIDE, Size, parameters_at, 
 SLICES = 16  # into which the width of the feed-forward modules is cut where nothing else says how finely
 
 
-def best_parts(config: PreTrainedConfig, size: Size, layers: Scores, parts: Scores) -> Kept:
+def best_parts(
+    config: PreTrainedConfig, size: Size, layers: Scores, parts: Scores, trained: Collection[str] = ()
+) -> Kept:
     """The most important parts of a model, of each kind as many as `size` has.
 
     Args:
@@ -26,9 +28,15 @@ def best_parts(config: PreTrainedConfig, size: Size, layers: Scores, parts: Scor
         size: That it is to have.
         layers: Importances of its blocks.
         parts: Importances of its neurons and heads.
+        trained: Names of the blocks that alone are trained, one of which has to stay; empty where all are.
     """
     architecture, now = architecture_of(config), size_of(config)
     kept_layers = {name: tuple(_best(scores, size.layers[name])) for name, scores in layers.layers.items()}
+    alone = [block for block in architecture.blocks(config) if block.name in trained]
+    if alone and not any(block.index in kept_layers[block.stack] for block in alone):
+        best = max(alone, key=lambda block: float(layers.layers[block.stack][block.index]))
+        others = _best(layers.layers[best.stack], size.layers[best.stack] - 1)
+        kept_layers[best.stack] = tuple(sorted([*others, best.index]))
     neurons: dict[str, torch.Tensor] = {}
     heads: dict[str, torch.Tensor] = {}
     blocks = [block for block in architecture.blocks(config) if block.index in kept_layers[block.stack]]
@@ -91,7 +99,9 @@ def _each(choose: Callable[[int, int], int], first: Size, second: Size) -> Size:
 # A size for a number of parameters
 
 
-def sizes_down_to(config: PreTrainedConfig, scores: Scores, parameters: int) -> list[tuple[Size, int]]:
+def sizes_down_to(
+    config: PreTrainedConfig, scores: Scores, parameters: int, fixed: Collection[str] = ()
+) -> list[tuple[Size, int]]:
     """Ever smaller sizes with their numbers of parameters, the last of which has at most `parameters`.
 
     In each step goes the unit that takes the least importance with it for each parameter: a block of a stack, a slice
@@ -103,12 +113,13 @@ def sizes_down_to(config: PreTrainedConfig, scores: Scores, parameters: int) -> 
         config: Of the model as it is.
         scores: Its importances, all of one kind that knows blocks, neurons and heads.
         parameters: Apart from embeddings and head, as `counted_parameters` counts them.
+        fixed: `ffn` and `heads`, where these have to stay.
     """
     count, losses = _counter(config), _Losses(config, scores)
     size = size_of(config)
     now, path = count(size), []
     while now > parameters:
-        steps = [_Step(unit, now - count(unit), losses.of(size, unit)) for unit in _smaller_units(config, size)]
+        steps = [_Step(unit, now - count(unit), losses.of(size, unit)) for unit in _smaller_units(config, size, fixed)]
         if not steps:
             break
         fitting = [step for step in steps if now - step.parameters >= parameters]
@@ -147,7 +158,7 @@ class _Step:
         return self.importance / self.parameters
 
 
-def _smaller_units(config: PreTrainedConfig, size: Size) -> list[Size]:
+def _smaller_units(config: PreTrainedConfig, size: Size, fixed: Collection[str]) -> list[Size]:
     """The sizes that are one unit less than `size`."""
     found = [
         dataclasses.replace(size, layers={**size.layers, name: number - 1})
@@ -161,9 +172,9 @@ def _smaller_units(config: PreTrainedConfig, size: Size) -> list[Size]:
         slice_width = max(1, whole // SLICES)
         if whole >= WIDE:
             slice_width = max(MULTIPLE, slice_width - slice_width % MULTIPLE)
-        if width > slice_width:
+        if width > slice_width and "ffn" not in fixed:
             found.append(dataclasses.replace(size, ffn={**size.ffn, **dict.fromkeys(names, width - slice_width)}))
-    fewer = [number for number in possible_heads(config) if number < (size.heads or 0)]
+    fewer = [number for number in possible_heads(config) if number < (size.heads or 0) and "heads" not in fixed]
     return [*found, *(dataclasses.replace(size, heads=number) for number in fewer[-1:])]
 
 

@@ -144,6 +144,9 @@ class TrainingReport:
         majority_share: Percent of test rows that have the most frequent label, which is the accuracy of always
             answering with it; for tasks that are scored by accuracy.
         teacher: What it has learned from, where there was a teacher.
+        setting: Name of the setting of a comparison, where the user gave it one.
+        base_parameters: Of the model without what the method added, apart from embeddings and head.
+        model_size_bytes: Of the weights of the same model, embeddings and head included, as they are saved.
     """
 
     method: str
@@ -186,6 +189,9 @@ class TrainingReport:
     planned: PlannedRun | None = None
     shrinking: ShrinkReport | None = None
     teacher: TeacherReport | None = None
+    setting: str | None = None
+    base_parameters: int | None = None
+    model_size_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

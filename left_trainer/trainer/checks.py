@@ -296,7 +296,7 @@ def check_prompts(request: Request) -> None:
     if not args.predict_with_generate or request.source.family == "encoder_decoder":
         return
     for argument, dataset in named_datasets(None, request.eval_dataset).items():
-        reason = _why_no_prompt(request, dataset)
+        reason = why_no_prompt(request, dataset)
         if reason:
             raise ValueError(
                 f"predict_with_generate=True needs to know where each prompt ends, and {argument} does not say it: "
@@ -304,7 +304,8 @@ def check_prompts(request: Request) -> None:
             )
 
 
-def _why_no_prompt(request: Request, dataset: AnyDataset) -> str | None:
+def why_no_prompt(request: Request, dataset: AnyDataset) -> str | None:
+    """Why nothing tells where the prompts of `dataset` end; `None` where something does."""
     args, first = request.args, next(iter(dataset))
     if request.formatting_func is not None:
         return "formatting_func makes one text of each row"

@@ -32,6 +32,7 @@ from left_trainer.trainer.shrink_checks import loses_parts
 from left_trainer.training_args import LeftTrainingArguments
 
 RUN = "run"
+ROWS, WRITTEN_ROWS = "training data", "training data with the teacher's targets"
 ROWS_LOOKED_AT = 4096
 WEIGHTS_LOOKED_AT, VALUES_OF_A_WEIGHT = 64, 8
 # What stands in the optimizer's saved state, from which it would come back whatever the new run says.
@@ -97,7 +98,7 @@ def identity_of_training(args: LeftTrainingArguments, rows: Any) -> dict[str, An
     number = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return _plain(
         {
-            "training data": _data(rows),
+            ROWS: _data(rows),
             "per_device_train_batch_size x gradient_accumulation_steps x processes": number,
             **{name: getattr(args, name) for name in ARGUMENTS if hasattr(args, name)},
             "shrinking": {**args.target_size, **dataclasses.asdict(args.shrinking)} if loses_parts(args) else None,

@@ -36,6 +36,7 @@ from left_trainer.trainer.evaluation import EvalDatasets
 from left_trainer.trainer.fresh_models import first_source, prepare_fresh_model, with_method_options
 from left_trainer.trainer.generation import use_generation_config
 from left_trainer.trainer.guarded import guarded_training
+from left_trainer.trainer.kept_answers import keep_answers
 from left_trainer.trainer.losses import AddedTerms, compute_loss
 from left_trainer.trainer.model_card import create_model_card_as_transformers, create_model_card_as_trl
 from left_trainer.trainer.neftune import neftune_callbacks
@@ -251,6 +252,7 @@ class LeftTrainer(ShrinkingTrainer):
             KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved (`save_on_signal`); `SystemExit` after SIGTERM.
         """
         with guarded_training(self):
+            keep_answers(self)
             checkpoint = self.checkpoint_of_run(resume_from_checkpoint)
             self.starts_anew = not checkpoint
             if self.starts_anew and self.model_init is None:
@@ -362,7 +364,7 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         is_ready = (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
         if not constructed or is_ready or not isinstance(dataset, Dataset | IterableDataset):
             return dataset
-        packing = args.packing if args.eval_packing is None else args.eval_packing
+        packing = args.packing if args.eval_packing is None or split == "train" else args.eval_packing
         tokenize = super()._prepare_dataset
         return features.sft_features(self, tokenize, dataset, tokenizer, args, packing, self._formatting_func, split)
 

@@ -111,6 +111,7 @@ RECIPES = [
     ("your_own_method.py", "cross_attention_lora", "summarization"),
     ("shrink_translation.py", "full", "translation"),
     ("trim_vocabulary.py", "lora", "summarization"),
+    ("distill_summarization.py", "lora", "summarization"),
 ]
 
 
@@ -145,6 +146,7 @@ OTHER_METHODS = {
     "your_own_method.py": "prompt_tuning",
     "shrink_translation.py": "lora",
     "trim_vocabulary.py": "full",
+    "distill_summarization.py": "ia3",
 }
 
 
