@@ -34,9 +34,9 @@ def best_parts(
     kept_layers = {name: tuple(_best(scores, size.layers[name])) for name, scores in layers.layers.items()}
     alone = [block for block in architecture.blocks(config) if block.name in trained]
     if alone and not any(block.index in kept_layers[block.stack] for block in alone):
-        best = max(alone, key=lambda block: float(layers.layers[block.stack][block.index]))
-        others = _best(layers.layers[best.stack], size.layers[best.stack] - 1)
-        kept_layers[best.stack] = tuple(sorted([*others, best.index]))
+        needed = max(alone, key=lambda block: float(layers.layers[block.stack][block.index]))
+        others = _best(layers.layers[needed.stack], size.layers[needed.stack] - 1)
+        kept_layers[needed.stack] = tuple(sorted([*others, needed.index]))
     neurons: dict[str, torch.Tensor] = {}
     heads: dict[str, torch.Tensor] = {}
     blocks = [block for block in architecture.blocks(config) if block.index in kept_layers[block.stack]]

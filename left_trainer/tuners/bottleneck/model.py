@@ -73,7 +73,7 @@ class BottleneckModel(BaseTuner):
 
     def _dropped_layers(self, adapter_name: str) -> DroppedLayers:
         """How many lower layers go without the adapter; drawn before each pass in training where that may vary."""
-        known: dict[str, DroppedLayers] = vars(self).setdefault("dropped_layers", {})
+        known: dict[str, DroppedLayers] = self.__dict__.setdefault("dropped_layers", {})
         if adapter_name not in known:
             config = self.peft_config[adapter_name]
             known[adapter_name] = DroppedLayers(config.fewest_dropped, config.most_dropped)
