@@ -1,7 +1,7 @@
 r"""How much each block, feed-forward neuron and attention head of a model does on some batches.
 
-`first_order` bounds the change of the loss, to the first order, when a unit $u$ goes: the sum over the tokens $t$ of the
-batches and the features $d$ of the unit
+`first_order` bounds the change of the loss, to the first order, when a unit $u$ goes: the sum over the tokens $t$ of
+the batches and the features $d$ of the unit
 
 $$I(u) = \sum_t \sum_{d \in u} |g_{t,d} \, a_{t,d}|$$
 
