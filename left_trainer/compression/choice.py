@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig
 
 from left_trainer.compression.architecture import Stack, architecture_of
+from left_trainer.compression.cuts import Kept
 from left_trainer.compression.importance import Scores
-from left_trainer.compression.removal import Kept
 from left_trainer.compression.sizes import MULTIPLE, WIDE, Size, parameters_at, possible_heads, size_of
 
 SLICES = 16  # into which the width of the feed-forward modules is cut where nothing else says how finely
 
 
-def best_parts(config: PreTrainedConfig, size: Size, layers: Scores, parts: Scores) -> Kept:
+def best_parts(
+    config: PreTrainedConfig, size: Size, layers: Scores, parts: Scores, trained: Collection[str] = ()
+) -> Kept:
     """The most important parts of a model, of each kind as many as `size` has.
 
     Args:
@@ -26,9 +28,15 @@ def best_parts(config: PreTrainedConfig, size: Size, layers: Scores, parts: Scor
         size: That it is to have.
         layers: Importances of its blocks.
         parts: Importances of its neurons and heads.
+        trained: Names of the blocks that alone are trained, one of which has to stay; empty where all are.
     """
     architecture, now = architecture_of(config), size_of(config)
     kept_layers = {name: tuple(_best(scores, size.layers[name])) for name, scores in layers.layers.items()}
+    alone = [block for block in architecture.blocks(config) if block.name in trained]
+    if alone and not any(block.index in kept_layers[block.stack] for block in alone):
+        needed = max(alone, key=lambda block: float(layers.layers[block.stack][block.index]))
+        others = _best(layers.layers[needed.stack], size.layers[needed.stack] - 1)
+        kept_layers[needed.stack] = tuple(sorted([*others, needed.index]))
     neurons: dict[str, torch.Tensor] = {}
     heads: dict[str, torch.Tensor] = {}
     blocks = [block for block in architecture.blocks(config) if block.index in kept_layers[block.stack]]
@@ -60,9 +68,8 @@ def size_between(config: PreTrainedConfig, first: Size, last: Size, progress: fl
     if first.heads is not None and last.heads is not None:
         least = between(first.heads, last.heads)
         heads = next(number for number in possible_heads(config) if number >= least)
-    layers = {name: between(start, last.layers[name]) for name, start in first.layers.items()}
     return Size(
-        layers=layers,
+        layers={name: between(start, last.layers[name]) for name, start in first.layers.items()},
         ffn={name: _rounded(between(start, last.ffn[name]), last.ffn[name]) for name, start in first.ffn.items()},
         heads=heads,
     )
@@ -92,7 +99,9 @@ def _each(choose: Callable[[int, int], int], first: Size, second: Size) -> Size:
 # A size for a number of parameters
 
 
-def sizes_down_to(config: PreTrainedConfig, scores: Scores, parameters: int) -> list[tuple[Size, int]]:
+def sizes_down_to(
+    config: PreTrainedConfig, scores: Scores, parameters: int, fixed: Collection[str] = ()
+) -> list[tuple[Size, int]]:
     """Ever smaller sizes with their numbers of parameters, the last of which has at most `parameters`.
 
     In each step goes the unit that takes the least importance with it for each parameter: a block of a stack, a slice
@@ -104,12 +113,13 @@ def sizes_down_to(config: PreTrainedConfig, scores: Scores, parameters: int) -> 
         config: Of the model as it is.
         scores: Its importances, all of one kind that knows blocks, neurons and heads.
         parameters: Apart from embeddings and head, as `counted_parameters` counts them.
+        fixed: `ffn` and `heads`, where these have to stay.
     """
     count, losses = _counter(config), _Losses(config, scores)
     size = size_of(config)
     now, path = count(size), []
     while now > parameters:
-        steps = [_Step(unit, now - count(unit), losses.of(size, unit)) for unit in _smaller_units(config, size)]
+        steps = [_Step(unit, now - count(unit), losses.of(size, unit)) for unit in _smaller_units(config, size, fixed)]
         if not steps:
             break
         fitting = [step for step in steps if now - step.parameters >= parameters]
@@ -148,7 +158,7 @@ class _Step:
         return self.importance / self.parameters
 
 
-def _smaller_units(config: PreTrainedConfig, size: Size) -> list[Size]:
+def _smaller_units(config: PreTrainedConfig, size: Size, fixed: Collection[str]) -> list[Size]:
     """The sizes that are one unit less than `size`."""
     found = [
         dataclasses.replace(size, layers={**size.layers, name: number - 1})
@@ -162,9 +172,9 @@ def _smaller_units(config: PreTrainedConfig, size: Size) -> list[Size]:
         slice_width = max(1, whole // SLICES)
         if whole >= WIDE:
             slice_width = max(MULTIPLE, slice_width - slice_width % MULTIPLE)
-        if width > slice_width:
+        if width > slice_width and "ffn" not in fixed:
             found.append(dataclasses.replace(size, ffn={**size.ffn, **dict.fromkeys(names, width - slice_width)}))
-    fewer = [number for number in possible_heads(config) if number < (size.heads or 0)]
+    fewer = [number for number in possible_heads(config) if number < (size.heads or 0) and "heads" not in fixed]
     return [*found, *(dataclasses.replace(size, heads=number) for number in fewer[-1:])]
 
 
@@ -201,9 +211,9 @@ class _Losses:
                 continue
             sums, width = self.neurons[block.feed_forward], whole.ffn[block.stack]
             lost += _between(sums, width - before.ffn[block.stack], width - after.ffn[block.stack])
-            if whole.heads is not None:
-                first, last = (whole.heads - (size.heads or 0) for size in (before, after))
-                lost += sum(_between(self.heads[name], first, last) for name in block.attentions)
+            for name in block.attentions if whole.heads is not None else ():
+                sums, number = self.heads[name], whole.heads or 0
+                lost += _between(sums, number - (before.heads or 0), number - (after.heads or 0))
         return lost
 
 

@@ -1,9 +1,9 @@
 r"""How much each block, feed-forward neuron and attention head of a model does on some batches.
 
-With a gate $\gamma_u = 1$ that multiplies what a unit $u$ adds, `first_order` is the change of the loss to the first
-order when the unit goes, summed over the tokens $t$ of the batches:
+`first_order` bounds the change of the loss, to the first order, when a unit $u$ goes: the sum over the tokens $t$ of
+the batches and the features $d$ of the unit
 
-$$I(u) = \sum_t \left| \frac{\partial L}{\partial \gamma_{u, t}} \right| = \sum_t |g_t^\top a_t|$$
+$$I(u) = \sum_t \sum_{d \in u} |g_{t,d} \, a_{t,d}|$$
 
 $a$ is the activation of a neuron, the output of a head, or what a block adds to its input, and $g$ the gradient of the
 loss with respect to it (Michel et al., 2019, https://arxiv.org/abs/1905.10650; Molchanov et al., 2019,
@@ -193,13 +193,10 @@ class _Sums:
 
     def _add_gradient(self, kind: str, name: str, gradient: torch.Tensor, value: torch.Tensor) -> None:
         if kind == LAYER:
-            gates = (gradient * (value - self._before[name].float())).sum(-1, keepdim=True)
-        elif kind == HEADS:
-            gates = (gradient * value).unflatten(-1, (len(self.heads[name]), -1)).sum(-1)
-        else:
-            gates = gradient * value
+            value = value - self._before[name].float()
+        products = (gradient * value).abs().flatten(0, -2).sum(0).double().cpu()
         sums = {LAYER: self.layers, NEURONS: self.neurons, HEADS: self.heads}[kind]
-        sums[name] += gates.abs().flatten(0, -2).sum(0).double().cpu()
+        sums[name] += products.unflatten(0, (len(sums[name]), -1)).sum(-1)
 
     def scores(self) -> dict[str, Scores]:
         """Of all processes."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from left_trainer.compression.removal import Kept
+from left_trainer.compression.cuts import Kept
 from left_trainer.compression.sizes import Size
 
 SHRINKING_FILE = "shrinking.json"

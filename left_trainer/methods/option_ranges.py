@@ -65,6 +65,7 @@ OPTION_RANGES: dict[str, Range] = {
     "deltaT": COUNT,
     "depth": Range(at_least=0, at_most=1024),
     "dirichlet_prior": POSITIVE,
+    "drop_layers": NOT_NEGATIVE,
     "dropout": SHARE,
     "effective_rank": POSITIVE,
     "encoder_dropout": SHARE,

@@ -24,9 +24,11 @@ from transformers.utils import logging
 
 from left_trainer.adapters.base_model import mark_changed
 from left_trainer.callbacks.logging import LoggingCallback
+from left_trainer.compression.architecture import architecture_of
 from left_trainer.compression.choice import best_parts, composed, relative, size_between, sizes_down_to, smaller_of
+from left_trainer.compression.cuts import Kept
 from left_trainer.compression.importance import BLOCK_INFLUENCE, FIRST_ORDER, Scores, importances
-from left_trainer.compression.removal import Kept, kept_whole, remove_parts
+from left_trainer.compression.removal import kept_whole, remove_parts, why_not_shrinkable
 from left_trainer.compression.schedule import AT_START, Stage, stages
 from left_trainer.compression.shrink_state import ShrinkState, SizeStep, same_parts
 from left_trainer.compression.size_text import described
@@ -48,6 +50,12 @@ class ShrinkingTrainer(CheckpointingTrainer):
     """A trainer whose model may shrink while it is trained."""
 
     shrinking: Shrinking | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`; a model that will be sharded has its size before that."""
+        if self.shrinking and resume_from_checkpoint and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self.shrinking.resume(str(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def begin_shrinking(self) -> None:
         """For a run from the beginning, before its optimizer is made."""
@@ -126,6 +134,9 @@ class Shrinking:
         size = size_of(self.config)
         self.parameters_before = parameters_at(self.config, size)
         self.state = ShrinkState(history=(SizeStep(0, self.parameters_before, 1.0, size),))
+        self._fixed = _fixed_dimensions(model, size)
+        if reason := why_not_shrinkable(model, size_for(self.config, self.target)):
+            raise ValueError(f"shrink_to={args.shrink_to!r}: {reason}")
         self._stages: tuple[Stage, ...] = ()
         self._last_check = 0
         self._held: HeldSize | None = None
@@ -269,7 +280,7 @@ class Shrinking:
         self.state = dataclasses.replace(self.state, progress=stage.progress)
         if size == before:
             return
-        kept = best_parts(self.base.config, size, layers, parts)
+        kept = best_parts(self.base.config, size, layers, parts, _trained_alone(self.base))
         kept_of_all = composed(self.state.kept, kept, self.config)
         self._remove(kept)
         parameters = parameters_at(self.base.config, size)
@@ -303,7 +314,7 @@ class Shrinking:
         wanted = self.parameters_before - (self.parameters_before - least) * progress
         if parameters_at(config, now) <= wanted:
             return now
-        path = sizes_down_to(config, scores, least)
+        path = sizes_down_to(config, scores, least, self._fixed)
         return next((size for size, parameters in path if parameters <= wanted), path[-1][0] if path else now)
 
     def _remove(self, kept: Kept) -> None:
@@ -324,6 +335,25 @@ class Shrinking:
         if self.trainer.is_world_process_zero():
             change = described(before, reached.size)
             logger.warning(f"step {reached.step}: {reason}{change}; {100 * reached.share:.0f} % of the parameters")
+
+
+def _fixed_dimensions(model: nn.Module, size: Size) -> list[str]:
+    """Widths that the adapter of `model` does not let go."""
+    narrower = {
+        "ffn": dataclasses.replace(size, ffn={name: width - 1 for name, width in size.ffn.items()}),
+        "heads": dataclasses.replace(size, heads=None if size.heads is None else size.heads - 1),
+    }
+    return [name for name, smaller in narrower.items() if why_not_shrinkable(model, smaller)]
+
+
+def _trained_alone(base: Any) -> list[str]:
+    """Names of the blocks that have trained weights, where no other part of the model has any."""
+    blocks = [block.name for block in architecture_of(base.config).blocks(base.config)]
+    names = [name for name, weight in base.named_parameters() if weight.requires_grad]
+    if not all(any(name.startswith(f"{block}.") for block in blocks) for name in names):
+        return []
+    trained = [block for block in blocks if any(name.startswith(f"{block}.") for name in names)]
+    return trained if len(trained) < len(blocks) else []
 
 
 @contextlib.contextmanager

@@ -109,6 +109,7 @@ RECIPES = [
     ("bottleneck_adapter_translation.py", "houlsby_adapter", "translation"),
     ("full_finetuning.py", "full", "summarization"),
     ("your_own_method.py", "cross_attention_lora", "summarization"),
+    ("shrink_translation.py", "full", "translation"),
     ("trim_vocabulary.py", "lora", "summarization"),
     ("distill_summarization.py", "lora", "summarization"),
 ]
@@ -143,6 +144,7 @@ OTHER_METHODS = {
     "bottleneck_adapter_translation.py": "parallel_adapter",
     "full_finetuning.py": "adalora",
     "your_own_method.py": "prompt_tuning",
+    "shrink_translation.py": "lora",
     "trim_vocabulary.py": "full",
     "distill_summarization.py": "ia3",
 }

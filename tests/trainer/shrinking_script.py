@@ -10,16 +10,15 @@ import torch
 from datasets import Dataset
 
 from left_trainer import LeftTrainer, LeftTrainingArguments
-from left_trainer.models import model_family
 from log_history import losses
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
-model_type, method, batch_size, output = sys.argv[1:]
-model = tiny_model(model_type)
+method, batch_size, output = sys.argv[1:]
+model = tiny_model("t5")
 args = LeftTrainingArguments(
-    output_dir=str(Path(output).parent / f"run-{model_type}-{batch_size}"),
+    output_dir=str(Path(output).parent / f"run-{batch_size}"),
     peft_method=method,
-    shrink_to="params=0.5",
+    shrink_to="encoder_layers=1,ffn=0.5",
     shrink_kwargs={"schedule": [1, 3], "importance_batches": 2},
     teacher_model="none",
     per_device_train_batch_size=int(batch_size),
@@ -34,7 +33,7 @@ args = LeftTrainingArguments(
     seed=5,
 )
 rows = Dataset.from_list(tiny_rows())
-trainer = LeftTrainer(model, args, train_dataset=rows, processing_class=tiny_tokenizer(model_family(model)))
+trainer = LeftTrainer(model, args, train_dataset=rows, processing_class=tiny_tokenizer("encoder_decoder"))
 trainer.train()
 weights = torch.cat([weight.detach().flatten().double() for weight in trainer.model.parameters()])
 result = {

@@ -369,7 +369,7 @@ def test_two_processes_shrink_alike(python, tmp_path):
     for command, batch_size in (([python], 8), (launch, 4)):
         output = tmp_path / f"{batch_size}.json"
         subprocess.run(
-            [*command, str(script), "t5", "full", str(batch_size), str(output)],
+            [*command, str(script), "full", str(batch_size), str(output)],
             check=True,
             capture_output=True,
             env=ENVIRONMENT,

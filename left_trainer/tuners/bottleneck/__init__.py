@@ -1,6 +1,7 @@
 """Bottleneck adapters: Houlsby's, Pfeiffer's (MAD-X) and parallel ones. They differ in what the bottleneck reads."""
 
 from left_trainer.tuners.bottleneck.config import HoulsbyAdapterConfig, ParallelAdapterConfig, PfeifferAdapterConfig
+from left_trainer.tuners.bottleneck.lower_layers import drop_lower_adapters
 from left_trainer.tuners.bottleneck.model import HoulsbyAdapterModel, ParallelAdapterModel, PfeifferAdapterModel
 from left_trainer.tuners.registration import register_tuner
 
@@ -11,6 +12,7 @@ __all__ = [
     "ParallelAdapterModel",
     "PfeifferAdapterConfig",
     "PfeifferAdapterModel",
+    "drop_lower_adapters",
 ]
 
 register_tuner("houlsby_adapter", HoulsbyAdapterConfig, HoulsbyAdapterModel)

@@ -30,6 +30,8 @@ class BottleneckConfig(PeftConfig):
             deviations: an adapter close to the identity, both projections of which get gradients in the first step.
             `"zero"` sets the up-projection to zero: an adapter that is the identity, the down-projection of which gets
             a gradient from the second step on.
+        drop_layers: How many of the lower layers, of an encoder and a decoder alike, go without adapters: a number, or
+            two for a range, from which each step of the training draws one (AdapterDrop, arXiv 2010.11918).
     """
 
     target_modules: list[str] | str | None = field(
@@ -55,9 +57,24 @@ class BottleneckConfig(PeftConfig):
         default="normal",
         metadata={"help": "'normal': close to the identity; 'zero': up-projection zero, the identity."},
     )
+    drop_layers: int | list[int] = field(
+        default=0,
+        metadata={"help": "Lower layers without adapters: a number, or two, between which each step draws."},
+    )
+
+    @property
+    def fewest_dropped(self) -> int:
+        """Number of lower layers that never have an adapter."""
+        return self.drop_layers if isinstance(self.drop_layers, int) else self.drop_layers[0]
+
+    @property
+    def most_dropped(self) -> int:
+        """Number of lower layers that may go without an adapter in a step of the training."""
+        return self.drop_layers if isinstance(self.drop_layers, int) else self.drop_layers[1]
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        dropped = [self.drop_layers] if isinstance(self.drop_layers, int) else list(self.drop_layers)
         for name, value, valid, allowed in (
             ("reduction_factor", self.reduction_factor, self.reduction_factor >= 1, "at least 1"),
             (
@@ -68,6 +85,12 @@ class BottleneckConfig(PeftConfig):
             ),
             ("dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and less than 1"),
             ("non_linearity", self.non_linearity, self.non_linearity in ACT2FN, f"one of {', '.join(sorted(ACT2FN))}"),
+            (
+                "drop_layers",
+                self.drop_layers,
+                len(dropped) in (1, 2) and dropped[0] >= 0 and (len(dropped) == 1 or dropped[0] < dropped[1]),
+                "a number that is at least 0, or two, the first one below the second",
+            ),
             ("init_weights", self.init_weights, self.init_weights in INIT_WEIGHTS, f"one of {', '.join(INIT_WEIGHTS)}"),
         ):
             if not valid:
@@ -126,6 +149,11 @@ class PfeifferAdapterConfig(BottleneckConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = peft_type("pfeiffer_adapter")
+        if self.invertible and self.fewest_dropped:
+            raise ValueError(
+                f"invertible=True puts an adapter before the first layer, and drop_layers={self.drop_layers!r} leaves "
+                "that layer without one. Set invertible=False, or let drop_layers begin at 0."
+            )
         if self.invertible_reduction_factor < 1:
             raise ValueError(
                 f"invertible_reduction_factor={self.invertible_reduction_factor!r} is not valid: it must be at least 1."

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.activations import ACT2FN
 
 from left_trainer.tuners.bottleneck.config import BottleneckConfig, PfeifferAdapterConfig
+from left_trainer.tuners.bottleneck.lower_layers import DroppedLayers
 
 
 def _initialize(down: nn.Linear, up: nn.Linear, init_weights: str) -> None:
@@ -105,6 +106,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         # By device, as the replicas of `nn.DataParallel` share this dict.
         self._inputs: dict[torch.device, Any] = {}
         self._hooks: dict[str, RemovableHandle] = {}
+        self._number: int | None = None
+        self._dropped: dict[str, DroppedLayers] = {}
         if self.siblings[0]:
             module = parent.get_submodule(self.siblings[0])
             self._hooks["input"] = module.register_forward_pre_hook(self._keep_input)
@@ -132,6 +135,14 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.bottleneck_invertible[adapter_name] = Coupling(hidden_size, config)
         self._move_adapter_to_device_of_base_layer(adapter_name)  # type: ignore[operator]
 
+    def drop_with(self, adapter_name: str, number: int | None, dropped: DroppedLayers) -> None:
+        """Let the bottleneck of an adapter rest in passes in which this layer, `number` from 0, goes without."""
+        self._number, self._dropped[adapter_name] = number, dropped
+
+    def _rests(self, adapter_name: str) -> bool:
+        dropped = self._dropped.get(adapter_name)
+        return dropped is not None and self._number is not None and self._number < dropped.number
+
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[Any, Any]:
         parameter = next(base_layer.parameters(), None)
         return (None, None) if parameter is None else (parameter.device, parameter.dtype)
@@ -139,10 +150,12 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def _keep_input(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         self._inputs[args[0].device] = args[0]
 
-    def _active(self, adapters: nn.ModuleDict) -> list[nn.Module]:
+    def _active(self, adapters: nn.ModuleDict, resting: bool = False) -> list[nn.Module]:
+        """Those of the active adapters, but for those that rest where `resting` is set."""
         if self.disable_adapters:
             return []
-        return [adapters[name] for name in self.active_adapters if name in adapters]
+        names = [name for name in self.active_adapters if name in adapters]
+        return [adapters[name] for name in names if not (resting and self._rests(name))]
 
     def _call(self, adapter: nn.Module, z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return adapter(z.to(next(adapter.parameters()).dtype)).to(dtype)
@@ -165,7 +178,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
                 f"input_module={self.siblings[0]!r} did not run before the target module, so its input is not known. "
                 "Name a module that runs before it, on the same device."
             )
-        for adapter in self._active(self.bottleneck_adapters):
+        for adapter in self._active(self.bottleneck_adapters, resting=True):
             output = output + self._call(adapter, self.adapter_input(output, sublayer_input), output.dtype)
         return output
 

@@ -11,6 +11,7 @@ from torch import nn
 from left_trainer.tuners.bottleneck.config import BottleneckConfig, PfeifferAdapterConfig
 from left_trainer.tuners.bottleneck.layer import BottleneckLayer, HoulsbyLayer, ParallelLayer, PfeifferLayer
 from left_trainer.tuners.bottleneck.layouts import LAYOUTS, Layout, find_layout
+from left_trainer.tuners.bottleneck.lower_layers import DroppedLayers, layer_number
 
 
 class BottleneckModel(BaseTuner):
@@ -46,6 +47,40 @@ class BottleneckModel(BaseTuner):
             )
         return peft_config
 
+    @staticmethod
+    def _check_target_module_exists(peft_config: BottleneckConfig, key: str) -> Any:
+        number = layer_number(key)
+        if number is not None and number < peft_config.fewest_dropped:
+            return False
+        return BaseTuner._check_target_module_exists(peft_config, key)
+
+    def _prepare_model(self, peft_config: BottleneckConfig, model: nn.Module) -> None:
+        """Refuse to leave all layers without adapters."""
+        if not peft_config.most_dropped:
+            return
+        last: dict[str, int] = {}
+        for key, _ in model.named_modules():
+            number = layer_number(key)
+            if number is not None and BaseTuner._check_target_module_exists(peft_config, key):
+                stack = key[: key.index(f".{number}.")]
+                last[stack] = max(last.get(stack, 0), number)
+        fewest = min(last.values(), default=0) + 1
+        if peft_config.most_dropped >= fewest:
+            raise ValueError(
+                f"drop_layers={peft_config.drop_layers!r} must stay below {fewest}: of the layers that could have an "
+                "adapter, one keeps it."
+            )
+
+    def _dropped_layers(self, adapter_name: str) -> DroppedLayers:
+        """How many lower layers go without the adapter; drawn before each pass in training where that may vary."""
+        known: dict[str, DroppedLayers] = self.__dict__.setdefault("dropped_layers", {})
+        if adapter_name not in known:
+            config = self.peft_config[adapter_name]
+            known[adapter_name] = DroppedLayers(config.fewest_dropped, config.most_dropped)
+            if config.fewest_dropped < config.most_dropped:
+                self.model.register_forward_pre_hook(known[adapter_name].draw)
+        return known[adapter_name]
+
     def _create_and_replace(
         self,
         peft_config: BottleneckConfig,
@@ -68,6 +103,7 @@ class BottleneckModel(BaseTuner):
             target = self.layer_class(target, parent, peft_config)
             self._replace_module(parent, target_name, target, target.base_layer)
         target.update_layer(adapter_name, hidden_size, peft_config)
+        target.drop_with(adapter_name, layer_number(current_key), self._dropped_layers(adapter_name))
 
     @staticmethod
     def _check_siblings(peft_config: BottleneckConfig, parent: nn.Module, key: str) -> None:
@@ -124,6 +160,7 @@ class PfeifferAdapterModel(BottleneckModel):
         return match[1]
 
     def _prepare_model(self, peft_config: PfeifferAdapterConfig, model: nn.Module) -> None:
+        super()._prepare_model(peft_config, model)
         if not peft_config.invertible:
             return
         targets = [
