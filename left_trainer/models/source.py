@@ -121,6 +121,11 @@ class ModelSource:
         return getattr(self.config.get_text_config(decoder=True), "hidden_size", None)
 
     @property
+    def has_base_beside(self) -> bool:
+        """Whether the adapter's base is no model of another place, but was saved with the adapter."""
+        return self.adapter is not None and Path(self.base_name) == Path(str(self.model)) / BASE_FOLDER
+
+    @property
     def is_quantized(self) -> bool:
         """Whether the base model's own weights are quantized, or will be by the options that they are loaded with."""
         given = self.options.get("quantization_config")
