@@ -234,6 +234,32 @@ def test_a_teacher_has_the_same_tokens(family, is_loaded, make_args, saved_model
         assert len(teacher.get_input_embeddings().weight) == 300
 
 
+@pytest.mark.parametrize("options", [{"sequence_level": True}, {"cache_teacher": 4}, {"on_policy_fraction": 1.0}])
+def test_every_use_of_a_teacher(options, make_args, saved_models):
+    path = str(saved_models["encoder_decoder"])
+    args = make_args(**ASKED, max_steps=1, distillation_kwargs=options, generation_max_length=6)
+    trainer = LeftTrainer(path, args, train_dataset=ROWS, teacher_model=path)
+    trainer.train()
+    assert trainer.model.get_input_embeddings().weight.shape[0] == len(trainer.processing_class) < 300
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_model_loses_parts_and_tokens(family, method, make_args, saved_models, tmp_path):
+    asked = {"encoder_decoder": "encoder_layers=1,decoder_layers=1", "decoder_only": "layers=1"}[family]
+    options = {"shrink_to": f"vocabulary=data,{asked}", "shrink_kwargs": {"schedule": "at_start"}}
+    trainer = trainer_for(family, make_args, saved_models, peft_method=method, predict_with_generate=True, **options)
+    trainer.train()
+    trainer.save_model()
+    ids = trainer.predict(ROWS[:4]).predictions
+    written = [text.strip() for text in trainer.processing_class.batch_decode(ids.clip(0), skip_special_tokens=True)]
+    Path(trainer.args.output_dir).rename(tmp_path / "moved")
+    generator = Generator(str(tmp_path / "moved"), max_new_tokens=6)
+    assert generator([row["prompt"] for row in ROWS[:4]]) == written
+    config = generator.model.config
+    assert (config.num_hidden_layers, config.vocab_size) == (1, trainer.vocabulary.size_after)
+
+
 # What cannot be asked for
 
 
