@@ -11,8 +11,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from left_trainer.adapters.base_model import BASE_FOLDER
-from left_trainer.adapters.run_settings import RunSettings, storable
+from left_trainer.adapters.run_settings import BASE_FOLDER, RunSettings, storable
 from left_trainer.models.family import ModelFamily, model_family
 from left_trainer.models.folder_files import check_folder, reading
 
