@@ -29,7 +29,8 @@ def best_parts(config: PreTrainedConfig, size: Size, layers: Scores, parts: Scor
     """
     architecture, now = architecture_of(config), size_of(config)
     kept_layers = {name: tuple(_best(scores, size.layers[name])) for name, scores in layers.layers.items()}
-    neurons, heads = {}, {}
+    neurons: dict[str, torch.Tensor] = {}
+    heads: dict[str, torch.Tensor] = {}
     blocks = [block for block in architecture.blocks(config) if block.index in kept_layers[block.stack]]
     for block in blocks:
         if size.ffn[block.stack] < now.ffn[block.stack]:
@@ -200,9 +201,9 @@ class _Losses:
                 continue
             sums, width = self.neurons[block.feed_forward], whole.ffn[block.stack]
             lost += _between(sums, width - before.ffn[block.stack], width - after.ffn[block.stack])
-            for name in block.attentions if whole.heads is not None else ():
-                gone = (whole.heads - size for size in (before.heads or 0, after.heads or 0))
-                lost += _between(self.heads[name], *gone)
+            if whole.heads is not None:
+                first, last = (whole.heads - (size.heads or 0) for size in (before, after))
+                lost += sum(_between(self.heads[name], first, last) for name in block.attentions)
         return lost
 
 
@@ -263,7 +264,8 @@ def composed(first: Kept | None, second: Kept, config: PreTrainedConfig) -> Kept
         return second
     architecture = architecture_of(config)
     layers = {name: tuple(first.layers[name][index] for index in kept) for name, kept in second.layers.items()}
-    neurons, heads = {}, {}
+    neurons: dict[str, torch.Tensor] = {}
+    heads: dict[str, torch.Tensor] = {}
     for block in architecture.blocks(config):
         if block.index not in layers[block.stack]:
             continue
@@ -297,7 +299,8 @@ def relative(kept: Kept, to: Kept, config: PreTrainedConfig) -> Kept:
     """
     architecture = architecture_of(config)
     layers = {name: _places(indices, to.layers[name]) for name, indices in kept.layers.items()}
-    neurons, heads = {}, {}
+    neurons: dict[str, torch.Tensor] = {}
+    heads: dict[str, torch.Tensor] = {}
     for block in architecture.blocks(config):
         if block.index not in kept.layers[block.stack]:
             continue

@@ -54,11 +54,11 @@ def check_shrinking(request: Request) -> None:
             f"teacher_model='base' is the base with the adapter off, from which shrink_to={args.shrink_to!r} removes "
             "parts. Use teacher_model='self', a frozen copy of the model as it starts."
         )
-    if request.is_taught and args.distillation.hidden_weight:
+    layer_map = args.distillation.layer_map
+    if request.is_taught and args.distillation.hidden_weight and not isinstance(layer_map, str):
         raise ValueError(
-            f"distillation_kwargs has hidden_weight={args.distillation.hidden_weight:g}, which compares layers of the "
-            f"student with those of the teacher, and shrink_to={args.shrink_to!r} takes layers and widths away. Remove "
-            "one of them."
+            f"distillation_kwargs has layer_map={layer_map!r}, which names layers, and shrink_to={args.shrink_to!r} "
+            "takes some of them away. Use layer_map='uniform' or 'last'."
         )
     _check_wrappers(args)
     if isinstance(args.shrinking.schedule, list) and args.max_steps > 0:
