@@ -60,12 +60,13 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=32_000, help="that are left")
     parser.add_argument("--pairs", type=int, default=5, help="turns of each side that count")
     parser.add_argument("--method", default="lora")
+    parser.add_argument("--target_length", type=int, default=32, help="tokens of a target, which the head multiplies")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     disable_progress_bars()
     disable_progress_bar()
     whole = MT5_SMALL.config["vocab_size"]
-    race = Race("trimmed_vocabulary", options.method, MT5_SMALL)
+    race = Race("trimmed_vocabulary", options.method, MT5_SMALL, target_length=options.target_length)
     models = {words: model_of(words) for words in (whole, options.words)}
     table_bytes = {words: sum(table.tensor.nbytes for table in tables_of(model)) for words, model in models.items()}
     rows = random_rows(race, models[options.words])  # of tokens that both have
@@ -85,6 +86,7 @@ def main() -> None:
     print(f"{speed:.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f}); {WANTED} wanted: {reached}")
     record = {
         "method": options.method,
+        "target_length": options.target_length,
         "seconds": {str(words): each for words, each in seconds.items()},
         "table_bytes": {str(words): n_bytes for words, n_bytes in table_bytes.items()},
         "speed": {"median": speed, "min": min(ratios), "max": max(ratios), "wanted": WANTED},

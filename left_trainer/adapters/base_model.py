@@ -20,8 +20,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from left_trainer.adapters.residual_base import original_weights
+from left_trainer.adapters.run_settings import BASE_FOLDER
 
-BASE_FOLDER = "base"
 CHANGED = "base_was_changed"  # attribute of a model, with or without an adapter
 
 

@@ -16,6 +16,7 @@ from left_trainer.adapters.text_files import write_whole
 from left_trainer.secret_values import without_secrets
 
 SETTINGS_FILE = "run_settings.json"
+BASE_FOLDER = "base"  # with the base model, where an adapter fits another one than its name loads
 # Options that let code of the base model, or of a repository that they name, run.
 RUNS_CODE = ("trust_remote_code", "attn_implementation", "experts_implementation", "use_kernels", "kernel_config")
 

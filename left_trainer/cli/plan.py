@@ -47,6 +47,10 @@ EXAMPLES = """examples:
   left-trainer plan --model_name_or_path google/mt5-large --source_tokens 512 --target_tokens 64 --methods all
   left-trainer plan --model_name_or_path ./folder-with-config-json --peft_method lora --bf16 --json
 """
+WHOLE_VOCABULARY = (
+    "This plan is of the whole vocabulary. What shrink_to='vocabulary=data' leaves of it is known once the run "
+    "has read its data.\nIt then plans for that, and needs less."
+)
 DEFAULT_TOKENS = 1024  # of a row, where max_length gives none
 PLOT_FILE = "memory_plan.png"
 
@@ -56,6 +60,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
 
+    from left_trainer.compression_options import VOCABULARY
     from left_trainer.runs.fine_tuning import training_parser, with_task_settings
     from left_trainer.tasks import get_task
 
@@ -83,6 +88,8 @@ def main(argv: list[str]) -> int:
             print(json.dumps(as_record(plan, device) | (asdict(run) if run else {}), indent=2))
             return 0
         print(plan_text(plan), time_text(plan, device, args.gradient_accumulation_steps), sep="\n", flush=True)
+        if VOCABULARY in args.target_size:
+            print(WHOLE_VOCABULARY, flush=True)
         if run is not None:
             print(run_text(run), flush=True)
         if memory_bytes is not None:

@@ -20,6 +20,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -27,6 +28,30 @@ N_BYTES = 256
 KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 
 Json = dict[str, Any]
+
+
+class JsonFile:
+    """`tokenizer.json`, which such a tokenizer is saved as.
+
+    Args:
+        backend: Of the `tokenizers` library.
+
+    Raises:
+        ValueError: Tokens cannot be taken out of it.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self.content = as_json(backend)
+        check_trimmable(self.content)
+
+    def needed_ids(self, used: Iterable[int], texts: Iterable[str]) -> set[int]:
+        """Ids that have to stay where those in `used`, which `texts` are made of, do."""
+        return needed_ids(self.content, used)
+
+    def write(self, folder: Path, new_ids: Mapping[int, int]) -> None:
+        """Write the file over that of the whole tokenizer."""
+        content = json.dumps(trimmed(self.content, new_ids), ensure_ascii=False)
+        (folder / "tokenizer.json").write_text(content, encoding="utf-8")
 
 
 def check_trimmable(content: Mapping[str, Any]) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
-import json
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from left_trainer.adapters.base_model import mark_changed
-from left_trainer.compression.tokenizer_trimming import as_json, check_trimmable, needed_ids, trimmed
+from left_trainer.compression.sentencepiece_trimming import SentencePieceFiles
+from left_trainer.compression.tokenizer_trimming import JsonFile
 from left_trainer.compression.vocabulary_tables import (
     check_model,
     check_positions,
@@ -117,13 +118,13 @@ def trim_tokenizer(
     texts = list(texts) if isinstance(texts, Iterator) else texts
     known = tokenizer.get_vocab()
     try:
-        content = _content_of(tokenizer)
+        files = _files_of(tokenizer)
         used = _used_ids(tokenizer, texts) | {*tokenizer.all_special_ids, *needed}
-        numbers = needed_ids(content, used)
+        numbers = files.needed_ids(used, texts)
         tokens = sorted(set(known.values()) & numbers)
         kept = [*tokens, *sorted(numbers - {*tokens})]
         vocabulary = TrimmedVocabulary(tokenizer, kept, len(known))
-        smaller = _rebuilt(tokenizer, trimmed(content, vocabulary.new_ids))
+        smaller = _rebuilt(tokenizer, files, vocabulary.new_ids)
         _check_same(tokenizer, smaller, vocabulary, texts)
     except ValueError as error:
         raise ValueError(
@@ -173,13 +174,15 @@ def trim_model(model: PreTrainedModel, vocabulary: TrimmedVocabulary) -> Trimmed
     return dataclasses.replace(vocabulary, kept_ids=kept, size_before=size, saved_bytes=saved)
 
 
-def _content_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _files_of(tokenizer: PreTrainedTokenizerBase) -> JsonFile | SentencePieceFiles:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not hasattr(backend, "to_str"):
-        raise ValueError("it is not one of the tokenizers library, which keeps all it does in tokenizer.json")
-    content = as_json(backend)
-    check_trimmable(content)
-    return content
+    if hasattr(backend, "to_str"):
+        return JsonFile(backend)
+    if hasattr(tokenizer, "spm_files"):
+        return SentencePieceFiles(tokenizer)
+    raise ValueError(
+        "it keeps what it does neither in tokenizer.json, as those of the tokenizers library, nor as Marian's"
+    )
 
 
 def _used_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> set[int]:
@@ -195,12 +198,15 @@ def _used_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> set[i
     return used
 
 
-def _rebuilt(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """`tokenizer` as it will be when it was saved and loaded, with another `tokenizer.json`."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        (Path(folder) / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        rebuilt = type(tokenizer).from_pretrained(folder)
+def _rebuilt(
+    tokenizer: PreTrainedTokenizerBase, files: JsonFile | SentencePieceFiles, new_ids: Mapping[int, int]
+) -> PreTrainedTokenizerBase:
+    """`tokenizer` as it will be when it was saved and loaded, with other files."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # Marian's goes on reading its files when it is copied
+    tokenizer.save_pretrained(folder)
+    files.write(folder, new_ids)
+    rebuilt = type(tokenizer).from_pretrained(folder)
     for name in SETTINGS:
         if getattr(rebuilt, name, None) != getattr(tokenizer, name, None):
             setattr(rebuilt, name, getattr(tokenizer, name))
@@ -231,7 +237,8 @@ def _check_same(
 
 
 def _arguments(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    return ("text", "text_target") if has_languages(tokenizer) and tokenizer.tgt_lang else ("text",)
+    has_targets = hasattr(tokenizer, "spm_target") or (has_languages(tokenizer) and tokenizer.tgt_lang)
+    return ("text", "text_target") if has_targets else ("text",)
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -15,7 +15,7 @@ from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
-from left_trainer.adapters.base_model import base_bytes, write_base
+from left_trainer.adapters.base_model import base_bytes, mark_changed, write_base
 from left_trainer.adapters.files import TRAINING_STATE_FILE, read_training_state, write_training_state
 from left_trainer.adapters.text_files import write_whole
 from left_trainer.methods.apply import find_method, method_name
@@ -199,6 +199,8 @@ def load_trained(
             raise no_fit(path, base, " ".join(str(error).split())[:MAX_CAUSE_LENGTH]) from error
         with without_saving_warnings(wrapped):
             check_fit(wrapped, path, weights)
+    if source.has_base_beside:  # and is saved again with what is trained further
+        mark_changed(wrapped)
     return wrapped
 
 

@@ -11,8 +11,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from left_trainer.adapters.base_model import BASE_FOLDER
-from left_trainer.adapters.run_settings import RunSettings, storable
+from left_trainer.adapters.run_settings import BASE_FOLDER, RunSettings, storable
 from left_trainer.models.family import ModelFamily, model_family
 from left_trainer.models.folder_files import check_folder, reading
 
@@ -119,6 +118,11 @@ class ModelSource:
     def width(self) -> int | None:
         """Size of the hidden states, of the decoder in an encoder-decoder model; `None` where the config has no one."""
         return getattr(self.config.get_text_config(decoder=True), "hidden_size", None)
+
+    @property
+    def has_base_beside(self) -> bool:
+        """Whether the adapter's base is no model of another place, but was saved with the adapter."""
+        return self.adapter is not None and Path(self.base_name) == Path(str(self.model)) / BASE_FOLDER
 
     @property
     def is_quantized(self) -> bool:

@@ -14,7 +14,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import TrainerState
 
-from left_trainer.adapters.base_model import BASE_FOLDER, is_changed
+from left_trainer.adapters.base_model import is_changed
+from left_trainer.adapters.run_settings import BASE_FOLDER
 from left_trainer.evaluation.scores import is_score, without_prefix
 from left_trainer.methods import PeftMethod
 from left_trainer.models import ModelFamily, unwrapped

@@ -186,7 +186,7 @@ class Renumbered(PreTrainedTokenizerFast):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (ByT5Tokenizer, "not one of the tokenizers library"),
+        (ByT5Tokenizer, "neither in tokenizer.json"),
         (drawing, "draws segmentations at random"),
         (lambda: Renumbered(tokenizer_object=byte_level().backend_tokenizer, **NAMED), "other ids"),
     ],

@@ -49,6 +49,13 @@ def test_a_run_that_does_not_fit_is_told_what_to_change(folder, capsys):
     assert json.loads(capsys.readouterr().out)["run_bytes"] <= 0.5 * 2**30
 
 
+@pytest.mark.parametrize("flags", [[], ["--shrink_to", "vocabulary=data"]])
+def test_a_plan_says_that_it_is_of_the_whole_vocabulary(flags, folder, capsys):
+    assert main(["plan", "--model_name_or_path", folder, *SHAPE, *flags]) == 0
+    text = capsys.readouterr().out
+    assert ("This plan is of the whole vocabulary" in text) == bool(flags)
+
+
 def test_methods_are_ranked_by_memory(folder, capsys):
     flags = [*SHAPE, "--methods", "lora,full", "ia3", "--memory_gib", "8", "--device", "rtx-4090"]
     assert main(["plan", "--model_name_or_path", folder, *flags]) == 0

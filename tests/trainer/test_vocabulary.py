@@ -14,11 +14,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
 from left_trainer import LeftTrainer, load_tokenizer, text_metrics
-from left_trainer.models import load_model
+from left_trainer.methods.saving import load_trained
+from left_trainer.models import ModelSource, load_model
 from left_trainer.runs.inference import Generator
 from left_trainer.runs.merging import merge_adapter
 from method_settings import settings
 from tiny import FAMILY_TYPES, tiny_model, tiny_rows, tiny_tokenizer
+from tokenizer_kinds import mbart
 
 FAMILIES = tuple(FAMILY_TYPES)
 AUTO = {"encoder_decoder": AutoModelForSeq2SeqLM, "decoder_only": AutoModelForCausalLM}
@@ -232,6 +234,32 @@ def test_a_teacher_has_the_same_tokens(family, is_loaded, make_args, saved_model
         assert len(teacher.get_input_embeddings().weight) == 300
 
 
+@pytest.mark.parametrize("options", [{"sequence_level": True}, {"cache_teacher": 4}, {"on_policy_fraction": 1.0}])
+def test_every_use_of_a_teacher(options, make_args, saved_models):
+    path = str(saved_models["encoder_decoder"])
+    args = make_args(**ASKED, max_steps=1, distillation_kwargs=options, generation_max_length=6)
+    trainer = LeftTrainer(path, args, train_dataset=ROWS, teacher_model=path)
+    trainer.train()
+    assert trainer.model.get_input_embeddings().weight.shape[0] == len(trainer.processing_class) < 300
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_model_loses_parts_and_tokens(family, method, make_args, saved_models, tmp_path):
+    asked = {"encoder_decoder": "encoder_layers=1,decoder_layers=1", "decoder_only": "layers=1"}[family]
+    options = {"shrink_to": f"vocabulary=data,{asked}", "shrink_kwargs": {"schedule": "at_start"}}
+    trainer = trainer_for(family, make_args, saved_models, peft_method=method, predict_with_generate=True, **options)
+    trainer.train()
+    trainer.save_model()
+    ids = trainer.predict(ROWS[:4]).predictions
+    written = [text.strip() for text in trainer.processing_class.batch_decode(ids.clip(0), skip_special_tokens=True)]
+    Path(trainer.args.output_dir).rename(tmp_path / "moved")
+    generator = Generator(str(tmp_path / "moved"), max_new_tokens=6)
+    assert generator([row["prompt"] for row in ROWS[:4]]) == written
+    config = generator.model.config
+    assert (config.num_hidden_layers, config.vocab_size) == (1, trainer.vocabulary.size_after)
+
+
 # What cannot be asked for
 
 
@@ -260,3 +288,44 @@ def test_an_adapter_and_a_config_with_ids_are_refused(make_args):
     adapted = get_peft_model(tiny_model("t5"), LoraConfig(target_modules=["q"], task_type="SEQ_2_SEQ_LM"))
     with pytest.raises(ValueError, match="has an adapter"):
         LeftTrainer(adapted, make_args(**ASKED), train_dataset=ROWS, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_beside_its_base_is_trained_further(family, make_args, saved_models, tmp_path):
+    """Its base goes with it, wherever the first folder went."""
+    first = trainer_for(family, make_args, saved_models, peft_method="lora")
+    first.train()
+    first.save_model()
+    moved = tmp_path / "moved"
+    Path(first.args.output_dir).rename(moved)
+    again = LeftTrainer(str(moved), make_args(output_dir=str(tmp_path / "further")), train_dataset=ROWS)
+    assert len(again.processing_class) == first.vocabulary.size_after
+    again.train()
+    again.save_model()
+    ids = again.model.get_base_model().state_dict()
+    shutil.rmtree(moved)
+    loaded = load_trained(ModelSource.of(tmp_path / "further"))
+    assert all(torch.equal(weight, ids[name]) for name, weight in loaded.get_base_model().state_dict().items())
+    with pytest.raises(ValueError, match="has an adapter"):
+        LeftTrainer(str(tmp_path / "further"), make_args(**ASKED), train_dataset=ROWS)
+
+
+def test_languages_stay_set(make_args):
+    """MBART's targets begin with theirs, and so does what the model writes."""
+    tokenizer = mbart()
+    model = tiny_model(
+        "mbart",
+        vocab_size=len(tokenizer),
+        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "bos")},
+        decoder_start_token_id=tokenizer.lang_code_to_id["de_DE"],
+    )
+    args = make_args(**ASKED, predict_with_generate=True, generation_max_length=4)
+    rows = [{"prompt": "the quick brown fox", "completion": "lower newest"}] * 4
+    trainer = LeftTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    smaller = trainer.processing_class
+    assert len(smaller) < len(tokenizer)
+    labels = smaller.convert_ids_to_tokens(trainer.train_dataset[0]["labels"])
+    assert labels[-2:] == ["</s>", "de_DE"]
+    start = trainer.model.generation_config.decoder_start_token_id
+    assert smaller.convert_ids_to_tokens(start) == "de_DE"
+    trainer.evaluate()
