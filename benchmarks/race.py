@@ -14,7 +14,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -62,19 +62,17 @@ class Side:
     """One side of a race, a context manager around its process.
 
     Args:
-        race: What to run.
-        name: `left`, `plain` or `frozen`.
-        device: `cpu` or `cuda`.
-        shared: Folder with `data/`.
-        folder: For what trainers write.
+        name: For messages.
+        work: Serves `Turn`s over a connection, its first argument, until that is closed. A function of a module.
+        arguments: Further ones of `work`.
     """
 
-    def __init__(self, race: Race, name: str, device: str, shared: Path, folder: str) -> None:
+    def __init__(self, name: str, work: Callable[..., None], *arguments: object) -> None:
         # Spawned, because a forked child of a process that has used torch's threads can hang.
         context = get_context("spawn")
         self.name = name
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=run_side, args=(theirs, race, name, device, shared, folder), daemon=True)
+        self.process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -121,10 +119,17 @@ def run_race(race: Race, device: str, pairs: int, shared: Path, control: bool = 
         RaceError: A side stopped.
         RaceRefusedError: The sides differ in more than rounding.
     """
-    names = (race.rival, race.rival if control else "left")
+    with tempfile.TemporaryDirectory() as folder:
+        names = (race.rival, race.rival if control else "left")
+        return run_sides(race, [Side(name, run_side, race, name, device, shared, folder) for name in names], pairs)
+
+
+def run_sides(race: Race, sides: Sequence[Side], pairs: int) -> Record:
+    """Let the rival and our side take turns, and compare them. Arguments and errors as of `run_race`."""
     turns: tuple[list[Turn], list[Turn]] = ([], [])
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        sides = [stack.enter_context(Side(race, name, device, shared, folder)) for name in names]
+    with ExitStack() as stack:
+        for side in sides:
+            stack.enter_context(side)
         for number in range(1 + pairs):
             for side, taken in zip(sides, turns, strict=True):
                 taken.append(side.take_turn())

@@ -89,7 +89,7 @@ class DistillationOptions:
         teacher_quantization_config: With which the teacher is loaded.
     """
 
-    loss: str = "forward_kl"
+    loss: DivergenceKind = "forward_kl"
     beta: float = 0.5
     alpha: float | None = None
     temperature: float = 2.0
@@ -214,17 +214,17 @@ def read_options(record: type[OptionsT], argument: str, value: str | Mapping[str
                 f"{argument} has {name!r}, which is not one of its options.{did_you_mean(name, fields)} Expected some "
                 f"of {', '.join(fields)}."
             )
-        if not matches(option, hints[name]):
-            expected = str(hints[name]).replace("typing.", "").replace("<class '", "").replace("'>", "")
-            raise ValueError(
-                f"{argument} has {name}={shown_value(option)} ({type(option).__name__}), which must have the type "
-                f"{expected}."
-            )
         choices = CHOICES.get(name, ())
         if choices and isinstance(option, str) and option not in choices:
             raise ValueError(
                 f"{argument} has {name}={option!r}, which is not known.{did_you_mean(option, choices)} Expected one of "
                 f"{', '.join(choices)}."
+            )
+        if not matches(option, hints[name]):
+            expected = str(hints[name]).replace("typing.", "").replace("<class '", "").replace("'>", "")
+            raise ValueError(
+                f"{argument} has {name}={shown_value(option)} ({type(option).__name__}), which must have the type "
+                f"{expected}."
             )
         check_range(
             f"{argument} {name}",

@@ -72,7 +72,7 @@ def main() -> None:
     # Write the adapter, tokenizer, model card, report and plots to args.output_dir.
     trainer.save_model()
     texts = {"before": before.predictions, "after": after.predictions}
-    samples = collect_samples(data["test"], tokenizer, texts, number=3)
+    samples = collect_samples(data["test"], trainer.processing_class, texts, number=3)
     report = build_report(trainer, task, before.metrics, after.metrics, data_args.prompt, samples)
     if trainer.is_world_process_zero():
         write_report(trainer, report)

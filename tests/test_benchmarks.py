@@ -78,6 +78,20 @@ def test_losses_at_the_output_head_agree(python):
     assert len({value for _, value in rows}) == 1
 
 
+def test_losses_of_a_distillation_step_agree(python, tmp_path):
+    names = ["mt5_small_from_base_jsd_float32", "llama_from_wider_bfloat16"]  # full logits, and TRL
+    command = [python, str(BENCHMARKS / "distillation_step.py"), "--tiny", "--pairs", "1", "--races", *names]
+    command += ["--results", str(tmp_path / "steps.json")]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    records = json.loads((tmp_path / "steps.json").read_text())
+    assert [record["name"] for record in records] == names
+    for record in records:
+        assert record["differences"]["losses"] < 1e-2
+        assert all(loss > 0 for side in record["sides"].values() for loss in side["losses"])
+        assert set(record["reached"]) <= {"speed", "memory"}
+
+
 def test_the_limit_of_a_race(python):
     command = [python, str(BENCHMARKS / "limit.py"), "bart_base_lora", "--tiny"]
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)

@@ -16,7 +16,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from left_trainer import LeftTrainingArguments, list_methods
 from left_trainer.methods.option_ranges import range_of
-from left_trainer.methods.options import matches, known_options, nested_config
+from left_trainer.methods.options import known_options, matches, nested_config
 from left_trainer.ranges import is_number
 from left_trainer.runs.fine_tuning import training_parser
 from left_trainer.training_args import FLAGS_OF_OTHERS

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import math
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,26 @@ def subtract_initial_adapter(model: PeftModel, factors: Mapping[str, torch.Tenso
     _add_initial_adapter(model, sign=-1)
 
 
+def change_initial_adapter(
+    model: PeftModel, rename: Callable[[str], str | None], change: Callable[[str, torch.Tensor], torch.Tensor]
+) -> None:
+    """Let $A_0$ and $B_0$ follow layers that have gone, moved or become narrower.
+
+    Args:
+        model: With a residual base or without one.
+        rename: The name afterwards of a module or parameter; `None` for what goes.
+        change: The tensor afterwards, from the name that its parameter had and the tensor.
+    """
+    adapter = model.active_adapter
+    kept = {name: rename(name) for name in initial_adapter(model)}
+    if kept:
+        model.initial_adapter = {
+            new_name: change(f"{name.removesuffix('.weight')}.{adapter}.weight", model.initial_adapter[name])
+            for name, new_name in kept.items()
+            if new_name is not None
+        }
+
+
 @contextlib.contextmanager
 def original_base(model: nn.Module) -> Iterator[None]:
     """Inside, the base weights of a model with a residual base are the original ones."""
@@ -75,6 +95,15 @@ def original_base(model: nn.Module) -> Iterator[None]:
     finally:
         if has_residual_base(model):
             _add_initial_adapter(model, sign=-1)
+
+
+@torch.no_grad()
+def original_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Weights of an untouched base by their names there, of the layers that keep a residual; computed anew."""
+    return {
+        f"{name.removeprefix('base_model.model.')}.weight": _with_initial_adapter(model, name, layer, sign=1)
+        for name, layer in (lora_layers(model).items() if has_residual_base(model) else ())
+    }
 
 
 def collect_residual_base(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -97,10 +126,15 @@ RESIDUAL_BASE = TrainingState(collect_residual_base, restore_residual_base)
 @torch.no_grad()
 def _add_initial_adapter(model: PeftModel, sign: int) -> None:
     for name, layer in lora_layers(model).items():
-        weight = layer.get_base_layer().weight
-        first, second = (initial_adapter(model)[f"{name}.lora_{part}.weight"].to(weight.device) for part in "AB")
-        product = transpose(second.float() @ first.float(), layer.fan_in_fan_out)
-        weight.data = (weight.float() + sign * layer.scaling[model.active_adapter] * product).to(weight.dtype)
+        layer.get_base_layer().weight.data = _with_initial_adapter(model, name, layer, sign)
+
+
+def _with_initial_adapter(model: PeftModel, name: str, layer: LoraLayer, sign: int) -> torch.Tensor:
+    weight = layer.get_base_layer().weight
+    first, second = (initial_adapter(model)[f"{name}.lora_{part}.weight"].to(weight.device) for part in "AB")
+    product = transpose(second.float() @ first.float(), layer.fan_in_fan_out)
+    changed: torch.Tensor = weight.float() + sign * layer.scaling[model.active_adapter] * product
+    return changed.to(weight.dtype)
 
 
 def _save_plain_lora(

@@ -53,7 +53,7 @@ class AdapterRestoreCallback(TrainerCallback):
         """Complete the checkpoint."""
         checkpoint = _checkpoint(args, state)
         if state.is_world_process_zero and checkpoint.is_dir() and not _restores_by_itself(args):
-            complete_adapter_directory(unwrap(model), checkpoint)
+            complete_adapter_directory(unwrap(model), checkpoint, checkpoint)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any

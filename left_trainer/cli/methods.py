@@ -40,6 +40,8 @@ WORKS_WITH = {
     "gradient_checkpointing": ("C", "gradient checkpointing"),
     "packing": ("P", "packing"),
     "quantized_base": ("4", "a base model in 4 bits"),
+    "shrinking": ("S", "blocks taken out of the base"),
+    "narrowing": ("N", "neurons and heads taken out of the layers it is on"),
     "merge": ("M", "merging into the base"),
 }
 FALLBACK_SIZE = (120, 24)

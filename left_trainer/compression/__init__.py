@@ -1,1 +1,5 @@
-"""Smaller models: teachers and their losses, parts that are removed, vocabularies that are trimmed."""
+"""Smaller models: teachers, parts that are removed, vocabularies that are trimmed."""
+
+from left_trainer.compression.vocabulary import TrimmedVocabulary, trim_vocabulary
+
+__all__ = ["TrimmedVocabulary", "trim_vocabulary"]

@@ -26,6 +26,7 @@ class TextPrediction(EvalPrediction):
 
 
 METRICS_ATTRIBUTE = "metrics"  # of the function that `text_metrics` makes
+TOKENIZER_ATTRIBUTE = "tokenizer"  # the same
 DEFAULT_METRICS = ("rouge", "bleu", "chrf", "exact_match")
 
 
@@ -73,4 +74,14 @@ def text_metrics(
         return scores
 
     setattr(compute, METRICS_ATTRIBUTE, tuple(names))
+    setattr(compute, TOKENIZER_ATTRIBUTE, tokenizer)
     return compute
+
+
+def metrics_for(
+    given: Callable[[EvalPrediction], dict[str, float]] | None, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """`given`, which decodes with `tokenizer` where `text_metrics` made it for another one; by default all metrics."""
+    names = getattr(given, METRICS_ATTRIBUTE, DEFAULT_METRICS)
+    is_other = getattr(given, TOKENIZER_ATTRIBUTE, tokenizer) is not tokenizer
+    return text_metrics(tokenizer, names) if given is None or is_other else given

@@ -106,5 +106,6 @@ ADALORA = PeftMethod(
     penalty=orthogonality_penalty,
     training_state=TrainingState(collect_ranks, restore_ranks),
     saving_warnings=(".*have invalid shape",),  # of factors that are empty, because every rank was taken away
+    unsupported={"shrinking": "it shares a budget of ranks among the layers that it starts with."},
     mergeable=True,
 )

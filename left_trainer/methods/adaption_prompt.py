@@ -41,6 +41,9 @@ ADAPTION_PROMPT = PeftMethod(
     defaults={"adapter_len": 10},
     derive=every_layer,
     prepare=call_inner_model,
-    unsupported={"encoder_decoder": "PEFT implements it for Llama, Mistral and GPT-2."},
+    unsupported={
+        "shrinking": "its prompts are counted from the last layer.",
+        "encoder_decoder": "PEFT implements it for Llama, Mistral and GPT-2.",
+    },
     aliases=("llama_adapter",),
 )

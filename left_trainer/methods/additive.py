@@ -109,6 +109,9 @@ register_method(
         learning_rate_source="judgement: as much below the small models' as that of other adapters",
         equation=r"h^{(\ell)} \leftarrow h^{(\ell)} + \alpha \, U D (s^{(\ell)} - h^{(\ell)})",
         when_to_use="Decoder-only models when one trained network beside the model is preferred to many small layers.",
-        unsupported={"encoder_decoder": "its shadow network rides one decoder."},
+        unsupported={
+            "shrinking": "its shadow network is built to the shape of the whole model.",
+            "encoder_decoder": "its shadow network rides one decoder.",
+        },
     )
 )

@@ -19,18 +19,18 @@ KEPT_INPUTS = ("input_ids", "decoder_input_ids", "decoder_attention_mask", "deco
 ENCODER_OPTIONS = ("global_attention_mask", "output_attentions", "output_hidden_states")
 
 
-def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+def wrap(model: PreTrainedModel, config: PeftConfig, adapter_name: str = "default") -> PeftModel:
     """`get_peft_model`, with prompts in the input made of what `model` computes from ids.
 
     PEFT takes the module called `embeddings.word_embeddings`, or else the first matrix with one row for each token. In
     an encoder-decoder model that may be the decoder's, and a scale outside of it is lost (peft 0.21).
     """
     if not isinstance(config, INPUT_PROMPTS):
-        return get_peft_model(model, config)
+        return get_peft_model(model, config, adapter_name)
     model.embeddings = nn.Module()
     model.embeddings.word_embeddings = input_embeddings(model)
     try:
-        wrapped = get_peft_model(model, config)
+        wrapped = get_peft_model(model, config, adapter_name)
     finally:
         del model.embeddings
     prepare_input_prompt(wrapped)

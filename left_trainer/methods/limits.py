@@ -13,3 +13,11 @@ NO_PACKING: dict[Feature, str] = {
 NO_QUANTIZED: dict[Feature, str] = {"quantized_base": "it computes with the base weights themselves."}
 UNTRIED_QUANTIZED: dict[Feature, str] = {"quantized_base": "it has not been tried there."}
 LINEAR_ONLY: dict[Feature, str] = {**NO_CONV1D, **NO_QUANTIZED}
+# Taking neurons and heads out of layers that the method is on.
+MIXES_FEATURES: dict[Feature, str] = {
+    "narrowing": "its tensors mix the features of a layer, so that single ones cannot be taken out of them."
+}
+SHARED_BY_LAYERS: dict[Feature, str] = {
+    "narrowing": "its tensors serve several layers, which would keep different features."
+}
+BY_POSITION: dict[Feature, str] = {"narrowing": "it trains entries of a weight that it knows by their position there."}

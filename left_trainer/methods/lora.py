@@ -8,6 +8,7 @@ from left_trainer.methods.adalora import ADALORA
 from left_trainer.methods.corda import CORDA
 from left_trainer.methods.eva import EVA
 from left_trainer.methods.learning_rates import metamathqa
+from left_trainer.methods.limits import MIXES_FEATURES
 from left_trainer.methods.loftq import LOFTQ
 from left_trainer.methods.lora_defaults import DEFAULTS, LOW_RANK
 from left_trainer.methods.lora_fa import LORA_FA
@@ -58,6 +59,7 @@ register_method(
         defaults=DEFAULTS,
         preset={"use_dora": True},
         resolve_targets=query_value,
+        unsupported=MIXES_FEATURES,
         mergeable=True,
     )
 )

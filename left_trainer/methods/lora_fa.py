@@ -49,5 +49,6 @@ LORA_FA = PeftMethod(
     defaults=DEFAULTS,
     resolve_targets=query_value,
     optimizer=lora_fa_optimizer,
+    unsupported={"narrowing": "its optimizer keeps its state by name, which cannot be cut along."},
     mergeable=True,
 )

@@ -16,7 +16,17 @@ from left_trainer.methods.virtual_tokens import Positions, VirtualTokens
 from left_trainer.models import FAMILIES, ModelFamily
 
 MethodFamily = Literal["soft_prompt", "additive", "reparameterization", "selective"]
-Feature = Literal["encoder_decoder", "decoder_only", "conv1d", "gradient_checkpointing", "packing", "quantized_base"]
+# "shrinking" takes blocks out of the base model, "narrowing" takes neurons and heads out of layers with an adapter.
+Feature = Literal[
+    "encoder_decoder",
+    "decoder_only",
+    "conv1d",
+    "gradient_checkpointing",
+    "packing",
+    "quantized_base",
+    "shrinking",
+    "narrowing",
+]
 Batches: TypeAlias = Callable[[int], Iterable[dict[str, torch.Tensor]]]
 
 

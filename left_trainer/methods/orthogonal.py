@@ -8,7 +8,7 @@ from peft import AdamssConfig, BOFTConfig, HRAConfig, OFTConfig, OSFConfig, Peft
 from transformers import PreTrainedModel
 
 from left_trainer.methods.learning_rates import metamathqa
-from left_trainer.methods.limits import LINEAR_ONLY, NO_CONV1D, NO_QUANTIZED
+from left_trainer.methods.limits import LINEAR_ONLY, MIXES_FEATURES, NO_CONV1D, NO_QUANTIZED
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import register_method
 from left_trainer.methods.targets import common_divisor, query_value, rank_within_shapes
@@ -40,7 +40,7 @@ register_method(
         when_to_use="Keeping what the base model knows: rotations preserve the angles between its neurons.",
         resolve_targets=query_value,
         derive=oft_blocks,
-        unsupported=NO_CONV1D,
+        unsupported={**NO_CONV1D, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -60,7 +60,7 @@ register_method(
         defaults={"boft_n_butterfly_factor": 1},
         resolve_targets=query_value,
         derive=boft_blocks,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -78,7 +78,7 @@ register_method(
         equation=r"W' = W \textstyle\prod_{j=1}^{r} (I - 2 u_j u_j^\top)",
         when_to_use="Between LoRA and OFT: a rotation that is also a low-rank update.",
         resolve_targets=query_value,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -98,7 +98,7 @@ register_method(
         when_to_use="Serving many adapters in one batch: each row needs only elementwise products.",
         resolve_targets=query_value,
         derive=road_groups,
-        unsupported=NO_CONV1D,
+        unsupported={**NO_CONV1D, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -117,7 +117,7 @@ register_method(
         when_to_use="Orthogonal fine-tuning at the cost of an r by r matrix for each layer.",
         resolve_targets=query_value,
         derive=rank_within_shapes,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -136,7 +136,7 @@ register_method(
         when_to_use="Learning one task after another without losing the earlier ones; it trains nearly as many "
         "parameters as full fine-tuning.",
         resolve_targets=query_value,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **MIXES_FEATURES},
     )
 )
 
@@ -154,7 +154,7 @@ register_method(
         when_to_use="Fewer parameters than LoRA of the same rank. `use_asa=true` drops subspaces during training.",
         resolve_targets=query_value,
         derive=rank_within_shapes,
-        unsupported={**NO_CONV1D, **NO_QUANTIZED},
+        unsupported={**MIXES_FEATURES, **NO_CONV1D, **NO_QUANTIZED},
         requires={"sklearn": "scikit-learn"},
         mergeable=True,
     )

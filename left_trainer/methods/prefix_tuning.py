@@ -103,7 +103,7 @@ PREFIX_TUNING = PeftMethod(
     initialize=initialize_from_text,
     virtual_tokens=IN_DECODER_CACHE,
     training_state=PROMPT_ENCODER,
-    unsupported=PREFIX_LIMITS,
+    unsupported={**PREFIX_LIMITS, "shrinking": "its prefixes are stored for all layers in one table."},
 )
 
 CARTRIDGE = PeftMethod(
@@ -123,7 +123,7 @@ CARTRIDGE = PeftMethod(
     initialize=initialize_from_text,
     virtual_tokens=IN_DECODER_CACHE,
     training_state=PROMPT_ENCODER,
-    unsupported=PREFIX_LIMITS,
+    unsupported={**PREFIX_LIMITS, "shrinking": "its prefixes are stored for all layers in one table."},
 )
 
 

@@ -27,7 +27,7 @@ from peft import (
 from transformers import PreTrainedModel
 
 from left_trainer.methods.learning_rates import metamathqa
-from left_trainer.methods.limits import LINEAR_ONLY, NO_QUANTIZED
+from left_trainer.methods.limits import LINEAR_ONLY, MIXES_FEATURES, NO_QUANTIZED, SHARED_BY_LAYERS
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import register_method
 from left_trainer.methods.targets import common_divisor, query_value, rank_within_shapes
@@ -69,7 +69,7 @@ register_method(
         equation=r"W' = W + s \, C \otimes (B A)",
         when_to_use="Full-rank updates from very few parameters.",
         resolve_targets=query_value,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -87,6 +87,7 @@ register_method(
         equation=r"W' = W + \Lambda_b B \Lambda_d A, \quad A, B \text{ random and frozen}",
         when_to_use="About a tenth of LoRA's parameters at a similar quality.",
         resolve_targets=query_value,
+        unsupported=SHARED_BY_LAYERS,
         mergeable=True,
     )
 )
@@ -104,6 +105,7 @@ register_method(
         equation=r"W' x = W x + \Lambda_b B z, \quad z \sim \mathcal{N}(\mu(A x), \sigma(A x))",
         when_to_use="VeRA with a probabilistic inner state, which regularizes and allows confidence estimates.",
         resolve_targets=query_value,
+        unsupported=SHARED_BY_LAYERS,
         mergeable=True,
     )
 )
@@ -121,6 +123,7 @@ register_method(
         equation=r"W' = W + \textstyle\sum_j \Lambda_j^b B_j \Lambda_j^a A_j, \quad A_j, B_j \text{ random and frozen}",
         when_to_use="Tasks for which a low rank is too little, with LoRA's number of parameters.",
         resolve_targets=query_value,
+        unsupported=SHARED_BY_LAYERS,
         mergeable=True,
     )
 )
@@ -139,7 +142,7 @@ register_method(
         when_to_use="Adapters of a few kilobytes: the bank is shared by all layers.",
         resolve_targets=query_value,
         derive=vector_length,
-        unsupported=NO_QUANTIZED,
+        unsupported={**NO_QUANTIZED, **SHARED_BY_LAYERS},
         mergeable=True,
     )
 )
@@ -157,7 +160,10 @@ register_method(
         equation=r"\mathrm{vec}(A_1, B_1, \dots, A_L, B_L) = P \theta_d, \quad P \text{ random and frozen}",
         when_to_use="A budget of parameters that does not depend on the model: a single vector.",
         resolve_targets=query_value,
-        unsupported=NO_QUANTIZED,
+        unsupported={
+            **NO_QUANTIZED,
+            "shrinking": "one vector serves all layers, and which of them reads what is drawn for all at once.",
+        },
         mergeable=True,
     )
 )
@@ -175,7 +181,7 @@ register_method(
         equation=r"W' = W + U_r \Sigma_r (\textstyle\sum_i v_i P_i) V_r^\top, \quad P_i \text{ random and frozen}",
         when_to_use="The fewest parameters of all, down to tens for a whole model.",
         resolve_targets=query_value,
-        unsupported=NO_QUANTIZED,
+        unsupported={**NO_QUANTIZED, "shrinking": "how many layers share a vector follows from how many there are."},
         mergeable=True,
     )
 )
@@ -210,7 +216,7 @@ register_method(
         equation=r"W' = W + s \, [B_{ij} A_{ij}]_{i, j = 1}^{k}",
         when_to_use="Ranks of 64 and more, where outliers in a few inputs disturb LoRA.",
         resolve_targets=query_value,
-        unsupported=NO_QUANTIZED,
+        unsupported={**NO_QUANTIZED, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -228,7 +234,7 @@ register_method(
         equation=r"W' = W + \tfrac{\lambda \lVert W \rVert}{r} B \Xi A, \quad \Xi_{jj}^{-1} = |b_j| |a_j|",
         when_to_use="Robust to high learning rates and long training.",
         resolve_targets=query_value,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -246,7 +252,7 @@ register_method(
         equation=r"W' x = W x + s \textstyle\sum_k R(x)_k B_k A x",
         when_to_use="A higher rank from LoRA's number of parameters, by sharing across layers.",
         resolve_targets=query_value,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **MIXES_FEATURES},
     )
 )
 
@@ -264,7 +270,7 @@ register_method(
         when_to_use="As LoRA, with one matrix in place of two: less memory and faster steps.",
         resolve_targets=query_value,
         derive=rank_within_shapes,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **MIXES_FEATURES},
         aliases=("bone",),
         mergeable=True,
     )
@@ -283,7 +289,7 @@ register_method(
         equation=r"W' = W + s \, \sigma(W A) B",
         when_to_use="Nonlinear updates; `depth` adds layers to the network.",
         resolve_targets=query_value,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -319,7 +325,7 @@ register_method(
         equation=r"W' = (I - P_{\mathrm{proj}}) W + Q_P R",
         when_to_use="Injecting knowledge while the rest of the weights stays as it is.",
         resolve_targets=query_value,
-        unsupported=NO_QUANTIZED,
+        unsupported={**NO_QUANTIZED, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -338,7 +344,7 @@ register_method(
         when_to_use="Full-rank updates that converge like full fine-tuning, from few trained numbers.",
         defaults={"progressbar": False},
         resolve_targets=query_value,
-        unsupported=NO_QUANTIZED,
+        unsupported={**NO_QUANTIZED, "shrinking": "its basis is computed from all layers together."},
         mergeable=True,
     )
 )

@@ -15,6 +15,7 @@ from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
+from left_trainer.adapters.base_model import base_bytes, write_base
 from left_trainer.adapters.files import TRAINING_STATE_FILE, read_training_state, write_training_state
 from left_trainer.adapters.text_files import write_whole
 from left_trainer.methods.apply import find_method, method_name
@@ -106,9 +107,18 @@ def saving_active_adapter(model: PreTrainedModel | PeftModel, directory: str | P
         folder.rmdir()
 
 
-def complete_adapter_directory(model: PreTrainedModel | PeftModel, directory: str | Path) -> None:
-    """Add what PEFT's `save_pretrained` leaves out: the sidecar for training, and what to import before loading."""
+def complete_adapter_directory(model: PreTrainedModel | PeftModel, directory: str | Path, place: str | Path) -> None:
+    """Add what PEFT's `save_pretrained` leaves out.
+
+    That is the sidecar for training, the base model where its name no longer loads it, and what to import first.
+
+    Args:
+        model: With the adapter.
+        directory: Where PEFT has saved it.
+        place: Where that will be in the end.
+    """
     write_training_state(training_state(model), directory)
+    write_base(model, directory, place)
     explain_loading(model, directory)
 
 
@@ -133,8 +143,9 @@ def explain_loading(model: PreTrainedModel | PeftModel, directory: str | Path) -
 
 
 def trainable_bytes(model: torch.nn.Module) -> int:
-    """Bytes of what is trained, which is about what saving it takes."""
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
+    """Bytes of what is trained, and of a base that is saved with it, which is about what saving it takes."""
+    trained = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
+    return trained + base_bytes(model)
 
 
 def save_adapter(model: PeftModel, directory: str | Path, notes: Mapping[str, str] | None = None) -> Path:
@@ -150,7 +161,7 @@ def save_adapter(model: PeftModel, directory: str | Path, notes: Mapping[str, st
     with whole_directory(directory, trainable_bytes(model)) as folder:
         with saving_active_adapter(model, folder):
             model.save_pretrained(folder, safe_serialization=True)
-        complete_adapter_directory(model, folder)
+        complete_adapter_directory(model, folder, directory)
         for name, text in (notes or {}).items():
             write_whole(folder / name, text)
     return Path(directory)

@@ -8,7 +8,7 @@ from peft import LNTuningConfig, PeftConfig, ShiraConfig, SupertuningConfig, Tra
 from transformers import PreTrainedModel
 
 from left_trainer.methods.learning_rates import metamathqa
-from left_trainer.methods.limits import LINEAR_ONLY
+from left_trainer.methods.limits import BY_POSITION, LINEAR_ONLY
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import register_method
 from left_trainer.methods.targets import features, norms, query_value, targeted
@@ -132,7 +132,7 @@ register_method(
         "sparse adapters seldom collide.",
         resolve_targets=query_value,
         derive=sparse_rank,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **BY_POSITION},
         mergeable=True,
     )
 )
@@ -150,7 +150,7 @@ register_method(
         equation=r"W' = W + M \odot S, \quad M = [\,|W| \text{ among its largest 1 \%}\,]",
         when_to_use="Like SHiRA, with the weights chosen by magnitude instead of at random.",
         resolve_targets=query_value,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **BY_POSITION},
         mergeable=True,
     )
 )

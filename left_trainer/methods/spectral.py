@@ -8,7 +8,7 @@ from peft import C3AConfig, FourierFTConfig, PeftConfig, WaveFTConfig
 from transformers import PreTrainedModel
 
 from left_trainer.methods.learning_rates import metamathqa
-from left_trainer.methods.limits import LINEAR_ONLY, NO_QUANTIZED
+from left_trainer.methods.limits import LINEAR_ONLY, MIXES_FEATURES, NO_QUANTIZED
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import register_method
 from left_trainer.methods.targets import common_divisor, features, query_value, targeted
@@ -40,7 +40,7 @@ register_method(
         resolve_targets=query_value,
         defaults={"init_weights": True},  # PEFT's random start ruins the base model
         derive=frequencies,
-        unsupported=NO_QUANTIZED,
+        unsupported={**NO_QUANTIZED, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -59,7 +59,7 @@ register_method(
         when_to_use="As FourierFT, with coefficients that act locally in the matrix.",
         resolve_targets=query_value,
         derive=frequencies,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **MIXES_FEATURES},
         mergeable=True,
     )
 )
@@ -78,7 +78,7 @@ register_method(
         when_to_use="High rank from few parameters; the block size sets how many.",
         resolve_targets=query_value,
         derive=circulant_blocks,
-        unsupported=LINEAR_ONLY,
+        unsupported={**LINEAR_ONLY, **MIXES_FEATURES},
         mergeable=True,
     )
 )

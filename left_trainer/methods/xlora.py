@@ -61,6 +61,7 @@ XLORA = PeftMethod(
     training_state=TRAINED_PARAMETERS,  # PEFT does not load its classifier into a model that has one
     required={"adapters": "a dict from names to the folders of LoRA adapters of this base model, at least one."},
     unsupported={
+        "shrinking": "its classifier has outputs for each layer.",
         "encoder_decoder": "PEFT's classifier reads the hidden states of decoder-only models.",
         "gradient_checkpointing": "the scalings of its first forward pass are not recomputed.",
     },

@@ -11,6 +11,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from left_trainer.adapters.base_model import BASE_FOLDER
 from left_trainer.adapters.run_settings import RunSettings, storable
 from left_trainer.models.family import ModelFamily, model_family
 from left_trainer.models.folder_files import check_folder, reading
@@ -90,7 +91,7 @@ class ModelSource:
             options = {**(settings.loading_options if settings else {}), **revision, **options}
         elif settings and settings.dtype:
             options = {"dtype": settings.dtype, **options}
-        base_name = adapter.base_model_name_or_path if adapter else model
+        base_name = _base_of(model, adapter) if adapter else model
         if adapter:
             check_folder(base_name, is_adapter=False)
         config, unused = _load_config(base_name, options)
@@ -153,6 +154,13 @@ def _adapter_config(folder: str) -> PeftConfig:
         if not isinstance(config.base_model_name_or_path, str):
             raise ValueError(f"{ADAPTER_CONFIG_FILE} names no base model (base_model_name_or_path).")
     return config
+
+
+def _base_of(folder: str, adapter: PeftConfig) -> str:
+    """What an adapter's config calls its base; one that was saved beside it is found where the folder is now."""
+    name: str = adapter.base_model_name_or_path
+    beside = Path(folder) / BASE_FOLDER
+    return str(beside) if Path(name).name == BASE_FOLDER and (beside / "config.json").is_file() else name
 
 
 def _load_config(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedConfig, dict[str, Any]]:

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import number_of_arguments
 from trl.trainer.utils import add_fused_lm_head
 
+from left_trainer.compression.vocabulary import TrimmedVocabulary
 from left_trainer.methods import get_method
 from left_trainer.methods.options import check_peft_kwargs, known_options, parse_peft_kwargs
 from left_trainer.models import ModelSource, without_adapter
@@ -29,6 +30,7 @@ class FreshModelHost(Protocol):
     args: LeftTrainingArguments
     request: Request
     processing_class: Any
+    vocabulary: TrimmedVocabulary | None
     model: Any
     place_model_on_device: bool
     starts_anew: bool
@@ -107,7 +109,7 @@ def prepare_fresh_model(trainer: FreshModelHost, model: Any, trial: Any) -> Any:
     check_model_and_method(request)
     for callback in trainer.callbacks_of_method:
         trainer.remove_callback(callback)
-    ready = prepare(request, trainer.processing_class)
+    ready = prepare(request, trainer.processing_class, trainer.vocabulary)
     trainer.take_over(request, ready)
     if source.family == "decoder_only":
         add_fused_lm_head(without_adapter(ready.model), outputs=FUSED_OUTPUTS)

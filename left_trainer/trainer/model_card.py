@@ -14,15 +14,20 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import TrainerState
 
+from left_trainer.adapters.base_model import BASE_FOLDER, is_changed
 from left_trainer.evaluation.scores import is_score, without_prefix
 from left_trainer.methods import PeftMethod
-from left_trainer.models import ModelFamily
+from left_trainer.models import ModelFamily, unwrapped
 from left_trainer.secret_values import masked
 from left_trainer.shown_text import code, code_block, markdown, one_line, table_lines
 from left_trainer.storage.errors import write_errors
 from left_trainer.storage.whole import whole_file
 from left_trainer.training_args import LeftTrainingArguments
 
+BASE_BESIDE = (
+    f"The adapter fits the smaller model in `{BASE_FOLDER}` and no other one. The tokenizer beside the adapter is that "
+    "of both."
+)
 PACKAGES = ("left_trainer", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "evaluate")
 PIPELINE_TAGS: dict[ModelFamily, str] = {
     "encoder_decoder": "text2text-generation",
@@ -58,6 +63,7 @@ def build_model_card(
     data: str = "",
     language: str | list[str] | None = None,
     license: str | None = None,
+    base_beside: bool = False,
 ) -> ModelCard:
     """A card that says what the model is, how to load it, how it was trained and how it scored.
 
@@ -73,6 +79,7 @@ def build_model_card(
         data: The data, in words.
         language: For the metadata.
         license: For the metadata.
+        base_beside: Whether the adapter fits a changed base model, which is saved beside it.
     """
     is_adapter = method is None or method.config_class is not None
     name = method.name if method else "PEFT"
@@ -91,7 +98,8 @@ def build_model_card(
         f"# {markdown(model_name)}",
         f"{code(base_model)}, fine-tuned with **{name}**: {described}.",
         "## Load it",
-        code_block(_loading_code(base_model, family, method), "python"),
+        code_block(_loading_code(base_model, family, method, base_beside), "python"),
+        *([BASE_BESIDE] if base_beside and is_adapter else []),
         "## Training",
         _table(("argument", "value"), [(key, code(str(value))) for key, value in _hyperparameters(args).items()]),
     ]
@@ -113,6 +121,7 @@ class CardHost(Protocol):
     args: LeftTrainingArguments
     family: ModelFamily
     method: PeftMethod | None
+    model: Any
     state: TrainerState
 
     @property
@@ -164,6 +173,7 @@ def create_model_card_as_transformers(
         data=" ".join([*_as_list(dataset), *_as_list(dataset_args)]),
         language=language,
         license=license,
+        base_beside=is_changed(unwrapped(self.model)),
     )
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,16 +204,17 @@ def _is_hub_name(name: str) -> bool:
     return not Path(name).exists()
 
 
-def _loading_code(base_model: str, family: ModelFamily, method: PeftMethod | None) -> str:
+def _loading_code(base_model: str, family: ModelFamily, method: PeftMethod | None, base_beside: bool) -> str:
     auto = AUTO_CLASSES[family]
     package = method.config_class.__module__.partition(".")[0] if method and method.config_class else "peft"
     # The package whose adapter type it is registers it with PEFT when it is imported.
     registers = "" if package == "peft" else f"import {package}\n"
     if method is not None and method.config_class is None:
         return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("THIS_FOLDER")'
+    base = f"THIS_FOLDER/{BASE_FOLDER}" if base_beside else base_model
     return (
         f"{registers}from peft import PeftModel\nfrom transformers import {auto}\n\n"
-        f'model = PeftModel.from_pretrained({auto}.from_pretrained({json.dumps(base_model)}), "THIS_FOLDER")'
+        f'model = PeftModel.from_pretrained({auto}.from_pretrained({json.dumps(base)}), "THIS_FOLDER")'
     )
 
 

@@ -14,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from left_trainer.compression.teacher import Teacher
+from left_trainer.compression.vocabulary import TrimmedVocabulary, trim_model
+from left_trainer.compression_options import VOCABULARY
 from left_trainer.data.features import first_row_ids, named_datasets
 from left_trainer.kernels.output_head import has_adapter
 from left_trainer.methods import PeftMethod, get_method
@@ -31,6 +33,13 @@ from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.trainer.guarded import check_folder_free_for
 from left_trainer.trainer.lesson_checks import check_lessons
 from left_trainer.trainer.teacher_checks import check_teacher
+from left_trainer.trainer.vocabulary import (
+    has_students_vocabulary,
+    request_to_plan,
+    tell_size,
+    trim_teacher,
+    with_trimmed_vocabulary,
+)
 from left_trainer.training_args import LeftTrainingArguments
 
 if TYPE_CHECKING:
@@ -52,6 +61,7 @@ class Preparation:
         free_positions: Of the model, less those that the method takes.
         planned: What the run was planned to need, where that was asked for.
         teacher: Loaded, where there is one.
+        vocabulary: What is left of it, where it is trimmed.
     """
 
     model: PreTrainedModel | PeftModel
@@ -61,39 +71,48 @@ class Preparation:
     free_positions: Limits
     planned: PlannedRun | None = None
     teacher: Teacher | None = None
+    vocabulary: TrimmedVocabulary | None = None
 
 
-def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Preparation:
+def prepare(
+    request: Request, tokenizer: PreTrainedTokenizerBase | None, vocabulary: TrimmedVocabulary | None = None
+) -> Preparation:
     """Load tokenizer and model, apply the method, and decide what the user left open.
 
     Args:
         request: Checked.
         tokenizer: By default the one saved with the model.
+        vocabulary: What is left of it, where `tokenizer` was trimmed already.
 
     Raises:
         ValueError: A tokenizer that cannot be used, or as `prepare_model`.
         FolderInUseError: Another process trains in `output_dir`.
     """
-    source, args, method = request.source, request.args, request.method
-    check_folder_free_for(args)
+    check_folder_free_for(request.args)
     tokenizer = tokenizer or _own_tokenizer(request)
     if tokenizer is not None:
         check_tokenizer(tokenizer, request)
-        if source.adapter is None:
-            check_vocabulary(tokenizer, source.config.get_text_config().vocab_size)
+        if request.source.adapter is None:
+            check_vocabulary(tokenizer, request.source.config.get_text_config().vocab_size)
         check_text_tokenizer(request, tokenizer)
     teachers_tokenizer = check_teacher(request, tokenizer)
     check_lessons(request, tokenizer, teachers_tokenizer)
+    if vocabulary is None and VOCABULARY in request.args.target_size:
+        request, vocabulary = with_trimmed_vocabulary(request, tokenizer)
+        tokenizer = vocabulary.tokenizer
+        teachers_tokenizer = tokenizer if has_students_vocabulary(request) else teachers_tokenizer
+    source, args, method = request.source, request.args, request.method
     options = options_from_data(request, tokenizer)
     free = free_positions(request, options)
     if source.family == "encoder_decoder":
         for argument, dataset in named_datasets(request.train_dataset, request.eval_dataset).items():
             check_fits(dataset, free, argument)
-    planned = _announced(request, tokenizer)
-    model = prepare_model(request, options)
+    planned = _announced(request_to_plan(request, vocabulary), tokenizer)
+    model, vocabulary = prepare_model(request, options, vocabulary)
     teacher = None
     if request.teacher is not None:
         teacher = Teacher.of(request.teacher, model, args.distillation, teachers_tokenizer)
+        trim_teacher(teacher, request, vocabulary)
     if tokenizer is not None and source.adapter is not None:  # which may bring embeddings of further tokens
         check_vocabulary(tokenizer, without_adapter(model).get_input_embeddings().weight.shape[0])
     if isinstance(model, PeftModel) and source.base_options.get("revision"):
@@ -107,7 +126,7 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Prep
         resolved["router_aux_loss_coef"] = 0.0
     if args.predict_with_generate and args.packing and args.eval_packing is None:
         resolved["eval_packing"] = False  # prompts are generated from one by one
-    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free, planned, teacher)
+    return Preparation(model, tokenizer, args.replaced(**resolved), rate_source, free, planned, teacher, vocabulary)
 
 
 def _announced(request: Request, tokenizer: PreTrainedTokenizerBase | None) -> PlannedRun | None:
@@ -215,12 +234,18 @@ def options_from_data(request: Request, tokenizer: PreTrainedTokenizerBase | Non
     return {**method.derive_from_data(tokenizer, ids), **options}
 
 
-def prepare_model(request: Request, options: Mapping[str, Any]) -> PreTrainedModel | PeftModel:
+def prepare_model(
+    request: Request, options: Mapping[str, Any], vocabulary: TrimmedVocabulary | None = None
+) -> tuple[PreTrainedModel | PeftModel, TrimmedVocabulary | None]:
     """Load the model if it is a name or path, and apply the method unless it already carries an adapter.
 
     Args:
         request: What the user asks for.
         options: Of the method.
+        vocabulary: To trim the model to, before the method is applied.
+
+    Returns:
+        The model, and `vocabulary` with its sizes.
 
     Raises:
         ValueError: A module pattern that matches nothing or a method that does not fit the model (before weights are
@@ -229,7 +254,7 @@ def prepare_model(request: Request, options: Mapping[str, Any]) -> PreTrainedMod
     """
     source, seed = request.source, request.args.seed
     if source.adapter is not None:
-        return _with_its_adapter(request)
+        return _with_its_adapter(request), None
     method, config = request.method, request.peft_config
     shape = source.model if source.is_loaded else build_skeleton(source)
     if config is None:
@@ -241,9 +266,13 @@ def prepare_model(request: Request, options: Mapping[str, Any]) -> PreTrainedMod
         if not source.is_loaded:
             check_shapes(shape, config, request.args.peft_method)
     model = source.model if source.is_loaded else load_model(source, quantization_config=_quantization(request))
+    if vocabulary is not None:
+        vocabulary = trim_model(model, vocabulary)
+        tell_size(vocabulary, request.args)
     if request.peft_config is not None:
-        return apply_config(model, request.peft_config, seed=seed, name=method.name if method else None)
-    return apply_built(model, get_method(request.args.peft_method), config, seed)
+        name = method.name if method else None
+        return apply_config(model, request.peft_config, seed=seed, name=name), vocabulary
+    return apply_built(model, get_method(request.args.peft_method), config, seed), vocabulary
 
 
 def _with_its_adapter(request: Request) -> PeftModel:

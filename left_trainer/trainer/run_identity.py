@@ -21,6 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from left_trainer.compression.vocabulary import TrimmedVocabulary
 from left_trainer.data.dataset_types import is_lazy
 from left_trainer.methods import PeftMethod
 from left_trainer.methods.hooks import MethodHooks
@@ -71,6 +72,7 @@ class Identified(Protocol):
     teaching: Taught | None
     model: Any
     train_dataset: Any
+    vocabulary: TrimmedVocabulary | None
 
 
 def identity_of_model(trainer: Identified) -> dict[str, Any]:
@@ -83,6 +85,7 @@ def identity_of_model(trainer: Identified) -> dict[str, Any]:
             OPTIONS: {**_method_options(model), **trainer.hooks.options},
             "model": {"model_type": config.model_type, **_sizes(config)},
             BASE: _base_weights(model),
+            **({"vocabulary": _digest(trainer.vocabulary.kept_ids)} if trainer.vocabulary else {}),
             TRAINED: {name: _shape(weight) for name, weight in model.named_parameters() if weight.requires_grad},
         }
     )

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 from peft import PeftModel
 
+from left_trainer.adapters.base_model import is_changed
 from left_trainer.adapters.run_settings import RunSettings, storable
 from left_trainer.evaluation.generation import scored_generation_config, write_generation_config
 from left_trainer.methods import PeftMethod
 from left_trainer.methods.saving import complete_adapter_directory, saving_active_adapter, trainable_bytes
 from left_trainer.models import ModelSource, unwrapped, without_adapter
-from left_trainer.storage.whole import whole_files
+from left_trainer.storage.whole import HIDDEN, whole_files
 from left_trainer.trainer.generation import EvaluationHost, GenerationInEvaluation
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -48,8 +49,14 @@ def saved_whole(trainer: SavingHost, directory: str) -> Iterator[str]:
             shutil.copyfile(card, folder / CARD_FILE)
         with saving_active_adapter(model, folder):
             yield str(folder)
-        complete_adapter_directory(model, folder)
+        complete_adapter_directory(model, folder, _place_of(directory))
         write_settings(trainer, folder)
+
+
+def _place_of(directory: str) -> Path:
+    """Where a folder will be: a checkpoint is written below a hidden one."""
+    path = Path(directory)
+    return path.parent.parent / path.name if HIDDEN.fullmatch(path.parent.name) else path
 
 
 def write_settings(trainer: SavingHost, directory: str | Path) -> None:
@@ -79,6 +86,8 @@ def settings_of(trainer: SavingHost) -> RunSettings:
 
 
 def _base_options(source: ModelSource, base: Any) -> dict[str, Any]:
+    if is_changed(base):  # and so saved, with its config
+        return {}
     quantization = getattr(base.config, "quantization_config", None)
     if quantization is None:
         return dict(source.base_options)

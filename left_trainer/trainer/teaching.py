@@ -185,7 +185,10 @@ def _logits(head: Head) -> torch.Tensor:
 
 
 class TeachingCallback(TrainerCallback):
-    """Averages the gradients of the projections over the processes, which are no part of the wrapped model."""
+    """Does for the projections, which are no part of the model, what is done for the gradients of that.
+
+    They are averaged over the processes, and set to zero after a step.
+    """
 
     def __init__(self, hidden: HiddenStateLoss) -> None:
         self.hidden = hidden
@@ -197,6 +200,11 @@ class TeachingCallback(TrainerCallback):
             for parameter in self.hidden.parameters():
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad.div_(args.world_size)  # type: ignore[union-attr]
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.hidden.zero_grad()
 
 
 def make_teaching(request: Request, ready: Preparation) -> Teaching | None:

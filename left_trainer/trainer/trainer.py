@@ -23,7 +23,7 @@ from left_trainer.callbacks.logging import LoggingCallback, use_compact_output
 from left_trainer.data.collator import corrected_collator, seq2seq_collator
 from left_trainer.data.dataset_types import AnyDataset
 from left_trainer.data.features import without_appended_end
-from left_trainer.evaluation.text_metrics import text_metrics
+from left_trainer.evaluation.text_metrics import metrics_for
 from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
@@ -166,7 +166,7 @@ class LeftTrainer(CheckpointingTrainer):
         self.cut_rows = {}
         self.take_over(request, ready)
         if ready.args.predict_with_generate and ready.tokenizer is not None:
-            compute_metrics = compute_metrics or text_metrics(ready.tokenizer)
+            compute_metrics = metrics_for(compute_metrics, ready.tokenizer)
         with unrounded_adapter(ready.model), without_adapter_on_head(ready.model, args.loss_type):
             super().__init__(
                 model=ready.model,
@@ -198,7 +198,7 @@ class LeftTrainer(CheckpointingTrainer):
         model, args = ready.model, ready.args
         self.request, self.source, self.method = request, request.source, request.method
         self.learning_rate_source = ready.learning_rate_source
-        self.free_positions, self.planned = ready.free_positions, ready.planned
+        self.free_positions, self.planned, self.vocabulary = ready.free_positions, ready.planned, ready.vocabulary
         self.teaching = make_teaching(request, ready)
         self.rows_were_text = batching.were_text(request.train_dataset)
         self._rows_to_train_on = request.train_dataset

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from processes import ENVIRONMENT
 
@@ -81,3 +82,13 @@ def test_the_fused_lora_pass_under_fsdp2(python):
         env=ENVIRONMENT,
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("model_type", ["t5", "llama"])
+def test_two_processes_learn_from_a_teacher_as_one(model_type, python, tmp_path):
+    one = run(python, model_type, 1, 8, 1, tmp_path, sort="taught")
+    two = run(python, model_type, 2, 2, 2, tmp_path, sort="taught")
+    assert one["projections"]
+    for name in ("losses", "gradient_norms"):
+        assert two[name] == pytest.approx(one[name], rel=1e-5)
+    torch.testing.assert_close(torch.tensor(two["projections"]), torch.tensor(one["projections"]))

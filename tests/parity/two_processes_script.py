@@ -33,13 +33,16 @@ args = LeftTrainingArguments(
     disable_tqdm=True,
     use_cpu=True,
     seed=5,
+    distillation_kwargs={"hidden_weight": 0.3} if sort == "taught" else None,
 )
+wider = {"t5": {"d_model": 24}, "llama": {"hidden_size": 24}}  # so that the projections of hidden states are trained
 rows = Dataset.from_list(tiny_rows())
 trainer = LeftTrainer(
     model,
     args,
     train_dataset=rows.to_iterable_dataset() if sort == "streamed" else rows,
     processing_class=tiny_tokenizer(model_family(model)),
+    teacher_model=tiny_model(model_type, seed=4, **wider[model_type]) if sort == "taught" else None,
 )
 trainer.train()
 prediction = trainer.predict(Dataset.from_list(tiny_rows(5)))
@@ -48,5 +51,7 @@ if trainer.is_world_process_zero():
     result = {"losses": losses(trainer), "gradient_norms": gradient_norms(trainer)}
     result |= {"predictions": prediction.predictions.tolist(), "labels": prediction.label_ids.tolist()}
     result |= {"chrf": prediction.metrics["test_chrf"], "loss": prediction.metrics["test_loss"], "loss_alone": loss}
+    hidden = trainer.teaching and trainer.teaching.hidden
+    result["projections"] = [value.tolist() for value in hidden.state_dict().values()] if hidden else []
     result["by_length"] = trainer.fast_paths["sorted_generation"].ran
     Path(output).write_text(json.dumps(result))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import runpy
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from left_trainer import list_methods
 from left_trainer.methods.registry import METHODS
+from left_trainer.runs.inference import Generator
 from places import REPOSITORY, SHARED
 from processes import ENVIRONMENT
 
@@ -108,6 +110,7 @@ RECIPES = [
     ("full_finetuning.py", "full", "summarization"),
     ("your_own_method.py", "cross_attention_lora", "summarization"),
     ("distill_summarization.py", "lora", "summarization"),
+    ("trim_vocabulary.py", "lora", "summarization"),
 ]
 
 
@@ -117,6 +120,18 @@ def test_a_recipe_runs(recipe, method, task, accelerate, tmp_path):
     check_run(tmp_path, report, method, task)
     assert f"Test scores, {task} with {method}" in output
     assert len(report["samples"]) == 3
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_trimmed_vocabulary_is_used_and_found_again(family, monkeypatch, tmp_path, capsys):
+    run_here(monkeypatch, "trim_vocabulary.py", tmp_path, f"--model_name_or_path=embedded/{family}")
+    report, (line, again) = read_report(tmp_path), re.findall(r"Vocabulary: 2,048 -> .*", capsys.readouterr().out)
+    assert line == again
+    size = json.loads((tmp_path / "base" / "config.json").read_text())["vocab_size"]
+    assert f"-> {size:,} tokens" in line
+    prompts = [sample["source"] for sample in report["samples"]]
+    answers = Generator(str(tmp_path))([report["prompt"].format(source=prompt) for prompt in prompts])
+    assert answers == [sample["after"] for sample in report["samples"]]
 
 
 OTHER_METHODS = {
@@ -129,6 +144,7 @@ OTHER_METHODS = {
     "full_finetuning.py": "adalora",
     "your_own_method.py": "prompt_tuning",
     "distill_summarization.py": "ia3",
+    "trim_vocabulary.py": "full",
 }
 
 

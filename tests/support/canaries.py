@@ -53,6 +53,7 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("results_on_host", "transformers"): ("test_results_are_joined_on_the_device_with_every_batch",),
     ("text_metrics", "transformers"): ("test_beam_search_fills_rows_with_the_end_where_the_padding_is_0",),
     ("with_decoder_inputs", "transformers"): ("test_the_decoder_of_fsmt_reads_the_source",),
+    ("config_at", "transformers"): ("test_the_cache_of_t5_is_as_deep_as_its_encoder",),
     ("without_filling", "transformers"): ("test_beam_search_fills_rows_with_the_end_where_the_padding_is_0",),
     ("columns_of_other_forms", "trl"): ("test_the_end_of_a_completion_goes_onto_another_column",),
     ("has_own_output_head", "transformers"): ("test_the_head_of_mt5_is_tied_until_weights_are_loaded",),

@@ -107,6 +107,12 @@ def test_beam_search_fills_rows_with_the_end_where_the_padding_is_0():
     )
 
 
+def test_the_cache_of_t5_is_as_deep_as_its_encoder():
+    model = tiny_model("t5", num_layers=1, num_decoder_layers=2)
+    with pytest.raises(IndexError):
+        model.generate(torch.arange(5, 9)[None], max_new_tokens=2, do_sample=False)
+
+
 def test_the_tanh_form_of_gelu_keeps_more_than_its_input():
     kept = []
     x = torch.randn(4, requires_grad=True)
