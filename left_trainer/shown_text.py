@@ -44,6 +44,11 @@ def code_block(text: str, language: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
+def shorten(text: str, length: int) -> str:
+    """`text`, or as much of it as makes `length` characters with an ellipsis."""
+    return text if len(text) <= length else f"{text[: length - 1]}\u2026"
+
+
 def printable(text: str) -> str:
     """`text` for a terminal: control characters but ends of lines are written out, as in `repr`, and cannot act."""
     return "".join(_written_out(character) if _acts(character) else character for character in text)

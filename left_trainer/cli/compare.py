@@ -1,11 +1,11 @@
-"""`left-trainer compare`: compare methods on tasks with one model."""
+"""`left-trainer compare`: compare methods and settings on tasks."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from left_trainer.secret_values import shown_command
 
 if TYPE_CHECKING:
     from left_trainer.comparison.cell import Cell
-    from left_trainer.comparison.grid import Grid, GridOptions
+    from left_trainer.comparison.grid import Grid
+    from left_trainer.comparison.layout import GridOptions
     from left_trainer.comparison.results import Result
     from left_trainer.comparison.rows import Summary
 
@@ -34,6 +35,9 @@ EXAMPLES = """examples:
   left-trainer compare --methods all --tasks translation --tune learning_rate
   left-trainer compare --model_name_or_path google/mt5-small --tasks translation --train_file train.jsonl \\
       --test_file test.jsonl --num_train_epochs 3 --output_dir outputs/mt5
+  left-trainer compare --methods 'teacher=full,student=full+shrink_to=params=0.5+teacher_model={teacher}'
+  left-trainer compare --set smaller --seeds 3
+  left-trainer compare --set smaller --model_name_or_path embedded/llama --print_config
   left-trainer compare --config grid.yaml
 
 grid.yaml, with data for each task and options for each method:
@@ -43,6 +47,7 @@ grid.yaml, with data for each task and options for each method:
     - ia3
     - {peft_method: lora, peft_kwargs: {r: 8}}
     - {peft_method: lora, peft_kwargs: {r: 64}, learning_rate: 1e-4}
+    - {name: lora on all layers, peft_method: lora, peft_kwargs: {target_modules: all-linear}}
   tasks:
     - {task: summarization, train_file: news/train.jsonl, test_file: news/test.jsonl}
     - {task: dialogue, train_file: chats.jsonl, source_column: context, target_column: answer}
@@ -56,6 +61,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "output_dir": (str,),
     "save_adapters": (bool,),
     "seeds": (int,),
+    "set": (str,),
     "tasks": (str, list),
     "title": (str,),
     "tune": (str,),
@@ -87,6 +93,9 @@ def main(argv: list[str]) -> int:
     with user_errors():
         _read_config(options)
         grid_options = _grid_options(options, flags)
+        if options.print_config:
+            print(_as_yaml(grid_options), end="")
+            return 0
         output_dir = Path(options.output_dir)
         grid = make_grid(grid_options, output_dir)
         earlier = {name: result for name, result in read_cells(output_dir).items() if result.report is not None}
@@ -110,7 +119,11 @@ def _parser() -> ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", help="method names, or all (default: six common methods)"
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="names of methods, settings NAME=METHOD+FIELD=VALUE+... with any argument of left-trainer train, or all "
+        "(default: six common methods)",
     )
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="task names (default: all four)")
     parser.add_argument(
@@ -143,6 +156,16 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--save_adapters", action="store_true", default=None, help="save the trained weights of each run"
     )
+    parser.add_argument(
+        "--set",
+        metavar="NAME",
+        help="methods and tasks that belong together: default, or smaller, which compares ways to a smaller model",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print what would be compared as YAML for --config, and run nothing",
+    )
     parser.add_argument("--title", metavar="TEXT", help="title of the tables and the page")
     parser.add_argument("--output_dir", metavar="DIR", help=f"output folder (default: {DEFAULT_OUTPUT_DIR})")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags override it")
@@ -172,7 +195,9 @@ def _read_config(options: argparse.Namespace) -> None:
 
 def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOptions:
     from left_trainer.comparison.flags import DECIDED, flags_of, parse_flags
-    from left_trainer.comparison.grid import GridOptions
+    from left_trainer.comparison.layout import GridOptions
+    from left_trainer.comparison.sets import set_options
+    from left_trainer.comparison.settings import split_settings
 
     options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
     options.jobs = 1 if options.jobs is None else options.jobs
@@ -183,19 +208,38 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
         for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters")
         if getattr(options, name) is not None
     }
-    for name in ("methods", "tasks"):
+    splits = {"methods": split_settings, "tasks": lambda text: [name.strip() for name in text.split(",")]}
+    for name, split in splits.items():
         if getattr(options, name) is not None:
-            given[name] = _names(getattr(options, name))
-    return GridOptions(arguments=parse_flags([*flags_of(options.arguments), *flags], tuple(DECIDED)), **given)
+            given[name] = _entries(getattr(options, name), split)
+    arguments = parse_flags([*flags_of(options.arguments), *flags], tuple(DECIDED))
+    return GridOptions(arguments=arguments, **{**set_options(options.set or "default", arguments), **given})
 
 
-def _names(entries: Any) -> list[Any]:
-    """Names separated by commas or spaces, or the entries of a YAML list."""
-    entries = [entries] if isinstance(entries, (str, dict)) else entries
-    names: list[Any] = []
-    for entry in entries:
-        names += [name.strip() for name in entry.split(",") if name.strip()] if isinstance(entry, str) else [entry]
-    return names
+def _entries(given: Any, split: Callable[[str], list[str]]) -> list[Any]:
+    """What is written in one text, separated by commas, or in several, or in the entries of a YAML list."""
+    entries = [given] if isinstance(given, (str, dict)) else given
+    parts = [split(entry) if isinstance(entry, str) else [entry] for entry in entries]
+    return [entry for part in parts for entry in part if entry != ""]
+
+
+def _as_yaml(options: GridOptions) -> str:
+    """The options as a file for `--config`, those at their defaults left out but for methods and tasks."""
+    import dataclasses
+
+    import yaml
+
+    from left_trainer.secret_values import without_secrets
+
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    named = ("arguments", "methods", "tasks")
+    others = {name: value for name, value in values.items() if name not in named and value != defaults[name]}
+    shown = {name: list(value) if isinstance(value, tuple) else value for name, value in others.items()}
+    content = {**options.arguments, **shown, "tasks": list(options.tasks), "methods": list(options.methods)}
+    return yaml.safe_dump(
+        without_secrets(content), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120
+    )
 
 
 def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argparse.Namespace, command: str) -> int:

@@ -11,6 +11,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -29,12 +30,13 @@ from left_trainer.callbacks.memory_counters import memory_counter
 from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
 from left_trainer.comparison.general_text import general_loss, general_rows, readable_rows, why_unreadable
 from left_trainer.comparison.progress import ProgressFileCallback, write_progress
+from left_trainer.compression_options import BASE_TEACHER, NO_TEACHER, SELF_TEACHER
 from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.evaluation.metrics import score_interval
 from left_trainer.evaluation.text_metrics import decode
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share
 from left_trainer.runs.files_of_0_1 import upgrade_tuning
-from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, set_up
+from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, score_teacher, set_up
 from left_trainer.runs.json_records import from_json, read_json, write_json
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import TuningResult
@@ -49,6 +51,16 @@ LEARNING_RATE_SOURCE_OF_0_1 = "learning_rate_source"
 BASE = "base"
 OF_PLANS = ("report_plan", "ignore_plan")  # they decide whether a cell runs, and not what it gives
 N_SAMPLES = 8
+# Arguments that may refer to the result of another setting, as `{NAME}`.
+REFERRING = ("model_name_or_path", "teacher_model")
+COMPRESSION_FIELDS = ("teacher_model", "distillation_kwargs", "shrink_to", "shrink_kwargs")
+# Teachers that are the untrained model, and none.
+OTHER_TEACHERS = (BASE_TEACHER, SELF_TEACHER, NO_TEACHER)
+REFERENCE = re.compile(r"\s*\{\s*(.+?)\s*\}\s*")
+UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")  # of a folder's name, on some file system
+LONGEST_LABEL = 40
+# Fields that version 0.1 did not have. They are part of a cell's name only where they are set.
+LATER_FIELDS = ("setting", "after")
 # Nothing but steps happens between the first step and the last; scores come from the trained model.
 CELL_DEFAULTS: dict[str, Any] = {
     **TASK_DEFAULTS,
@@ -73,6 +85,8 @@ class Cell:
         general_text_file: Held-out text; by default generated.
         tuning: The trials that the learning rate was chosen from; not part of what identifies the cell.
         save_adapter: Keep what was trained.
+        setting: Name of the setting, where the user gave it one.
+        after: Names of the cells whose results the arguments refer to, by the name of their setting.
     """
 
     kind: Kind
@@ -82,24 +96,37 @@ class Cell:
     general_text_file: str | None = None
     tuning: TuningResult | None = None
     save_adapter: bool = False
+    setting: str | None = None
+    after: Mapping[str, str] | None = None
 
     @property
     def name(self) -> str:
         """A folder's name that tells people what this is, and that no other cell has."""
         # All fields as version 0.1 had them: a new one would give every cell a new name, and run it again.
         content = {key: value for key, value in asdict(self).items() if key != "tuning"}
+        content = {key: value for key, value in content.items() if key not in LATER_FIELDS or value is not None}
         content["arguments"] = {key: value for key, value in content["arguments"].items() if key not in OF_PLANS}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-        label = BASE if self.kind == BASE else self.method
-        parts = [self.task, label, *(["trial"] if self.kind == "trial" else []), f"seed{self.seed}", digest]
+        parts = [
+            self.task,
+            UNSAFE.sub("_", self.label)[:LONGEST_LABEL],
+            *(["trial"] if self.kind == "trial" else []),
+            f"seed{self.seed}",
+            digest,
+        ]
         return "-".join(parts)
 
     @property
     def title(self) -> str:
         """What this is, for people."""
-        label = "untrained" if self.kind == BASE else self.method
+        label = "untrained" if self.kind == BASE else self.label
         trial = f", learning rate {self.arguments['learning_rate']:g}" if self.kind == "trial" else ""
         return f"{self.task}, {label}, seed {self.seed}{trial}"
+
+    @property
+    def label(self) -> str:
+        """What tables call it: the name of the setting, or of the method."""
+        return BASE if self.kind == BASE else self.setting or self.method
 
     @property
     def method(self) -> str:
@@ -115,6 +142,14 @@ class Cell:
         arguments = {**CELL_DEFAULTS, **self.arguments, "output_dir": str(output_dir)}
         model_args, data_args, args = parser.parse_dict(arguments)
         return model_args, data_args, args
+
+    def placed(self, cells: Path) -> Cell:
+        """The cell with folders below `cells` where its arguments refer to the results of other cells."""
+        if not self.after:
+            return self
+        named = {key: referred(self.arguments.get(key)) for key in REFERRING}
+        folders = {key: str(cells / self.after[name]) for key, name in named.items() if name is not None}
+        return replace(self, arguments={**self.arguments, **folders})
 
     def write(self, folder: Path) -> None:
         """Write `cell.json` into `folder`, whole."""
@@ -145,9 +180,15 @@ class Cell:
         return cell if cell.tuning else replace(cell, tuning=upgrade_tuning(content.get(LEARNING_RATE_SOURCE_OF_0_1)))
 
 
+def referred(value: Any) -> str | None:
+    """The setting that an argument refers to, `teacher` for `{teacher}`; `None` for any other value."""
+    found = REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    return found[1] if found else None
+
+
 def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     """Train and score, or score alone. Returns the report, with what only a comparison asks for."""
-    model_args, data_args, args = cell.parse(folder)
+    model_args, data_args, args = cell.placed(folder.parent).parse(folder)
     counter = memory_counter(args.device)
     memory_before = counter.current()
     counter.close()
@@ -155,6 +196,7 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     run = set_up(get_task(cell.task), model_args, data_args, args)
     trainer = run.trainer
     trainer.add_callback(ProgressFileCallback(folder))
+    teacher = score_teacher(run) if scores_teacher(cell) else None
     if cell.kind != BASE:
         trainer.train()
         trainer.save_model()
@@ -168,20 +210,27 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
     texts = None if token_ids is None else decode(trainer.processing_class, token_ids)
     samples = collect_samples(rows, trainer.processing_class, {"prediction": token_ids}, N_SAMPLES)
     share = majority_share(run.task, rows["target"])
-    report = build_report(trainer, run.task, before, after, run.prompt, samples, share)
+    report = build_report(trainer, run.task, before, after, run.prompt, samples, share, teacher)
     if not cell.save_adapter:
         remove_weights(folder)
     if cell.kind == BASE:
         report = as_untrained(report)
     if cell.tuning:
         report = replace(report, learning_rate_source="tuned", tuning=cell.tuning)
-    report = replace(report, memory_before_model_bytes=memory_before, **judged(run.task, texts, rows["target"]))
+    report = replace(report, setting=cell.setting, memory_before_model_bytes=memory_before)
+    report = replace(report, **judged(run.task, texts, rows["target"]))
     if cell.kind == "trial":
         return report
     if texts is not None:
         write_predictions(folder, rows, texts)
     write_progress(folder, "measuring the loss on general text")
     return replace(report, **forgetting(trainer, cell.general_text_file))
+
+
+def scores_teacher(cell: Cell) -> bool:
+    """Whether a run scores its teacher: where no other row of the comparison does."""
+    teacher = cell.arguments.get("teacher_model")
+    return cell.kind == "method" and teacher not in (None, *OTHER_TEACHERS) and referred(teacher) is None
 
 
 def judged(task: Task, predictions: list[str] | None, references: list[str]) -> dict[str, Any]:
@@ -228,8 +277,10 @@ def as_untrained(report: TrainingReport) -> TrainingReport:
 
 
 def release_training_memory(trainer: LeftTrainer) -> None:
-    """Let go of gradients and optimizer, so that the memory of generation is that of generation."""
+    """Let go of gradients, optimizer and teacher, so that the memory of generation is that of generation."""
     handler = trainer.callback_handler
+    if trainer.teaching is not None:
+        trainer.teaching.teacher.release()
     trainer.optimizer = trainer.lr_scheduler = handler.optimizer = handler.lr_scheduler = None
     trainer.model.zero_grad(set_to_none=True)
     trainer.accelerator.free_memory()
@@ -243,8 +294,13 @@ def release_training_memory(trainer: LeftTrainer) -> None:
 
 def remove_weights(folder: Path) -> None:
     """Their size is in the report; the weights of a whole grid would fill a disk."""
-    for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+    for file in (*folder.rglob("*.safetensors"), *folder.rglob("*.bin")):
         file.unlink()
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether what a cell trained is still in its folder."""
+    return any(list(folder.glob(pattern)) for pattern in ("*.safetensors", "*model*.bin"))
 
 
 def exit_with_parent() -> None:

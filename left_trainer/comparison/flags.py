@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,12 @@ DECIDED = {
     "task": "--tasks",
     "do_train": "--methods",
 }
+
+
+@functools.cache
+def argument_names() -> tuple[str, ...]:
+    """The arguments of `left-trainer train`."""
+    return tuple(action.dest for action in training_parser()._actions if action.dest not in ("help", "config"))
 
 
 def parse_flags(flags: Sequence[str], decided: Sequence[str] = ()) -> dict[str, Any]:

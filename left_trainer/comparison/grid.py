@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from left_trainer.comparison.cell import Cell, Kind
-from left_trainer.comparison.conditions import conditions, data_sha256
+from left_trainer.comparison.cell import Cell
 from left_trainer.comparison.flags import DECIDED, flags_of, parse_flags
 from left_trainer.comparison.general_text import general_rows, why_unreadable
+from left_trainer.comparison.layout import DEFAULT_METHODS, DEFAULT_TASKS, Entry, GridOptions, Layout, Plan
+from left_trainer.comparison.settings import (
+    Setting,
+    check_labels,
+    check_references,
+    check_told_apart,
+    read_setting,
+    references,
+)
 from left_trainer.data.arguments import DataArguments
-from left_trainer.data.loading import load_task_data
 from left_trainer.methods import get_method, list_methods
 from left_trainer.methods.apply import build_config
 from left_trainer.methods.patterns import check_patterns
@@ -24,11 +30,8 @@ from left_trainer.ranges import POSITIVE, Range, is_number
 from left_trainer.secret_values import take_tokens
 from left_trainer.tasks import get_task
 from left_trainer.trainer.checks import Request, check_model_and_method
-from left_trainer.trainer.preparation import choose_learning_rate
-from left_trainer.training_args import LeftTrainingArguments
+from left_trainer.trainer.teacher_checks import check_teacher, teacher_source
 
-DEFAULT_METHODS = ("lora", "ia3", "prefix_tuning", "prompt_tuning", "p_tuning", "full")
-DEFAULT_TASKS = ("summarization", "translation", "dialogue", "classification")
 DEFAULTS_OF = {"methods": ",".join(DEFAULT_METHODS), "tasks": ",".join(DEFAULT_TASKS)}
 ALL = "all"
 TUNABLE = ("learning_rate",)
@@ -37,58 +40,12 @@ DATA_FIELDS = tuple(field.name for field in dataclasses.fields(DataArguments) if
 
 
 @dataclass(frozen=True)
-class GridOptions:
-    """What to compare.
-
-    Args:
-        methods: Names, or mappings of a `peft_method` and arguments of `left-trainer train` for it alone; `all` stands
-            for every method that works on the model and needs no further option.
-        tasks: Names, or mappings of a `task` and arguments for it alone: its files, columns, prompt.
-        arguments: Arguments of `left-trainer train` for every run.
-        seeds: Number of runs of each method on each task; seeds count up from 42.
-        tune: `learning_rate`, or nothing.
-        tune_factors: What the default rate is multiplied by in the trials.
-        general_text_file: Plain text whose loss shows what a model forgets; by default generated English.
-        save_adapters: Keep what each run trained.
-    """
-
-    methods: Sequence[str | Mapping[str, Any]] = DEFAULT_METHODS
-    tasks: Sequence[str | Mapping[str, Any]] = DEFAULT_TASKS
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seeds: int = 1
-    tune: str | None = None
-    tune_factors: Sequence[float] = (1 / 3, 1.0, 3.0)
-    general_text_file: str | None = None
-    save_adapters: bool = False
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A method or a task by name, with arguments of `left-trainer train` for it alone."""
-
-    name: str
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One method on one task: trials of learning rates, if any, then one run for each seed.
-
-    `n_widenings` of the trials were added since.
-    """
-
-    trials: tuple[Cell, ...]
-    runs: tuple[Cell, ...]
-    n_widenings: int = 0
-
-
-@dataclass(frozen=True)
 class Grid:
     """A whole comparison, checked.
 
     Args:
-        bases: One cell for each task, which scores the untrained model.
-        plans: One for each method and task.
+        bases: One cell for each task and model, which scores the untrained model.
+        plans: One for each setting and task.
         left_out: Methods that `all` does not include here, with the reason.
         no_general_loss: Why it will not be known what a model forgets; `None` where it will.
     """
@@ -115,21 +72,23 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
     _check(options)
     options = dataclasses.replace(options, arguments=take_tokens(options.arguments))
     general_rows(options.general_text_file)  # or an error
-    tasks = [_entry(entry, "task") for entry in options.tasks]
-    named = [_entry(entry, "peft_method") for entry in options.methods if entry != ALL]
-    _check_names(options, tasks, named)
+    tasks = [_entry(entry) for entry in options.tasks]
+    named = [read_setting(entry) for entry in options.methods if entry != ALL]
+    _check_names(options, tasks)
+    check_labels(named)
+    check_references(named, options.arguments)
     left_out = _left_out(options, named, output_dir)
-    methods = [*named, *_others(options, named, left_out)]
+    settings = [*named, *_others(options, named, left_out)]
     _check_distinct("tasks", [task.name for task in tasks])
-    bases, plans = [], []
-    for task in tasks:
-        make = functools.partial(_make_cell, options, output_dir, task, _data(options, task, output_dir))
-        bases.append(make("base", {"peft_method": "full", "seed": LeftTrainingArguments.seed}))
-        plans += [_plan(method, make, options, output_dir) for method in methods]
-    for plan in plans[: len(methods)]:  # on the first task; the model is the same on the others
-        check_cell(plan.runs[0], output_dir)
-    _check_distinct("methods", [_titles(plan) for plan in plans[: len(methods)]])
-    return Grid(tuple(bases), tuple(plans), left_out, _why_no_general_loss(bases[0], output_dir))
+    check_references(settings, options.arguments)
+    layouts = [Layout(options, tuple(settings), output_dir, task) for task in tasks]
+    bases = tuple(cell for layout in layouts for cell in layout.bases())
+    plans = tuple(layout.plan(setting) for layout in layouts for setting in settings)
+    for plan in plans[: len(settings)]:  # on the first task; the models are the same on the others
+        check_cell(layouts[0].standing(plan.runs[0]), output_dir)
+    _check_distinct("methods", [_title(plan) for plan in plans[: len(settings)]])
+    check_told_apart(settings)
+    return Grid(bases, plans, left_out, _why_no_general_loss(bases[0], output_dir))
 
 
 def _why_no_general_loss(cell: Cell, output_dir: Path) -> str | None:
@@ -145,7 +104,10 @@ def check_cell(cell: Cell, output_dir: Path) -> None:
     """Raise `ValueError` where the method does not work on the model, or its options or targets do not fit it."""
     model_args, _, args = cell.parse(output_dir)
     source, method = model_args.source(args), get_method(args.peft_method)
-    check_model_and_method(Request(source, args, method))
+    request = Request(source, args, method, teacher=teacher_source(None, args))
+    check_model_and_method(request)
+    if request.teacher is not None:
+        check_teacher(request, load_tokenizer(source))
     if method.derive_from_data is None:
         skeleton = build_skeleton(source)
         planned = build_config(skeleton, method, args.peft_options, source.family)
@@ -173,23 +135,22 @@ def _are_positive(values: Any) -> bool:
     return bool(values) and all(is_number(value) and value in POSITIVE for value in values)
 
 
-def _entry(entry: str | Mapping[str, Any], key: str) -> Entry:
+def _entry(entry: str | Mapping[str, Any]) -> Entry:
     if isinstance(entry, str):
         return Entry(entry)
-    if not isinstance(entry, Mapping) or key not in entry:
+    if not isinstance(entry, Mapping) or "task" not in entry:
         raise ValueError(
-            f"{entry!r} has no {key}. Write a name, or a mapping such as {{{key}: NAME, ...}} with further arguments."
+            f"{entry!r} has no task. Write a name, or a mapping such as {{task: NAME, ...}} with further arguments."
         )
-    arguments = {name: value for name, value in entry.items() if name != key}
-    decided = [name for name in DECIDED if name != "peft_kwargs"]
-    return Entry(str(entry[key]), parse_flags(flags_of(arguments), decided))
+    arguments = {name: value for name, value in entry.items() if name != "task"}
+    if references(arguments):
+        raise ValueError(f"The task {entry['task']!r} refers to the result of a setting. Refer to it in methods.")
+    return Entry(str(entry["task"]), parse_flags(flags_of(arguments), list(DECIDED)))
 
 
-def _check_names(options: GridOptions, tasks: Sequence[Entry], methods: Sequence[Entry]) -> None:
+def _check_names(options: GridOptions, tasks: Sequence[Entry]) -> None:
     for task in tasks:
         get_task(task.name)
-    for method in methods:
-        get_method(method.name)
     shared = [name for name in DATA_FIELDS if name in options.arguments]
     if len(tasks) > 1 and shared:
         lines = "".join(f"\n    - {{task: {task.name}, {shared[0]}: ...}}" for task in tasks[:2])
@@ -199,19 +160,19 @@ def _check_names(options: GridOptions, tasks: Sequence[Entry], methods: Sequence
         )
 
 
-def _left_out(options: GridOptions, named: Sequence[Entry], output_dir: Path) -> dict[str, str]:
+def _left_out(options: GridOptions, named: Sequence[Setting], output_dir: Path) -> dict[str, str]:
     """Methods that `all` leaves out, with the reason; none where nobody asks for all."""
     reasons = {name: _unusable(options, name, output_dir) for name in _unnamed(options, named)}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _others(options: GridOptions, named: Sequence[Entry], left_out: Mapping[str, str]) -> list[Entry]:
+def _others(options: GridOptions, named: Sequence[Setting], left_out: Mapping[str, str]) -> list[Setting]:
     """The methods that `all` adds to those that are named."""
-    return [Entry(name) for name in _unnamed(options, named) if name not in left_out]
+    return [Setting(name) for name in _unnamed(options, named) if name not in left_out]
 
 
-def _unnamed(options: GridOptions, named: Sequence[Entry]) -> list[str]:
-    names = {entry.name for entry in named}
+def _unnamed(options: GridOptions, named: Sequence[Setting]) -> list[str]:
+    names = {setting.label for setting in named}
     return [record.name for record in list_methods() if record.name not in names] if ALL in options.methods else []
 
 
@@ -222,64 +183,17 @@ def _unusable(options: GridOptions, method: str, output_dir: Path) -> str | None
     if required:
         return f"needs {', '.join(required)}"
     try:
-        check_cell(Cell("method", "", {**options.arguments, "peft_method": method}, {}), output_dir)
+        shared = {name: value for name, value in options.arguments.items() if name not in references(options.arguments)}
+        check_cell(Cell("method", "", {**shared, "peft_method": method}, {}), output_dir)
     except (ValueError, ImportError) as error:
         return str(error)
     return None
 
 
-def _data(options: GridOptions, task: Entry, output_dir: Path) -> dict[str, str]:
-    _, data_args, _ = Cell("base", task.name, {**options.arguments, **task.arguments}, {}).parse(output_dir)
-    if data_args.streaming:
-        raise ValueError(
-            "streaming=True cannot be compared: cells are known by the content of their data, which is read in whole. "
-            "Remove --streaming; rows of files are stored once, for all cells."
-        )
-    return {"data_sha256": data_sha256(load_task_data(get_task(task.name), data_args))}
-
-
-def _make_cell(
-    options: GridOptions,
-    output_dir: Path,
-    task: Entry,
-    data: Mapping[str, Any],
-    kind: Kind,
-    arguments: Mapping[str, Any],
-) -> Cell:
-    cell = Cell(
-        kind=kind,
-        task=task.name,
-        arguments={**options.arguments, **task.arguments, **arguments},
-        conditions={},
-        general_text_file=options.general_text_file,
-        save_adapter=options.save_adapters and kind == "method",
-    )
-    return dataclasses.replace(cell, conditions=conditions(cell, data, output_dir))
-
-
-def _plan(
-    method: Entry, make: Callable[[Kind, Mapping[str, Any]], Cell], options: GridOptions, output_dir: Path
-) -> Plan:
-    """One run for each seed, and a trial for each learning rate; trials have the first seed."""
-    arguments = {**method.arguments, "peft_method": method.name}
-    first = LeftTrainingArguments.seed
-    runs = tuple(make("method", {**arguments, "seed": seed}) for seed in range(first, first + options.seeds))
-    rates = _rates(runs[0], options, output_dir) if options.tune else []
-    trials = tuple(make("trial", {**arguments, "learning_rate": rate, "seed": first}) for rate in rates)
-    return Plan(trials, runs)
-
-
-def _rates(cell: Cell, options: GridOptions, output_dir: Path) -> list[float]:
-    """Learning rates around the one that a run would have."""
-    model_args, _, args = cell.parse(output_dir)
-    rate, _ = choose_learning_rate(args, get_method(args.peft_method), model_args.source(args))
-    return [float(f"{rate * factor:.3g}") for factor in options.tune_factors]
-
-
-def _titles(plan: Plan) -> str:
-    """The method of a plan with its options: equal for plans that would do the same."""
+def _title(plan: Plan) -> str:
+    """The setting of a plan with its arguments: equal for plans that would do the same."""
     cell = plan.runs[0]
-    return f"{cell.method} with {cell.arguments}"
+    return f"{cell.label} with {cell.arguments}"
 
 
 def _check_distinct(what: str, titles: Sequence[str]) -> None:

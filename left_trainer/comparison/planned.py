@@ -10,6 +10,7 @@ import torch
 
 from left_trainer.callbacks.tables import format_bytes
 from left_trainer.comparison.cell import BASE, Cell
+from left_trainer.comparison.results import CELLS
 from left_trainer.models import load_tokenizer
 from left_trainer.planning.before_run import RunPlanner
 from left_trainer.planning.devices import find_device
@@ -42,7 +43,7 @@ def arranged(cells: Sequence[Cell], output_dir: Path, jobs: int = 1) -> tuple[li
     for cell in cells:
         key = _key(cell)
         if key not in found:
-            found[key] = _judged(cell, output_dir, jobs, lengths)
+            found[key] = _judged(cell.placed(output_dir / CELLS), output_dir, jobs, lengths)
         costs[cell.name], reason = found[key]
         if reason is not None:
             reasons.append((cell, reason))

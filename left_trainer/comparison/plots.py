@@ -1,14 +1,16 @@
-"""The pictures of a comparison: quality against memory and parameters, and training curves."""
+"""The pictures of a comparison: quality against memory, parameters, size and speed, and training curves."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from left_trainer.comparison.cell import BASE
 from left_trainer.comparison.rows import Row, Summary, TaskSummary
+from left_trainer.shown_text import shorten
 from left_trainer.storage.whole import whole_file
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIB = 1024**2
+SIZE = "base_parameters"
 COLORS = {
     "soft_prompt": "#0072b2",
     "additive": "#d55e00",
@@ -28,30 +31,47 @@ LABEL_START = 1.03  # of the width of the axes
 LABEL_GAP = 0.065  # of the height of the axes
 LABEL_HEIGHT = 0.19  # inches
 N_COLUMNS = 2
+LONGEST_LABEL = 40  # characters; a longer one leaves no room for the axes
 MAX_LABELS = 70  # in a panel, so that each method has one; more take seconds to draw and nobody reads them
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What quality is drawn against: a column, how it is written on the axis, and by what it is divided."""
+    """What quality is drawn against: a column, how it is written on the axis, and by what it is divided.
+
+    `is_gain` where more of it is better, and `of_sizes` where it is drawn of models of several sizes only.
+    """
 
     key: str
     title: str
     divisor: float = 1
     is_logarithmic: bool = False
+    is_gain: bool = False
+    of_sizes: bool = False
 
 
 COSTS = {
     "quality_memory": Cost("peak_memory_train_bytes", "peak memory in training (MiB)", MIB),
     "quality_parameters": Cost("trainable_parameters", "trainable parameters", is_logarithmic=True),
+    "quality_size": Cost(SIZE, "parameters without embeddings and head", of_sizes=True),
+    "quality_speed": Cost(
+        "generation_samples_per_second", "generated rows a second (higher is better)", is_gain=True, of_sizes=True
+    ),
 }
 
 
 def draw_plots(summary: Summary, folder: Path) -> None:
-    """Write `quality_memory.png`, `quality_parameters.png` and `training_curves.png`, with a panel for each task."""
+    """Write a picture for each of `COSTS` and `training_curves.png`, with a panel for each task."""
     if all(row.is_reference for row in summary.rows):
         return
-    for name, cost in COSTS.items():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # a name may be in any script
+        _draw_plots(summary, folder)
+
+
+def _draw_plots(summary: Summary, folder: Path) -> None:
+    has_sizes = any(column.key == SIZE for column in summary.columns)
+    for name, cost in ((name, cost) for name, cost in COSTS.items() if has_sizes or not cost.of_sizes):
         figure, panels = _panels(summary)
         for task, axes in panels:
             better = "lower is better" if task.main_metric in task.lower_is_better else "higher is better"
@@ -120,8 +140,10 @@ def _scatter(axes: Axes, rows: Sequence[Row], task: TaskSummary, cost: Cost) -> 
             drawn.append(row)
     if not drawn:
         return
-    front = pareto_front([(value, sign * mean) for value, mean in points])
-    axes.step(*zip(*(points[index] for index in front), strict=True), where="post", color="#555555", linewidth=1.2)
+    front = pareto_front([(-value if cost.is_gain else value, sign * mean) for value, mean in points])
+    where: Literal["pre", "post"] = "pre" if cost.is_gain else "post"  # nothing is drawn that no point reaches
+    steps = sorted(points[index] for index in front)
+    axes.step(*zip(*steps, strict=True), where=where, color="#555555", linewidth=1.2)
     colors = [
         to_rgba(COLORS.get(row.family, "#333333"), 1.0 if index in front else 0.55) for index, row in enumerate(drawn)
     ]
@@ -169,7 +191,7 @@ def _place_labels(axes: Axes, names: Sequence[str], points: Sequence[tuple[float
     leaders.set_in_layout(False)
     axes.add_collection(leaders, autolim=False)
     for index, height in zip(order, heights, strict=True):
-        name = f" {names[index]}"
+        name = f" {shorten(names[index], LONGEST_LABEL)}"
         axes.text(LABEL_START, height, name, fontsize=8, parse_math=False, transform=axes.transAxes, va="center")
     if n_drawn > len(names):
         axes.text(LABEL_START, -0.06, f" and {n_drawn - len(names)} more", fontsize=8, transform=axes.transAxes)
@@ -180,7 +202,7 @@ def _reference_lines(axes: Axes, summary: Summary, task: TaskSummary) -> None:
     for row in summary.rows_of(task):
         score = row.metrics.get(task.main_metric)
         if row.is_reference and score and score.mean is not None:
-            name = "untrained" if row.method == BASE else row.method
+            name = f"untrained{row.method.removeprefix(BASE)}" if row.is_untrained else row.method
             axes.axhline(score.mean, color="#999999", linestyle=":", linewidth=1)
             where = axes.get_yaxis_transform()
             axes.text(0.01, score.mean, name, transform=where, fontsize=7, va="bottom", parse_math=False)

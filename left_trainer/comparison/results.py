@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,21 +189,31 @@ def merge(folders: Sequence[Path]) -> list[Result]:
 
 
 def check_comparable(cells: Iterable[Cell]) -> None:
-    """Raise `ValueError` unless all cells are of one model and, for each task, of the same data and settings."""
+    """Raise `ValueError` unless all cells are of one model and, for each task, of the same data and settings.
+
+    A setting that has a name may have a model of its own.
+    """
     cells = list(cells)
-    _check_same(cells, MODEL, "The runs have")
+    named = {cell.conditions.get("base_model") for cell in cells if cell.setting is not None}
+    others = [cell for cell in cells if cell.setting is None]
+    _check_same([cell for cell in others if not _is_base_of(cell, named)], MODEL, "The runs have")
     for task in dict.fromkeys(cell.task for cell in cells):
         _check_same([cell for cell in cells if cell.task == task], DATA, f"The task {task} has")
+
+
+def _is_base_of(cell: Cell, models: Collection[Any]) -> bool:
+    return cell.kind == BASE and cell.conditions.get("base_model") in models
 
 
 def _check_same(cells: Sequence[Cell], conditions: Mapping[str, str], subject: str) -> None:
     for key, title in conditions.items():
         values = list(dict.fromkeys(cell.conditions.get(key) for cell in cells))
         if len(values) > 1:
+            named = " Give a setting that has a model of its own a name." if conditions is MODEL else ""
             raise ValueError(
                 f"{subject} different {title}: {_shorten(values[0])} and {_shorten(values[1])}. The scores would not "
                 "be comparable. Use a separate --output_dir for each, or put them side by side on purpose: "
-                "`left-trainer report DIR DIR --allow_mixed`."
+                f"`left-trainer report DIR DIR --allow_mixed`.{named}"
             )
 
 

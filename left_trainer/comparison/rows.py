@@ -11,7 +11,7 @@ from left_trainer.comparison.cell import BASE
 from left_trainer.runs.json_records import to_json
 from left_trainer.runs.report import Sample
 
-Format = Literal["integer", "bytes", "percent", "rate", "loss", "seconds", "learning_rate", "text"]
+Format = Literal["integer", "bytes", "percent", "share", "rate", "loss", "seconds", "learning_rate", "text"]
 Value = float | str | None
 FAMILIES = {
     "soft_prompt": "soft prompts",
@@ -43,9 +43,25 @@ class Column:
 
 
 COLUMNS = (
+    Column("model", "Model", "text", None, "Model that the setting starts from."),
     Column("batch_size", "Batch size", "integer", None, "Rows of one optimizer step."),
     Column("train_steps", "Steps", "integer", None, "Optimizer steps."),
     Column("total_parameters", "Parameters", "integer", None, "All parameters, the method's own included."),
+    Column(
+        "base_parameters",
+        "Parameters without embeddings",
+        "integer",
+        "lower",
+        "Parameters of the model apart from embeddings, head and what the method added.",
+    ),
+    Column("model_size_bytes", "Model size", "bytes", "lower", "Weights of the whole model, on disk."),
+    Column(
+        "teacher_share",
+        "Share of the teacher",
+        "share",
+        "higher",
+        "Score as percent of the teacher's; of metrics of which less is better, the other way round.",
+    ),
     Column("trainable_parameters", "Trainable", "integer", "lower", "Parameters that receive gradients."),
     Column("trainable_percent", "Trainable %", "percent", "lower", "The same as percent of all."),
     Column("adapter_size_bytes", "Adapter size", "bytes", "lower", "What was saved, on disk."),
@@ -92,6 +108,8 @@ COLUMNS = (
     Column("learning_rate", "Learning rate", "learning_rate", None, "Peak learning rate."),
     Column("learning_rate_source", "Rate from", "text", None, "Where the learning rate comes from."),
 )
+# Columns that are shown only where rows differ in them.
+WHERE_ROWS_DIFFER = ("model", "base_parameters", "model_size_bytes", "teacher_share")
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,7 @@ class Row:
     Args:
         id: That no other row has.
         task: Name of the task.
-        method: Name of the method, with what sets it apart from other rows of the same method.
+        method: Name of the setting or of its method, with what sets it apart from other rows of the same name.
         family: Of the method, a key of `FAMILIES`.
         seeds: Of the runs that the row sums up.
         values: Figures by the key of their column.
@@ -149,6 +167,11 @@ class Row:
     def is_reference(self) -> bool:
         """Whether the row is of no method: the untrained model, or a baseline."""
         return self.family == BASE
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the row is of an untrained model: there is one for each model."""
+        return self.is_reference and self.method != MAJORITY
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,16 @@ from typing import Literal
 
 import torch
 
-from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell
-from left_trainer.comparison.grid import Grid, Plan
+from left_trainer.comparison.cell import EXIT_WITH_PARENT, FAILURE_FILE, Cell, has_weights
+from left_trainer.comparison.grid import Grid
+from left_trainer.comparison.layout import Plan
 from left_trainer.comparison.planned import arranged
 from left_trainer.comparison.progress import LEAST_SECONDS, read_progress, remove_progress
 from left_trainer.comparison.results import CELLS, Result, finished_cell
+from left_trainer.comparison.settings import references
 from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.runs.json_records import write_json
-from left_trainer.runs.report import TrainingReport
+from left_trainer.runs.report import REPORT_FILE, TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
 from left_trainer.secret_values import masked
 from left_trainer.tasks import Task, get_task
@@ -63,25 +65,59 @@ class Runner:
         self._stopped = threading.Event()
 
     def run_grid(self, grid: Grid) -> None:
-        """Score the untrained models, try learning rates, then run every method with every seed."""
+        """Score the untrained models, try learning rates, then run every setting with every seed.
+
+        A setting runs after those whose results its arguments refer to.
+        """
         self._run(grid.bases)
-        plans = grid.plans
+        done: dict[tuple[str, str, int], Cell] = {}
+        for level in sorted({plan.level for plan in grid.plans}):
+            plans = [bound(plan, done) for plan in grid.plans if plan.level == level]
+            for cell in self._run_plans(plans, tuple(done.values())):
+                done[cell.task, cell.label, cell.seed] = cell
+
+    def _run_plans(self, plans: Sequence[Plan], before: Sequence[Cell]) -> list[Cell]:
+        """Run trials, then runs; returns the latter. `before` are the cells that they may refer to."""
         added = [cell for plan in plans for cell in plan.trials]
         while added:
+            self._renew(added, before)
             self._run(added)
             wider = [
                 plan if self._is_done(plan) else widen(plan, _finished(plan.trials, self.output_dir)) for plan in plans
             ]
             added = [cell for old, new in zip(plans, wider, strict=True) for cell in new.trials[len(old.trials) :]]
-            plans = tuple(wider)
+            plans = wider
             for cell in added:
                 self.on_widen(cell)
-        self._run([cell for plan in plans for cell in tuned_runs(plan, self.output_dir)])
+        runs = [cell for plan in plans for cell in tuned_runs(plan, self.output_dir)]
+        self._renew(runs, before)
+        self._run(runs)
+        return runs
+
+    def _renew(self, cells: Sequence[Cell], before: Sequence[Cell]) -> None:
+        """Run those of `before` again that `cells` which are still to run refer to, where their weights are gone."""
+        names = {name for cell in cells if not self._has_report(cell) for name in (cell.after or {}).values()}
+        lost = [
+            cell
+            for cell in before
+            if cell.name in names and self._has_report(cell) and not has_weights(self._folder(cell))
+        ]
+        if lost:
+            for cell in lost:
+                (self._folder(cell) / REPORT_FILE).unlink()
+            self._renew(lost, before)
+            self._run(lost)
+
+    def _folder(self, cell: Cell) -> Path:
+        return self.output_dir / CELLS / cell.name
+
+    def _has_report(self, cell: Cell) -> bool:
+        result = finished_cell(self._folder(cell))
+        return result is not None and result.report is not None
 
     def _is_done(self, plan: Plan) -> bool:
         """Whether all runs of a plan are finished at the best learning rate that its trials give: these are kept."""
-        found = [finished_cell(self.output_dir / CELLS / cell.name) for cell in tuned_runs(plan, self.output_dir)]
-        return all(result is not None and result.report is not None for result in found)
+        return all(self._has_report(cell) for cell in tuned_runs(plan, self.output_dir))
 
     def _run(self, cells: Sequence[Cell]) -> None:
         for result in self._results(cells):
@@ -95,8 +131,10 @@ class Runner:
                 yield done
             else:
                 left.append(cell)
-        left, reasons = arranged(left, self.output_dir, self.jobs)
-        for cell, reason in reasons:
+        waiting = [(cell, reason) for cell in left if (reason := self._why_not(cell)) is not None]
+        without = {cell.name for cell, _ in waiting}
+        left, reasons = arranged([cell for cell in left if cell.name not in without], self.output_dir, self.jobs)
+        for cell, reason in (*waiting, *reasons):
             yield self._leave_out(cell, reason)
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
@@ -107,6 +145,14 @@ class Runner:
                 for process in list(self._processes):
                     process.kill()
                 raise
+
+    def _why_not(self, cell: Cell) -> str | None:
+        """Why a cell cannot be run: a setting whose result it refers to has none."""
+        for name, folder in (cell.after or {}).items():
+            result = finished_cell(self.output_dir / CELLS / folder)
+            if result is None or result.report is None:
+                return f"Left out: it refers to the result of {name!r}, which has none."
+        return None
 
     def _leave_out(self, cell: Cell, reason: str) -> Result:
         """Note why a cell is not run; the next comparison asks again."""
@@ -163,6 +209,21 @@ class Runner:
         if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
             return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
         return {}
+
+
+def bound(plan: Plan, done: Mapping[tuple[str, str, int], Cell]) -> Plan:
+    """The plan with the cells that it refers to: each run with that of its task and its own seed.
+
+    Args:
+        plan: Of a setting that may refer to others.
+        done: Cells that have been run, by task, setting and seed.
+    """
+
+    def bind(cell: Cell) -> Cell:
+        names = references(cell.arguments).values()
+        return replace(cell, after={name: done[cell.task, name, cell.seed].name for name in names} or None)
+
+    return replace(plan, trials=tuple(map(bind, plan.trials)), runs=tuple(map(bind, plan.runs)))
 
 
 def tuned_runs(plan: Plan, output_dir: Path) -> list[Cell]:

@@ -2,65 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from left_trainer.comparison.cell import BASE
 from left_trainer.comparison.quality import scores_of, scores_over_seeds, summarize_task
 from left_trainer.comparison.ranking import by_mean_place, ranked
 from left_trainer.comparison.results import Result
-from left_trainer.comparison.rows import COLUMNS, FAMILIES, MAJORITY, Failure, Row, Score, Summary, Value
+from left_trainer.comparison.rows import (
+    COLUMNS,
+    FAMILIES,
+    MAJORITY,
+    WHERE_ROWS_DIFFER,
+    Column,
+    Failure,
+    Row,
+    Score,
+    Summary,
+    TaskSummary,
+    Value,
+)
+from left_trainer.comparison.run import Run, names_of
+from left_trainer.comparison.teachers import with_teacher_shares
 from left_trainer.methods.registry import METHODS
 from left_trainer.runs.report import Sample, TrainingReport
 from left_trainer.runs.tuning import TuningResult
 
 SHOWN_PACKAGES = ("torch", "transformers", "peft", "trl")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that ended well.
-
-    Args:
-        task: Name of the task.
-        is_base: Whether the model was scored as it is.
-        conditions: What it was measured on.
-        report: What it gave.
-        predictions: Where its predictions are, below the comparison's folder; empty where they are not there.
-    """
-
-    task: str
-    is_base: bool
-    conditions: Mapping[str, Any]
-    report: TrainingReport
-    predictions: str = ""
-
-    @property
-    def measured_on(self) -> tuple[str, str]:
-        """What has to be equal for a run to be compared with the untrained model's scores."""
-        return self.task, json.dumps(self.conditions, sort_keys=True)
-
-    @property
-    def group(self) -> tuple[Any, ...]:
-        """Equal for runs that differ in nothing but the seed."""
-        return (*self.measured_on, self.is_base, *(() if self.is_base else self.differs_by.values()))
-
-    @property
-    def differs_by(self) -> dict[str, Any]:
-        """What may set a row apart from others, as it is called in the row's name."""
-        report = self.report
-        return {
-            "method": report.method,
-            "options": json.dumps(report.peft_kwargs, sort_keys=True),
-            "batch size": report.train_batch_size,
-            "steps": report.train_steps,
-            "learning rate": report.learning_rate,
-            "machine": report.machine,
-            "model": self.conditions["base_model"],
-        }
 
 
 def summarize(
@@ -77,13 +46,7 @@ def summarize(
     predictions = predictions or {}
     shown = [result for result in results if result.cell.kind != "trial"]
     runs = [
-        Run(
-            task=result.cell.task,
-            is_base=result.cell.kind == BASE,
-            conditions=result.cell.conditions,
-            report=result.report,
-            predictions=predictions.get(result.cell.name, ""),
-        )
+        Run.of(result, result.report, predictions.get(result.cell.name, ""))
         for result in shown
         if result.report is not None
     ]
@@ -91,12 +54,13 @@ def summarize(
         summarize_task(name, [result for result in shown if result.cell.task == name])
         for name in dict.fromkeys(result.cell.task for result in shown)
     )
-    methods = tuple(dict.fromkeys(result.cell.method for result in shown if result.cell.kind != BASE))
-    rows = _rows(runs)
+    labels = tuple(dict.fromkeys(result.cell.label for result in shown if result.cell.kind != BASE))
+    noun = "setting" if any(result.cell.setting for result in shown) else "method"
+    rows = _rows(runs, tasks)
     places = {task.name: ranked(rows, task) for task in tasks}
     failures = tuple(_failure(result) for result in shown if result.report is None)
     return Summary(
-        title=title or f"{_count(methods, 'method')} on {_count(tasks, 'task')}",
+        title=title or f"{_count(labels, noun)} on {_count(tasks, 'task')}",
         model=", ".join(dict.fromkeys(result.cell.conditions["base_model"] for result in shown)),
         machines=tuple(dict.fromkeys(_environment(run.report) for run in runs)),
         command=command,
@@ -104,11 +68,20 @@ def summarize(
         seeds=tuple(sorted({result.cell.seed for result in shown})),
         families=FAMILIES,
         tasks=tasks,
-        columns=COLUMNS,
+        columns=_columns(rows),
         methods=by_mean_place(places, failures),
         rows=tuple(row for ranked in places.values() for row in ranked),
         failures=failures,
     )
+
+
+def _columns(rows: Sequence[Row]) -> tuple[Column, ...]:
+    """All of them but those in which rows could differ and do not."""
+
+    def differs(key: str) -> bool:
+        return len({row.values[key] for row in rows if row.values[key] is not None}) > 1
+
+    return tuple(column for column in COLUMNS if column.key not in WHERE_ROWS_DIFFER or differs(column.key))
 
 
 def tuning_text(tuning: TuningResult) -> str:
@@ -128,17 +101,18 @@ def tuning_text(tuning: TuningResult) -> str:
     return text
 
 
-def _rows(runs: Sequence[Run]) -> list[Row]:
+def _rows(runs: Sequence[Run], tasks: Sequence[TaskSummary]) -> list[Row]:
     """In the order of the runs, the references of all tasks first."""
     bases = {run.measured_on: run.report for run in runs if run.is_base}
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
-    names = _names([group[0] for group in groups.values()])
+    firsts = [group[0] for group in groups.values()]
     rows = [
         _row(name, sorted(group, key=lambda run: run.report.seed), bases.get(group[0].measured_on))
-        for name, group in zip(names, groups.values(), strict=True)
+        for name, group in zip(names_of(firsts), groups.values(), strict=True)
     ]
+    rows = with_teacher_shares(rows, firsts, tasks)
     references = [row for row in rows if row.is_reference]
     return [*references, *_majority_rows(runs), *(row for row in rows if not row.is_reference)]
 
@@ -163,28 +137,14 @@ def _majority_rows(runs: Sequence[Run]) -> Iterator[Row]:
             )
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-    """The method of each run, with what sets it apart from the others of the same method on the same task."""
-    names = []
-    for run in runs:
-        method = run.report.method
-        same = [other.differs_by for other in runs if (other.task, other.report.method) == (run.task, method)]
-        parts = [
-            f"{name} {value}" if name != "options" else str(value).strip("{}").replace('"', "") or "defaults"
-            for name, value in run.differs_by.items()
-            if any(other[name] != value for other in same)
-        ]
-        names.append(f"{method} ({', '.join(parts)})" if parts else method)
-    return names
-
-
 def _row(name: str, group: Sequence[Run], base: TrainingReport | None) -> Row:
     """The row of runs that differ in the seed."""
     task, is_base = group[0].task, group[0].is_base
     reports = [run.report for run in group]
     first = reports[0]
     record = None if is_base else METHODS.find(first.method)
-    values = _base_values(base) | (_measured(reports) if is_base else _measured(reports) | _trained_values(reports))
+    values: dict[str, Value] = {"model": group[0].conditions["base_model"]}
+    values |= _base_values(base) | (_measured(reports) if is_base else _measured(reports) | _trained_values(reports))
     return Row(
         id=f"{task}/{name}",
         task=task,
@@ -222,6 +182,8 @@ def _measured(reports: Sequence[TrainingReport]) -> dict[str, Value]:
     """Figures that every run has."""
     return {
         "total_parameters": reports[0].total_parameters,
+        "base_parameters": reports[0].base_parameters,
+        "model_size_bytes": reports[0].model_size_bytes,
         "peak_memory_generation_bytes": _mean(
             _above_start(report, report.peak_memory_bytes.eval) for report in reports
         ),
@@ -283,9 +245,7 @@ def _total_seconds(results: Sequence[Result]) -> float | None:
 
 def _failure(result: Result) -> Failure:
     cell = result.cell
-    return Failure(
-        cell.task, BASE if cell.kind == BASE else cell.method, cell.seed, result.failure or "no reason known"
-    )
+    return Failure(cell.task, cell.label, cell.seed, result.failure or "no reason known")
 
 
 def _environment(report: TrainingReport) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from left_trainer.callbacks.tables import format_bytes, format_table
 from left_trainer.comparison.cell import BASE
-from left_trainer.comparison.rows import Column, Failure, Format, Score, Summary, TaskSummary
+from left_trainer.comparison.rows import WHERE_ROWS_DIFFER, Column, Failure, Format, Score, Summary, TaskSummary
 from left_trainer.shown_text import code, printable, table_lines
 from left_trainer.shown_text import markdown as as_markdown
 
@@ -33,6 +33,7 @@ def format_value(value: Any, kind: Format) -> str:
         "integer": lambda: f"{value:,.0f}",
         "bytes": lambda: format_bytes(value),
         "percent": lambda: f"{value:.3f}",
+        "share": lambda: f"{value:.1f} %",
         "rate": lambda: f"{value:,.2f}" if value < 100 else f"{value:,.0f}",
         "seconds": lambda: format_seconds(value),
         "loss": lambda: f"{value:.3f}",
@@ -64,7 +65,8 @@ def quality_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Methods x tasks: the main metric of each, references first, then the best methods first."""
     cells = {(row.method, row.task): row for row in summary.rows}
     failed = {(failure.method, failure.task) for failure in summary.failures}
-    methods = dict.fromkeys([BASE, *summary.methods])
+    untrained = [row.method for row in summary.rows if row.is_untrained] or [BASE]
+    methods = dict.fromkeys([*untrained, *summary.methods])
 
     def cell(method: str, task: TaskSummary) -> str:
         row = cells.get((method, task.name))
@@ -148,7 +150,7 @@ def terminal(summary: Summary, folder: Path) -> str:
 
 def cost_table(summary: Summary, task: TaskSummary) -> tuple[list[str], list[list[str]]]:
     """One row for each method on a task: its quality, and what that costs."""
-    columns = [column for column in summary.columns if column.key in TERMINAL]
+    columns = [column for column in summary.columns if column.key in (*TERMINAL, *WHERE_ROWS_DIFFER)]
     return ["method", task.main_metric, *(column.title for column in columns)], [
         [
             row.method,

@@ -24,9 +24,11 @@ from left_trainer.runs.measurements import machine_name, saved_bytes, target_tok
 from left_trainer.runs.report import (
     FastPathUse,
     Metrics,
+    ModelSize,
     PeakMemory,
     Sample,
     Scores,
+    ShrinkReport,
     TeacherReport,
     TrainingReport,
 )
@@ -118,6 +120,7 @@ def build_report(
         cut_rows=dict(trainer.cut_rows),
         majority_share=majority,
         planned=trainer.planned,
+        shrinking=_shrinking(trainer),
         teacher=_teacher(trainer, _scores(teacher), _scores(after)),
     )
 
@@ -132,6 +135,15 @@ def _teacher(trainer: LeftTrainer, teachers: Scores | None, students: Scores | N
         if students and is_quality(name) and score and students.get(name) is not None
     }
     return TeacherReport(title, options, teachers, shares)
+
+
+def _shrinking(trainer: LeftTrainer) -> ShrinkReport | None:
+    if trainer.shrinking is None:
+        return None
+    sizes = tuple(
+        ModelSize(each.step, each.parameters, each.share, **vars(each.size)) for each in trainer.shrinking.state.history
+    )
+    return ShrinkReport(trainer.shrinking.parameters_before, sizes[-1].parameters, sizes)
 
 
 def majority_share(task: Task, targets: Sequence[str]) -> float | None:

@@ -37,7 +37,7 @@ from left_trainer.trainer.vocabulary import (
     has_students_vocabulary,
     request_to_plan,
     tell_size,
-    trim_teacher,
+    with_students_tokens,
     with_trimmed_vocabulary,
 )
 from left_trainer.training_args import LeftTrainingArguments
@@ -112,7 +112,7 @@ def prepare(
     teacher = None
     if request.teacher is not None:
         teacher = Teacher.of(request.teacher, model, args.distillation, teachers_tokenizer)
-        trim_teacher(teacher, request, vocabulary)
+        teacher = with_students_tokens(teacher, request, vocabulary)
     if tokenizer is not None and source.adapter is not None:  # which may bring embeddings of further tokens
         check_vocabulary(tokenizer, without_adapter(model).get_input_embeddings().weight.shape[0])
     if isinstance(model, PeftModel) and source.base_options.get("revision"):

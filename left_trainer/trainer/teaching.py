@@ -197,7 +197,8 @@ class TeachingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if args.world_size > 1:
-            for parameter in self.hidden.parameters():
+            # One of a layer that was removed has no gradient.
+            for parameter in filter(lambda parameter: parameter.grad is not None, self.hidden.parameters()):
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad.div_(args.world_size)  # type: ignore[union-attr]
 

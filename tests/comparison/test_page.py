@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from left_trainer.comparison.page import write_page
+from left_trainer.comparison.summary import summarize
 from page_summary import ARABIC, COLUMNS, FAILED, METHODS, SCRIPT, TASKS, make_summary
+from run_results import ODD, sized
 
 SUMMARY = make_summary()
 DIRECTIONS = {key: better for key, _, _, better, _ in COLUMNS}
@@ -75,6 +77,7 @@ const apart = (a, b) => a.right < b.left + 1 || b.right < a.left + 1 || a.bottom
 return [".label text", ".curve text"].flatMap((selector) => boxes(selector).flatMap((a, i, all) =>
   all.slice(i + 1).filter((b) => !apart(a, b)).map((b) => [selector, a, b])));
 """
+WIDTHS = "return [...document.querySelectorAll('#matrix tbody .bar span')].map((bar) => bar.style.width)"
 
 
 class Elements(HTMLParser):
@@ -377,6 +380,32 @@ def test_a_baseline_stands_beside_the_untrained_model(show):
     assert not any(name in key for key in page.keys(".point"))
     page.one(f"#matrix [data-key='classification/{name}']").click()
     assert "61.5" in page.one("#run").text
+
+
+@needs_browser
+def test_settings_of_several_sizes_on_two_models(show):
+    page = show(summarize(sized()).to_json())
+    assert page.texts("#matrix tbody th") == [
+        "base (model m)",
+        "base (model n)",
+        "teacher",
+        "half",
+        "own",
+        ODD,
+        "beaten",
+    ]
+    assert page.run("return document.getElementById('x').value") == "base_parameters"
+    assert {key.split("/", 1)[1] for key in page.keys(".point.on-front")} == {"teacher", "half", "own", ODD}
+    assert {"untrained (model m) 5.0", "untrained (model n) 7.0"} <= set(page.texts("#scatter .tick"))
+    page.choose("x", "generation_samples_per_second")
+    assert {key.split("/", 1)[1] for key in page.keys(".point.on-front")} == {"teacher", "half", "own", ODD}
+    assert page.texts("#figures [data-row='summarization/half'] [data-field=teacher_share]") == ["91.7 %"]
+    assert page.texts("#figures [data-row='summarization/own'] [data-field=model]") == ["n"]
+    widths = dict(zip(page.texts("#matrix tbody th"), page.run(WIDTHS), strict=True))
+    assert widths["teacher"] == "100%"
+    assert float(widths["own"][:-1]) == pytest.approx(100 * (35 - 7) / (60 - 7))
+    page.open(f"summarization/{ODD}".replace("\\", "\\\\"))
+    assert page.texts("#run-title") == [f"{ODD} on summarization"]
 
 
 @needs_browser

@@ -31,54 +31,11 @@ from left_trainer.comparison.tables import format_value, latex, markdown, termin
 from left_trainer.evaluation.intervals import Interval
 from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.runs.json_records import to_json
-from left_trainer.runs.report import Metrics, PeakMemory, Sample, TrainingReport
+from left_trainer.runs.report import Metrics
 from left_trainer.runs.tuning import Trial, TuningResult
 from left_trainer.tasks.registry import TASKS
 from page_summary import make_summary
-
-MIB = 1024**2
-CONDITIONS = {"base_model": "m", "data_sha256": "d", "prompt": "{source}", "max_new_tokens": 8, "num_beams": 1}
-VERSIONS = dict.fromkeys(("python", "torch", "transformers", "peft", "trl"), "1.0")
-
-
-def make_result(method: str = "lora", seed: int = 42, rouge: float = 50.0, **changes: Any) -> Result:
-    """A finished run, or the base model's; `changes` replace fields of the report."""
-    is_base = method == "base"
-    arguments = {"peft_method": "full" if is_base else method, "seed": seed}
-    scores = {"rougeL": rouge, "loss": 1.0, "generated_length": 5.0, "runtime": 1.0}
-    report = TrainingReport(
-        method=method,
-        peft_kwargs={},
-        task="summarization",
-        prompt="{source}",
-        base_model="m",
-        trainable_parameters=None if is_base else 10,
-        total_parameters=1000,
-        trainable_percent=None if is_base else 1.0,
-        matched_modules=(),
-        metrics=Metrics(scores if is_base else None, None if is_base else scores),
-        learning_rate=1e-3,
-        learning_rate_source="default",
-        train_steps=0 if is_base else 20,
-        train_batch_size=16,
-        train_steps_per_second=4.0,
-        train_samples_per_second=64.0,
-        train_target_tokens_per_second=400.0,
-        generation_samples_per_second=30.0,
-        peak_memory_bytes=PeakMemory(500 * MIB, 450 * MIB),
-        fast_paths={},
-        adapter_size_bytes=2048,
-        loss_history=((10, 2.0), (20, 1.0)),
-        samples=(Sample("s", "r", prediction=method),),
-        seed=seed,
-        versions=VERSIONS,
-        device="cpu",
-        machine="a machine",
-        memory_before_model_bytes=400 * MIB,
-        general_loss=2.0 if is_base else 2.5,
-    )
-    cell = Cell("base" if is_base else "method", "summarization", arguments, CONDITIONS)
-    return Result(cell, replace(report, **changes))
+from run_results import CONDITIONS, MIB, make_result
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -109,8 +109,8 @@ RECIPES = [
     ("bottleneck_adapter_translation.py", "houlsby_adapter", "translation"),
     ("full_finetuning.py", "full", "summarization"),
     ("your_own_method.py", "cross_attention_lora", "summarization"),
-    ("distill_summarization.py", "lora", "summarization"),
     ("trim_vocabulary.py", "lora", "summarization"),
+    ("distill_summarization.py", "lora", "summarization"),
 ]
 
 
@@ -143,8 +143,8 @@ OTHER_METHODS = {
     "bottleneck_adapter_translation.py": "parallel_adapter",
     "full_finetuning.py": "adalora",
     "your_own_method.py": "prompt_tuning",
-    "distill_summarization.py": "ia3",
     "trim_vocabulary.py": "full",
+    "distill_summarization.py": "ia3",
 }
 
 

@@ -52,6 +52,7 @@ const FORMATS = {
   integer,
   bytes,
   percent: (value) => `${significant(value)} %`,
+  share: (value) => `${oneDecimal(value)} %`,
   rate: significant,
   seconds,
   score: oneDecimal,
@@ -62,6 +63,7 @@ const FORMATS = {
 const TICK_FORMATS = {
   bytes: (value) => bytes(value, compact),
   percent: (value) => `${compact(value)} %`,
+  share: (value) => `${compact(value)} %`,
   learning_rate: exponent,
 };
 

@@ -5,6 +5,8 @@ const families = Object.keys(summary.families).filter((family) => family !== "ba
 const familyIndex = (family) => families.indexOf(family);
 const familyTitle = (family) => (family === "base" ? "reference" : summary.families[family]);
 const isBase = (row) => row.family === "base"; // the untrained model, and baselines beside it
+const isUntrained = (row) => isBase(row) && /^base( \(|$)/.test(row.method); // one for each model
+const untrainedName = (row) => row.method.replace(/^base/, "untrained");
 const rowsOf = (task) => summary.rows.filter((row) => row.task === task);
 const rowOf = (task, method) => rowsOf(task).find((row) => row.method === method);
 const contestants = (task) => rowsOf(task).filter((row) => !isBase(row));
@@ -186,7 +188,7 @@ function matrixCell(task, method) {
     bar(main, row));
 }
 
-const referenceText = (row) => (row.method === "base" ? "untrained" : "one answer to all");
+const referenceText = (row) => (isUntrained(row) ? "untrained" : "one answer to all");
 
 /** A figure, starred where it is the best, its interval in small type. */
 function figure(field, row) {
@@ -198,9 +200,9 @@ function figure(field, row) {
 
 /** How far a run came from the base model towards the best run of its task. */
 function bar(main, row) {
-  const base = rowOf(row.task, "base");
+  const before = row.metrics[main.title]?.before;
   const best = contestants(row.task).find((other) => isBest(main, other));
-  const share = base && best ? (main.value(row) - main.value(base)) / (main.value(best) - main.value(base)) : 0;
+  const share = isNumber(before) && best ? (main.value(row) - before) / (main.value(best) - before) : 0;
   const fill = h("span");
   fill.style.width = `${100 * Math.max(0, Math.min(1, share))}%`;
   return h("span", { class: "bar", "aria-hidden": "true" }, fill);
@@ -275,7 +277,7 @@ function drawCharts() {
     row, x: xField.value(row), y: yField.value(row), xInterval: xField.interval(row), yInterval: yField.interval(row),
   }));
   const references = rowsOf(task.name).filter(isBase).map((row) => ({
-    name: row.method === "base" ? "untrained" : row.method, value: yField.value(row),
+    name: isUntrained(row) ? untrainedName(row) : row.method, value: yField.value(row),
   })).filter(({ value }) => isNumber(value));
   byId("scatter-title").textContent = `${task.name}: ${yField.title} against ${xField.title}`;
   byId("scatter-note").textContent = scatterNote(xField, yField, rows.filter((row) => !hasBoth(row)));
@@ -294,7 +296,7 @@ function chooseAxes(task, rows) {
     field.key !== `metric:${task.main_metric}` && rows.some((row) => isNumber(field.value(row))));
   const first = (...keys) => keys.map((key) => choices.find((field) => field.key === key)).find(Boolean);
   const cost = columnFields.find(({ better }) => better === "lower")?.key;
-  const axes = [first(state.x, "peak_memory_train_bytes", cost), first(state.y)].map((field) => field ?? all.get("main"));
+  const axes = [first(state.x, "base_parameters", "peak_memory_train_bytes", cost), first(state.y)].map((field) => field ?? all.get("main"));
   const options = choices.map(({ key, title }) => [key, key === "main" ? `${title} (main metric)` : title]);
   setOptions(byId("task"), shownTasks().map(({ name }) => [name, name]), task.name);
   setOptions(byId("x"), options, axes[0].key);

@@ -1,0 +1,73 @@
+"""Comparisons that are ready to run, as what a user would write in a YAML file: `left-trainer compare --set NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from left_trainer.comparison.cell import Cell
+from left_trainer.models import model_family
+from left_trainer.registry import did_you_mean
+
+SETS = ("default", "smaller")
+SIZES = (0.75, 0.5, 0.25)  # of the parameters apart from embeddings and head
+ONCE = "schedule=at_start"
+# Ways for a student to learn from its teacher, by the name of the setting.
+LOSSES = {
+    "forward_kl": "loss=forward_kl",
+    "reverse_kl": "loss=reverse_kl",
+    "jsd": "loss=jsd",
+    "hidden_states": "hidden_weight=1.0",
+    "sequence_level": "sequence_level=true",
+}
+
+
+def set_options(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a set: `methods`, `tasks` and arguments of every run.
+
+    Args:
+        name: One of `SETS`.
+        arguments: Of every run, as the user gave them; they say which model is compared.
+
+    Raises:
+        ValueError: There is no set of this name, or no such model.
+    """
+    if name not in SETS:
+        raise ValueError(f"set={name!r} is not known.{did_you_mean(name, SETS)} Expected one of {', '.join(SETS)}.")
+    if name == "default":
+        return {}
+    model_args, _, args = Cell("base", "", arguments, {}).parse(Path())
+    return {"tasks": ["summarization"], "methods": smaller(model_args.source(args).config)}
+
+
+def smaller(config: PreTrainedConfig) -> list[dict[str, str]]:
+    """Settings that compare ways to a smaller model: a teacher, students of half its layers, and shrunk models.
+
+    The students start from layers of the model that the teacher starts from, and take as many steps: `student` learns
+    from the data alone, the others from the teacher too.
+    """
+    half = {"peft_method": "full", "shrink_to": half_of_layers(config), "shrink_kwargs": ONCE}
+    teacher = {"name": "teacher", "peft_method": "full"}
+    student = {"name": "student", **half, "teacher_model": "none"}
+    taught = [
+        {"name": f"student_{name}", **half, "teacher_model": "{teacher}", "distillation_kwargs": options}
+        for name, options in LOSSES.items()
+    ]
+    shrunk = [
+        {"name": f"{name}_{size}", "peft_method": "full", "shrink_to": f"params={size}", "shrink_kwargs": schedule}
+        for size in SIZES
+        for name, schedule in (("one_shot", ONCE), ("progressive", "schedule=cubic"))
+    ]
+    return [teacher, student, *taught, *shrunk]
+
+
+def half_of_layers(config: PreTrainedConfig) -> str:
+    """`shrink_to` for half of a model's layers; of an odd number of each, the encoder keeps the larger half."""
+    if model_family(config) == "decoder_only":
+        return f"layers={max(1, config.num_hidden_layers // 2)}"
+    # Of T5 and of BART; `num_hidden_layers` is another name of the encoder's.
+    n_decoder = getattr(config, "num_decoder_layers", None) or config.decoder_layers
+    return f"encoder_layers={-(-config.num_hidden_layers // 2)},decoder_layers={max(1, n_decoder // 2)}"
