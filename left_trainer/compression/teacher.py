@@ -93,6 +93,10 @@ class Teacher:
             )
         return self._model
 
+    @model.setter
+    def model(self, model: PreTrainedModel | PeftModel) -> None:
+        self._model = model
+
     def release(self) -> None:
         """Free the memory of its weights, unless they are the student's. A model of the user goes to the CPU."""
         if self.is_base or self._model is None:

@@ -23,16 +23,17 @@ def filled_cache(trainer: Any) -> TeacherCache:
     options, teacher = teaching.options, teaching.teacher
     tokenizer = trainer.processing_class
     n_words = min(_n_words(unwrapped(trainer.model)), _n_words(teacher.model))
+    k = min(options.cache_teacher, n_words)  # a vocabulary may have been trimmed
     key = {
         "teacher": teacher_key(teacher),
         "vocabulary": vocabulary_key(tokenizer),
         "temperature": options.temperature,
-        "tokens": options.cache_teacher,
+        "tokens": k,
         "words": n_words,
         "precision": trainer.accelerator.mixed_precision,
     }
     reading = Reading(trainer.family, None if tokenizer is None else tokenizer.pad_token_id)
-    cache = TeacherCache(args.output_dir, key, options.cache_teacher, n_words, reading)
+    cache = TeacherCache(args.output_dir, key, k, n_words, reading)
     cache.open()
     loader = trainer.get_train_dataloader()
     rows = _Rows(loader.dataset, loader.collate_fn)

@@ -17,6 +17,7 @@ from left_trainer.methods.options import check_peft_kwargs, known_options, parse
 from left_trainer.models import ModelSource, without_adapter
 from left_trainer.registry import did_you_mean
 from left_trainer.trainer.checks import Request, check_model_and_method
+from left_trainer.trainer.kept_answers import keep_answers
 from left_trainer.trainer.preparation import Preparation, choose_learning_rate, method_of, prepare
 from left_trainer.training_args import LeftTrainingArguments, loading_options
 
@@ -117,6 +118,7 @@ def prepare_fresh_model(trainer: FreshModelHost, model: Any, trial: Any) -> Any:
         trainer.add_callback(callback)
     trainer._signature_columns = None  # those of the last method
     trainer.model = ready.model.to(args.device) if trainer.place_model_on_device else ready.model
+    keep_answers(trainer)
     if trainer.starts_anew:
         trainer.initialize_method()
     return trainer.model

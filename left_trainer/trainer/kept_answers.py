@@ -25,7 +25,7 @@ from left_trainer.training_args import LeftTrainingArguments
 
 
 def keep_answers(trainer: Any) -> None:
-    """Let the teacher say what is kept of it, where `distillation_kwargs` ask for that; in the first training alone.
+    """Let the teacher say what is kept of it, where `distillation_kwargs` ask for that and it is not there yet.
 
     Args:
         trainer: Before its training, with the lock of `output_dir`. Its `train_dataset` may become another.
@@ -87,7 +87,8 @@ def train_on_targets(trainer: Any) -> None:
     replaced, n_empty = with_targets(rows, [texts[row] for row in range(len(rows))])
     if n_empty:
         tell(args, f"The teacher has answered nothing to {n_empty} of {len(rows)} rows, which keep their own target.")
-    trainer.features_given = trainer.train_dataset  # by which a checkpoint knows its run
+    if trainer.features_given is None:
+        trainer.features_given = trainer.train_dataset  # by which a checkpoint knows its run
     trainer.train_dataset = trainer._features(replaced, trainer.processing_class, args, "train")
     tell_cuts(trainer, "train")
 

@@ -252,7 +252,8 @@ class LeftTrainer(ShrinkingTrainer):
             KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved (`save_on_signal`); `SystemExit` after SIGTERM.
         """
         with guarded_training(self):
-            keep_answers(self)
+            if self.model_init is None:
+                keep_answers(self)
             checkpoint = self.checkpoint_of_run(resume_from_checkpoint)
             self.starts_anew = not checkpoint
             if self.starts_anew and self.model_init is None:

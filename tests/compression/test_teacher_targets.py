@@ -123,6 +123,20 @@ def test_a_checkpoint_of_the_run_is_resumed(teachers, tmp_path):
         others.train(resume_from_checkpoint=checkpoint)
 
 
+def test_each_model_of_model_init_learns_from_what_is_kept(monkeypatch, teachers, tmp_path):
+    """The cache of the teacher's tokens too."""
+    options = {"sequence_level": True, "cache_teacher": 8, "alpha": 0.5}
+    once = taught(tmp_path / "once", "encoder_decoder", **options)
+    once.train()
+    fresh = taught(tmp_path / "fresh", "encoder_decoder", **options, model_init=lambda: tiny_model("t5"))
+    fresh.train()
+    assert losses(fresh) == pytest.approx(losses(once), rel=1e-5)
+    monkeypatch.delattr(TargetWriter, "answer")
+    fresh.train()
+    assert losses(fresh) == pytest.approx(losses(once), rel=1e-5)
+    assert fresh.teaching.cache is not None
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"num_beams": 2}, {"rows": Dataset.from_list(tiny_rows(16, seed=1))}, {"teacher": "base"}],

@@ -20,7 +20,7 @@ def taught(output_dir: Any, family: str, teacher: Any = None, rows: Any = None, 
         family: Of the student.
         teacher: By default a model like the student.
         rows: By default sixteen.
-        overrides: Options of the distillation, and under `arguments` of the training.
+        overrides: Options of the distillation, arguments of the trainer, and under `arguments` those of the training.
     """
     given: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -38,11 +38,10 @@ def taught(output_dir: Any, family: str, teacher: Any = None, rows: Any = None, 
         "seed": 7,
         **overrides.pop("arguments", {}),
     }
-    kept = {
-        name: overrides.pop(name) for name in ("data_collator", "callbacks", "formatting_func") if name in overrides
-    }
+    of_trainer = ("data_collator", "formatting_func", "model_init")
+    kept = {name: overrides.pop(name) for name in of_trainer if name in overrides}
     return LeftTrainer(
-        tiny_model(FAMILY_TYPES[family]),
+        None if "model_init" in kept else tiny_model(FAMILY_TYPES[family]),
         LeftTrainingArguments(**given, distillation_kwargs=overrides),
         train_dataset=Dataset.from_list(tiny_rows()) if rows is None else rows,
         processing_class=tiny_tokenizer(family),
