@@ -213,7 +213,9 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
         if getattr(options, name) is not None:
             given[name] = _entries(getattr(options, name), split)
     arguments = parse_flags([*flags_of(options.arguments), *flags], tuple(DECIDED))
-    return GridOptions(arguments=arguments, **{**set_options(options.set or "default", arguments), **given})
+    options_of_set = set_options(options.set or "default", arguments)
+    chosen = {name: options_of_set.pop(name) for name in ("methods", "tasks") if name in options_of_set}
+    return GridOptions(arguments={**options_of_set, **arguments}, **{**chosen, **given})
 
 
 def _entries(given: Any, split: Callable[[str], list[str]]) -> list[Any]:
