@@ -280,7 +280,7 @@ def release_training_memory(trainer: LeftTrainer) -> None:
     """Let go of gradients, optimizer and teacher, so that the memory of generation is that of generation."""
     handler = trainer.callback_handler
     if trainer.teaching is not None:
-        trainer.teaching.teacher.model = trainer.model  # its own is let go of, and what it is called stays
+        trainer.teaching.teacher.release()
     trainer.optimizer = trainer.lr_scheduler = handler.optimizer = handler.lr_scheduler = None
     trainer.model.zero_grad(set_to_none=True)
     trainer.accelerator.free_memory()

@@ -77,10 +77,29 @@ class Teacher:
         tokenizer: PreTrainedTokenizerBase | None = None,
         is_base: bool = False,
     ) -> None:
-        self.title, self.model, self.tokenizer, self.is_base = title, model, tokenizer, is_base
+        self.title, self.tokenizer, self.is_base = title, tokenizer, is_base
+        self._model: PreTrainedModel | PeftModel | None = model
         if not is_base:
             model.requires_grad_(False)
             model.eval()
+
+    @property
+    def model(self) -> PreTrainedModel | PeftModel:
+        """The model itself. Raises `RuntimeError` once it is released."""
+        if self._model is None:
+            raise RuntimeError(
+                f"The weights of the teacher {self.title!r} were released when all was kept of it that the training "
+                "needs. Ask it for something else before train()."
+            )
+        return self._model
+
+    def release(self) -> None:
+        """Free the memory of its weights, unless they are the student's. A model of the user goes to the CPU."""
+        if self.is_base or self._model is None:
+            return
+        if not getattr(self._model, "is_quantized", False):
+            self._model.to("cpu")
+        self._model = None
 
     @classmethod
     def of(

@@ -24,9 +24,11 @@ from left_trainer.runs.measurements import base_size, machine_name, saved_bytes,
 from left_trainer.runs.report import (
     FastPathUse,
     Metrics,
+    ModelSize,
     PeakMemory,
     Sample,
     Scores,
+    ShrinkReport,
     TeacherReport,
     TrainingReport,
 )
@@ -119,6 +121,7 @@ def build_report(
         cut_rows=dict(trainer.cut_rows),
         majority_share=majority,
         planned=trainer.planned,
+        shrinking=_shrinking(trainer),
         base_parameters=base_parameters,
         model_size_bytes=model_size_bytes,
         teacher=_teacher(trainer, _scores(teacher), _scores(after)),
@@ -135,6 +138,15 @@ def _teacher(trainer: LeftTrainer, teachers: Scores | None, students: Scores | N
         if students and is_quality(name) and score and students.get(name) is not None
     }
     return TeacherReport(title, options, teachers, shares)
+
+
+def _shrinking(trainer: LeftTrainer) -> ShrinkReport | None:
+    if trainer.shrinking is None:
+        return None
+    sizes = tuple(
+        ModelSize(each.step, each.parameters, each.share, **vars(each.size)) for each in trainer.shrinking.state.history
+    )
+    return ShrinkReport(trainer.shrinking.parameters_before, sizes[-1].parameters, sizes)
 
 
 def majority_share(task: Task, targets: Sequence[str]) -> float | None:

@@ -80,6 +80,42 @@ class TeacherReport:
 
 
 @dataclass(frozen=True)
+class ModelSize:
+    """A size that a model has had.
+
+    Args:
+        step: Optimizer steps before it had it.
+        parameters: Apart from embeddings, output head and adapter.
+        share: Of the parameters that the model began with.
+        layers: Number of blocks, by stack.
+        ffn: Width of the feed-forward modules, by stack.
+        heads: Key and value heads of each attention; `None` where their number is tied to the width of the model.
+    """
+
+    step: int
+    parameters: int
+    share: float
+    layers: Mapping[str, int]
+    ffn: Mapping[str, int]
+    heads: int | None
+
+
+@dataclass(frozen=True)
+class ShrinkReport:
+    """How the model has shrunk. Parameters are counted apart from embeddings, output head and adapter.
+
+    Args:
+        parameters_before: Of the model that the run began with.
+        parameters_after: Of the model that it has left.
+        sizes: The sizes that it has had, from the first.
+    """
+
+    parameters_before: int
+    parameters_after: int
+    sizes: tuple[ModelSize, ...]
+
+
+@dataclass(frozen=True)
 class TrainingReport:
     """Everything there is to say about a finished run; `training_report.json` holds it.
 
@@ -151,6 +187,7 @@ class TrainingReport:
     majority_share: float | None = None
     run_seconds: float | None = None
     planned: PlannedRun | None = None
+    shrinking: ShrinkReport | None = None
     teacher: TeacherReport | None = None
     setting: str | None = None
     base_parameters: int | None = None

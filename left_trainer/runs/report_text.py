@@ -39,6 +39,7 @@ def results_section(report: TrainingReport) -> str:
         f"({report.trainable_percent or 0:.3f} %), {report.train_steps} steps of {report.train_batch_size} rows at "
         f"a learning rate of {report.learning_rate or 0:g}, seed {report.seed}.",
         "",
+        *_sizes(report),
         *_cuts(report),
         *_memory(report),
         f"The prompt was {code(repr(report.prompt))}; this uses it:",
@@ -115,6 +116,21 @@ def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str
 
 def _score_columns(report: TrainingReport) -> tuple[str, ...]:
     return ("metric", "before", "after", *(["teacher"] if report.teacher and report.teacher.metrics else []))
+
+
+def _sizes(report: TrainingReport) -> list[str]:
+    """How the model has shrunk, as a paragraph; no line where it has not."""
+    if report.shrinking is None:
+        return []
+    from left_trainer.compression.size_text import described  # late: its package loads torch
+
+    before, after = report.shrinking.parameters_before, report.shrinking.parameters_after
+    change = described(report.shrinking.sizes[0], report.shrinking.sizes[-1])
+    return [
+        f"The model has shrunk from {before:,} to {after:,} parameters apart from embeddings and output head "
+        f"({100 * after / before:.1f} %): {change}.",
+        "",
+    ]
 
 
 def _score_rows(report: TrainingReport) -> list[tuple[str, ...]]:

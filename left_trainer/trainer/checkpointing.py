@@ -27,7 +27,14 @@ from left_trainer.trainer.checkpoints import (
     why_not_loadable,
 )
 from left_trainer.trainer.reading import ReadingTrainer
-from left_trainer.trainer.run_identity import RUN, check_identity, identity_of_model, identity_of_training
+from left_trainer.trainer.run_identity import (
+    ROWS,
+    RUN,
+    WRITTEN_ROWS,
+    check_identity,
+    identity_of_model,
+    identity_of_training,
+)
 from left_trainer.trainer.teaching import Teaching
 
 
@@ -38,6 +45,7 @@ class CheckpointingTrainer(ReadingTrainer):
     hooks: MethodHooks
     teaching: Teaching | None
     model_init: Any
+    features_given: Any = None  # where a teacher's targets have taken their place
     _identity_of_model: Mapping[str, Any] | None = None
     _identity_of_run: Mapping[str, Any] | None = None  # found once: it reads some thousand rows
 
@@ -55,7 +63,11 @@ class CheckpointingTrainer(ReadingTrainer):
         return checkpoint_to_resume(resume_from_checkpoint, self.args, check, needed, has_trained)
 
     def _identity(self) -> dict[str, Any]:
-        return {**(self._identity_of_model or {}), **identity_of_training(self.args, self.train_dataset)}
+        model, rows = self._identity_of_model or {}, self.train_dataset
+        if self.features_given is None:
+            return {**model, **identity_of_training(self.args, rows)}
+        written = identity_of_training(self.args, rows)[ROWS]
+        return {**model, **identity_of_training(self.args, self.features_given), WRITTEN_ROWS: written}
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._written_beside is None else str(self._written_beside)

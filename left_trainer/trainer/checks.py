@@ -28,6 +28,7 @@ from left_trainer.models.source import HUB_ARGUMENTS
 from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
 from left_trainer.trainer.run_checks import check_best_metric, check_precision, check_run_arguments, check_writable
+from left_trainer.trainer.shrink_checks import check_shrinking, check_shrinking_data
 from left_trainer.training_args import LeftTrainingArguments
 
 ARTICLES = {"encoder_decoder": "an", "decoder_only": "a"}
@@ -106,6 +107,7 @@ def check(request: Request) -> None:
     check_devices(request.args)
     check_evaluation_loss(request.args, request.eval_dataset)
     check_best_metric(request.args, request.compute_metrics, request.eval_dataset)
+    check_shrinking_data(request)
     check_task_ids(request)
     check_writable(Path(request.args.output_dir or ""))
     check_datasets(request)
@@ -129,6 +131,7 @@ def check_model_and_method(request: Request, needs_weights: bool = True) -> None
     check_precision(request.args, request.source.config)
     check_run_arguments(request.args, request.source, needs_weights)
     check_method(request)
+    check_shrinking(request)
 
 
 def check_no_adapter_inside(source: ModelSource) -> None:
@@ -293,7 +296,7 @@ def check_prompts(request: Request) -> None:
     if not args.predict_with_generate or request.source.family == "encoder_decoder":
         return
     for argument, dataset in named_datasets(None, request.eval_dataset).items():
-        reason = _why_no_prompt(request, dataset)
+        reason = why_no_prompt(request, dataset)
         if reason:
             raise ValueError(
                 f"predict_with_generate=True needs to know where each prompt ends, and {argument} does not say it: "
@@ -301,7 +304,8 @@ def check_prompts(request: Request) -> None:
             )
 
 
-def _why_no_prompt(request: Request, dataset: AnyDataset) -> str | None:
+def why_no_prompt(request: Request, dataset: AnyDataset) -> str | None:
+    """Why nothing tells where the prompts of `dataset` end; `None` where something does."""
     args, first = request.args, next(iter(dataset))
     if request.formatting_func is not None:
         return "formatting_func makes one text of each row"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -108,6 +108,12 @@ class GenerationInEvaluation:
         """How many texts are generated for each row."""
         return int(self._setting("num_return_sequences") or 1)
 
+    @property
+    def end_ids(self) -> list[int]:
+        """The ids that end a text."""
+        ends = self._setting("eos_token_id")
+        return [] if ends is None else np.atleast_1d(ends).tolist()
+
     def why_not_by_length(self, dataloader: Any) -> str | None:
         """Why the rows are generated in the batches of `dataloader`; `None` where similar lengths go together."""
         given = first_reason({f"a {name} is given": name in self.arguments for name in OF_THE_USER})
@@ -185,8 +191,7 @@ class GenerationInEvaluation:
 
     def _pad_and_end_ids(self) -> tuple[int, list[int]]:
         """The id that fills generated rows, and those that end them."""
-        ends = self._setting("eos_token_id")
-        return self.trainer.processing_class.pad_token_id, [] if ends is None else np.atleast_1d(ends).tolist()
+        return self.trainer.processing_class.pad_token_id, self.end_ids
 
     def _generate(self, inputs: dict[str, Any], keep_encoder_outputs: bool = False) -> torch.Tensor:
         """New token ids, `(batch, new tokens)`, for a batch, to which the encoder's output may be added."""
@@ -202,11 +207,14 @@ class GenerationInEvaluation:
             return self.model.generate(**sources, **self.arguments).contiguous()  # type: ignore[no-any-return]
 
     def _continue_prompts(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """`_generate` for a decoder-only model, with room for the new tokens among its positions."""
-        room = room_for_prompt(self.model, self._setting("max_new_tokens"))
-        prompts = split_prompts(inputs, room, self.trainer.processing_class.bos_token_id)
+        """`_generate` for a decoder-only model."""
         pad = self.trainer.processing_class.pad_token_id
-        return generate_completions(self.model, prompts, pad, **self.arguments).contiguous()
+        return generate_completions(self.model, self.prompts(inputs), pad, **self.arguments).contiguous()
+
+    def prompts(self, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The prompts of a batch of a decoder-only model, with room for the new tokens among its positions."""
+        room = room_for_prompt(self.model, self._setting("max_new_tokens"))
+        return split_prompts(inputs, room, self.trainer.processing_class.bos_token_id)
 
     def _generation_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What of a batch an encoder-decoder model generates from: all that its forward takes but the targets.

@@ -31,12 +31,13 @@ from left_trainer.models.positions import Limits, position_limits
 from left_trainer.trainer.checks import Request, check_fits, check_text_tokenizer, check_tokenizer, check_vocabulary
 from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.trainer.guarded import check_folder_free_for
+from left_trainer.trainer.lesson_checks import check_lessons
 from left_trainer.trainer.teacher_checks import check_teacher
 from left_trainer.trainer.vocabulary import (
     has_students_vocabulary,
     request_to_plan,
     tell_size,
-    trim_teacher,
+    with_students_tokens,
     with_trimmed_vocabulary,
 )
 from left_trainer.training_args import LeftTrainingArguments
@@ -95,6 +96,7 @@ def prepare(
             check_vocabulary(tokenizer, request.source.config.get_text_config().vocab_size)
         check_text_tokenizer(request, tokenizer)
     teachers_tokenizer = check_teacher(request, tokenizer)
+    check_lessons(request, tokenizer, teachers_tokenizer)
     if vocabulary is None and VOCABULARY in request.args.target_size:
         request, vocabulary = with_trimmed_vocabulary(request, tokenizer)
         tokenizer = vocabulary.tokenizer
@@ -110,7 +112,7 @@ def prepare(
     teacher = None
     if request.teacher is not None:
         teacher = Teacher.of(request.teacher, model, args.distillation, teachers_tokenizer)
-        trim_teacher(teacher, request, vocabulary)
+        teacher = with_students_tokens(teacher, request, vocabulary)
     if tokenizer is not None and source.adapter is not None:  # which may bring embeddings of further tokens
         check_vocabulary(tokenizer, without_adapter(model).get_input_embeddings().weight.shape[0])
     if isinstance(model, PeftModel) and source.base_options.get("revision"):

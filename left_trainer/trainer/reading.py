@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from left_trainer.data.dataset_types import is_lazy, only_columns
@@ -14,6 +16,7 @@ from left_trainer.models import unwrapped
 from left_trainer.trainer import batching
 from left_trainer.trainer.columns import with_columns_for, with_task_column, with_task_ids
 from left_trainer.trainer.evaluation import GeneratingTrainer
+from left_trainer.trainer.on_policy import with_own_texts
 from left_trainer.training_args import LeftTrainingArguments
 
 
@@ -65,6 +68,14 @@ class ReadingTrainer(GeneratingTrainer):
         """As in `Trainer`; where text is generated, with a row for each prompt."""
         with batching.one_row_for_each_prompt(self):
             return super().get_test_dataloader(test_dataset)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """As in `Trainer`; in some steps with what the student has written in the place of the targets."""
+        batches, number = super().get_batch_samples(epoch_iterator, num_batches, device)
+        written = with_own_texts(self, batches)
+        return (batches, number) if written is None else (written, self._get_num_items_in_batch(written, device))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -8,6 +8,7 @@ workers; the split of a step's rows over processes and accumulation.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -27,9 +28,11 @@ from left_trainer.methods import PeftMethod
 from left_trainer.methods.hooks import MethodHooks
 from left_trainer.models import ModelSource, unwrapped, without_adapter
 from left_trainer.storage.manifest import read_manifest
+from left_trainer.trainer.shrink_checks import loses_parts
 from left_trainer.training_args import LeftTrainingArguments
 
 RUN = "run"
+ROWS, WRITTEN_ROWS = "training data", "training data with the teacher's targets"
 ROWS_LOOKED_AT = 4096
 WEIGHTS_LOOKED_AT, VALUES_OF_A_WEIGHT = 64, 8
 # What stands in the optimizer's saved state, from which it would come back whatever the new run says.
@@ -95,9 +98,10 @@ def identity_of_training(args: LeftTrainingArguments, rows: Any) -> dict[str, An
     number = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return _plain(
         {
-            "training data": _data(rows),
+            ROWS: _data(rows),
             "per_device_train_batch_size x gradient_accumulation_steps x processes": number,
             **{name: getattr(args, name) for name in ARGUMENTS if hasattr(args, name)},
+            "shrinking": {**args.target_size, **dataclasses.asdict(args.shrinking)} if loses_parts(args) else None,
             "optim": str(getattr(args.optim, "value", args.optim)).removesuffix("_fused"),  # which the device decides
         }
     )

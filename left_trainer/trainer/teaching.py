@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from left_trainer.compression.hidden_states import HiddenStateLoss
 from left_trainer.compression.teacher import Lesson, Teacher, hidden_states
+from left_trainer.compression.teacher_cache import TeacherCache
 from left_trainer.compression_options import DistillationOptions
 from left_trainer.kernels.linear_divergence import (
     DistillationLoss,
@@ -53,6 +54,9 @@ class Teaching:
     def __init__(self, teacher: Teacher, options: DistillationOptions, hidden: HiddenStateLoss | None = None) -> None:
         self.teacher, self.options, self.hidden = teacher, options, hidden
         self.divergence = Divergence(options.loss, options.beta, options.temperature)
+        self.cache: TeacherCache | None = None  # of what it says of the training rows
+        self.answers_are_kept = False
+        self.on_policy = False  # whether the step is one on texts that the student has written
 
     def loss(
         self, host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Tokens
@@ -77,6 +81,8 @@ class Teaching:
 
     def lesson(self, inputs: dict[str, Any]) -> Lesson:
         """What the teacher says of a batch."""
+        if self.cache is not None:
+            return self.cache.lesson(inputs)
         return self.teacher.lesson(inputs, wants_hidden_states=self.hidden is not None)
 
     def save(self, folder: str) -> None:
@@ -98,13 +104,13 @@ class Teaching:
 
     @property
     def is_on(self) -> bool:
-        """Whether a step needs the teacher."""
-        return self.options.runs_teacher
+        """Whether the step needs what the teacher says."""
+        return self.alpha > 0 or self.hidden is not None
 
     @property
     def alpha(self) -> float:
-        """Weight of the teacher in the next step."""
-        return self.options.weight
+        """Weight of the teacher in the step. The student's own texts are no targets of the task."""
+        return 1.0 if self.on_policy else self.options.weight
 
     def _distilled(
         self, host: LossHost, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, lesson: Lesson
@@ -133,7 +139,7 @@ class Teaching:
 
     def _how(self, student: Head | torch.Tensor, teacher: Head | TopTokens | torch.Tensor) -> dict[str, Any]:
         """Arguments of the divergence. Heads may be padded to different numbers of words."""
-        n_words = None
+        n_words = self.cache.n_words if self.cache else None
         if not isinstance(teacher, TopTokens):
             numbers = [len(side.weight) if isinstance(side, Head) else side.shape[-1] for side in (student, teacher)]
             n_words = min(numbers) if len(set(numbers)) > 1 else None
@@ -191,7 +197,8 @@ class TeachingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if args.world_size > 1:
-            for parameter in self.hidden.parameters():
+            # One of a layer that was removed has no gradient.
+            for parameter in filter(lambda parameter: parameter.grad is not None, self.hidden.parameters()):
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad.div_(args.world_size)  # type: ignore[union-attr]
 

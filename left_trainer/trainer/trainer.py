@@ -7,8 +7,7 @@ The overrides of Hugging Face's trainers stand here, and those of what is evalua
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -30,7 +29,6 @@ from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
-from left_trainer.trainer.checkpointing import CheckpointingTrainer
 from left_trainer.trainer.checkpoints import asks_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
 from left_trainer.trainer.divergence import DivergenceCheck
@@ -38,6 +36,7 @@ from left_trainer.trainer.evaluation import EvalDatasets
 from left_trainer.trainer.fresh_models import first_source, prepare_fresh_model, with_method_options
 from left_trainer.trainer.generation import use_generation_config
 from left_trainer.trainer.guarded import guarded_training
+from left_trainer.trainer.kept_answers import keep_answers
 from left_trainer.trainer.losses import AddedTerms, compute_loss
 from left_trainer.trainer.model_card import create_model_card_as_transformers, create_model_card_as_trl
 from left_trainer.trainer.neftune import neftune_callbacks
@@ -51,12 +50,13 @@ from left_trainer.trainer.preparation import (
     without_adapter_on_head,
 )
 from left_trainer.trainer.saving import saved_whole
+from left_trainer.trainer.shrinking import ShrinkingTrainer, shrinking_callbacks, shrinking_of
 from left_trainer.trainer.teacher_checks import teacher_source
 from left_trainer.trainer.teaching import callbacks_of, make_teaching, with_projections
 from left_trainer.training_args import LeftTrainingArguments
 
 
-class LeftTrainer(CheckpointingTrainer):
+class LeftTrainer(ShrinkingTrainer):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
@@ -158,7 +158,8 @@ class LeftTrainer(CheckpointingTrainer):
         given = (peft_config, quantization_config, train_dataset, eval_dataset, compute_loss_func, formatting_func)
         of_training = (data_collator, optimizers, optimizer_cls_and_kwargs, model_init is not None)
         method = method_of(source, args, peft_config)
-        teacher = teacher_source(teacher_model, args)
+        has_own_loss = compute_loss_func is not None or (method is not None and method.loss is not None)
+        teacher = teacher_source(teacher_model, args, has_own_loss)
         request = Request(source, args, method, *given, *of_training, peft_method is not None, compute_metrics, teacher)
         check(request)
         ready = prepare(request, processing_class)
@@ -207,7 +208,12 @@ class LeftTrainer(CheckpointingTrainer):
         if args.gradient_checkpointing and isinstance(model, PeftModel):
             model.enable_input_require_grads()
         self.hooks.prepare(model)
-        self.callbacks_of_method = [*self.hooks.callbacks(model), *callbacks_of(self.teaching)]
+        self.shrinking = shrinking_of(self, args, model)
+        self.callbacks_of_method = [
+            *self.hooks.callbacks(model),
+            *callbacks_of(self.teaching),
+            *shrinking_callbacks(self.shrinking),
+        ]
         self.loss_terms = self.hooks.loss_terms()
         check_optimizer_trains(model, request.optimizers[0])
 
@@ -246,6 +252,7 @@ class LeftTrainer(CheckpointingTrainer):
             KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved (`save_on_signal`); `SystemExit` after SIGTERM.
         """
         with guarded_training(self):
+            keep_answers(self)
             checkpoint = self.checkpoint_of_run(resume_from_checkpoint)
             self.starts_anew = not checkpoint
             if self.starts_anew and self.model_init is None:
@@ -256,7 +263,8 @@ class LeftTrainer(CheckpointingTrainer):
                 return super().train(checkpoint, *args, **kwargs)
 
     def initialize_method(self) -> None:
-        """Set the weights of a new adapter from the model or the first batches."""
+        """Shrink the model as far as that is due before the first step, and set the weights of a new adapter."""
+        self.begin_shrinking()
         self.hooks.initialize(unwrapped(self.model), self._first_batches, self.args.seed)
 
     def call_model_init(self, trial: Any = None) -> Any:
@@ -275,9 +283,6 @@ class LeftTrainer(CheckpointingTrainer):
         request = self.request
         space = None if hp_space is None else lambda trial: with_method_options(hp_space(trial), request)
         return super().hyperparameter_search(space, *args, **kwargs)
-
-    def _first_batches(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
-        return map(self._prepare_inputs, itertools.islice(self.get_train_dataloader(), number))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -359,7 +364,7 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         is_ready = (args.dataset_kwargs or {}).get("skip_prepare_dataset", False)
         if not constructed or is_ready or not isinstance(dataset, Dataset | IterableDataset):
             return dataset
-        packing = args.packing if args.eval_packing is None else args.eval_packing
+        packing = args.packing if args.eval_packing is None or split == "train" else args.eval_packing
         tokenize = super()._prepare_dataset
         return features.sft_features(self, tokenize, dataset, tokenizer, args, packing, self._formatting_func, split)
 

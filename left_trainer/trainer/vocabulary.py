@@ -100,16 +100,18 @@ def has_students_vocabulary(request: Request) -> bool:
     return isinstance(request.teacher, str) or (request.teacher is not None and request.args.distillation.runs_teacher)
 
 
-def trim_teacher(teacher: Teacher, request: Request, vocabulary: TrimmedVocabulary | None) -> None:
-    """Give the teacher the student's tokens, where the two are compared over all of them.
+def with_students_tokens(teacher: Teacher, request: Request, vocabulary: TrimmedVocabulary | None) -> Teacher:
+    """The teacher with the student's tokens, where the two are compared over all of them.
 
     Raises:
         ValueError: As `trim_model`.
     """
-    if vocabulary is not None and isinstance(request.teacher, ModelSource) and has_students_vocabulary(request):
-        # A loaded one may be used elsewhere.
-        teacher.model = copy.deepcopy(teacher.model) if request.teacher.is_loaded else teacher.model
-        trim_model(teacher.model, vocabulary)
+    if vocabulary is None or not isinstance(request.teacher, ModelSource) or not has_students_vocabulary(request):
+        return teacher
+    if request.teacher.is_loaded:  # and may be used elsewhere
+        teacher = Teacher(teacher.title, copy.deepcopy(teacher.model), teacher.tokenizer)
+    trim_model(teacher.model, vocabulary)
+    return teacher
 
 
 def request_to_plan(request: Request, vocabulary: TrimmedVocabulary | None) -> Request:

@@ -110,6 +110,7 @@ RECIPES = [
     ("full_finetuning.py", "full", "summarization"),
     ("your_own_method.py", "cross_attention_lora", "summarization"),
     ("trim_vocabulary.py", "lora", "summarization"),
+    ("distill_summarization.py", "lora", "summarization"),
 ]
 
 
@@ -143,6 +144,7 @@ OTHER_METHODS = {
     "full_finetuning.py": "adalora",
     "your_own_method.py": "prompt_tuning",
     "trim_vocabulary.py": "full",
+    "distill_summarization.py": "ia3",
 }
 
 

@@ -55,6 +55,7 @@ OPTIONAL = (
     "general_loss_reason",
     "majority_share",
     "planned",
+    "shrinking",
     "memory_before_model_bytes",
     "run_seconds",
     "score_interval",

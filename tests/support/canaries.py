@@ -241,6 +241,7 @@ UNMARKED: dict[str, str] = {
     "BackwardCFunction": "test_the_engine_calls_the_apply_that_is_replaced",
     "modeling_utils": "test_models_recompute_by_the_checkpoint_that_is_replaced",
     "compute_type_is_set": FOUR_BIT,
+    "get_batch_samples": TRAINER,
     "eager_attention_forward": ATTENTION,
     "packing_format_for_cpu": FOUR_BIT,
     "support_avx512bf16_for_cpu": FOUR_BIT,

@@ -21,6 +21,7 @@ OVERRIDDEN = {
     "_get_train_sampler": ("train_dataset",),
     "_get_eval_sampler": ("eval_dataset",),
     "_set_signature_columns_if_needed": (),
+    "get_batch_samples": ("epoch_iterator", "num_batches", "device"),
     "_prepare_inputs": ("inputs",),
     "_remove_unused_columns": ("dataset", "description"),
     "_save": ("output_dir", "state_dict"),

@@ -1,0 +1,55 @@
+"""What the kept answers of a teacher belong to: by their key a later run knows whether it may go by them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase
+
+from left_trainer.compression.teacher import Teacher
+from left_trainer.models import without_adapter
+
+VALUES_OF_A_WEIGHT = 8
+
+
+def digest(value: Any) -> str:
+    """Of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def teacher_key(teacher: Teacher) -> dict[str, str]:
+    """Which teacher it is: its type and a digest of some values of each of its weights.
+
+    Not its name: a folder may hold another model than before, and a model may have moved.
+
+    Args:
+        teacher: What a student without its adapter trains is no part of it.
+    """
+    model = teacher.model
+    weights = [
+        weight.detach().flatten()
+        for weight in model.parameters()
+        if not (teacher.is_base and weight.requires_grad) and not weight.is_meta and not isinstance(weight, DTensor)
+    ]
+    values = [weight[:: max(1, len(weight) // VALUES_OF_A_WEIGHT)][:VALUES_OF_A_WEIGHT] for weight in weights]
+    base = without_adapter(model)
+    return {
+        "model_type": base.config.model_type,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "weights": digest([value.to(torch.float32).tolist() for value in values]),
+    }
+
+
+def vocabulary_key(tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """Which token each id is."""
+    return digest({} if tokenizer is None else tokenizer.get_vocab())
+
+
+def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the entries in which two keys differ."""
+    return sorted(name for name in {*kept, *now} if kept.get(name) != now.get(name))
