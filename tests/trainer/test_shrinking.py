@@ -418,9 +418,16 @@ def test_what_cannot_be_is_refused_before_weights_load(message, tmp_path, monkey
         make_trainer(tmp_path / "run", model_type, model=str(tmp_path / "model"), **options)
 
 
-def test_a_t5_that_could_not_generate_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="encoder_layers=1,decoder_layers=1"):
-        make_trainer(tmp_path, "t5", shrink_to="encoder_layers=1")
+def test_a_t5_generates_with_fewer_layers_in_its_encoder(tmp_path):
+    """The cache is as deep as the decoder, here and where the model is loaded again."""
+    trainer = make_trainer(tmp_path / "run", "t5", shrink_to="encoder_layers=1", shrink_kwargs="schedule=at_start")
+    trainer.train()
+    trainer.save_model()
+    inputs = torch.arange(3, 13).view(2, 5)
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")
+    assert (again.config.num_layers, again.config.num_decoder_layers) == (1, 2)
+    expected = trainer.model.eval().generate(inputs, max_new_tokens=4, num_beams=2)
+    torch.testing.assert_close(again.generate(inputs, max_new_tokens=4, num_beams=2), expected)
 
 
 def test_every_supported_type_is_a_tiny_one():
