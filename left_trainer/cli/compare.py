@@ -208,12 +208,16 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
         for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters")
         if getattr(options, name) is not None
     }
+    arguments = parse_flags([*flags_of(options.arguments), *flags], tuple(DECIDED))
+    of_set = set_options(options.set or "default", arguments)
     splits = {"methods": split_settings, "tasks": lambda text: [name.strip() for name in text.split(",")]}
     for name, split in splits.items():
+        entries = of_set.pop(name, None)
         if getattr(options, name) is not None:
-            given[name] = _entries(getattr(options, name), split)
-    arguments = parse_flags([*flags_of(options.arguments), *flags], tuple(DECIDED))
-    return GridOptions(arguments=arguments, **{**set_options(options.set or "default", arguments), **given})
+            entries = _entries(getattr(options, name), split)
+        if entries is not None:
+            given[name] = entries
+    return GridOptions(arguments={**of_set, **arguments}, **given)
 
 
 def _entries(given: Any, split: Callable[[str], list[str]]) -> list[Any]:

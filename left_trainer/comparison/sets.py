@@ -9,12 +9,15 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from left_trainer.comparison.cell import Cell
+from left_trainer.embedded import MODEL_NAMES
 from left_trainer.models import model_family
 from left_trainer.registry import did_you_mean
 
 SETS = ("default", "smaller")
 SIZES = (0.75, 0.5, 0.25)  # of the parameters apart from embeddings and head
 ONCE = "schedule=at_start"
+# In an epoch at the default rate, the embedded models do not recover from losing half of their few layers.
+EMBEDDED = {"learning_rate": 1e-3}
 # Ways for a student to learn from its teacher, by the name of the setting.
 LOSSES = {
     "forward_kl": "loss=forward_kl",
@@ -40,7 +43,9 @@ def set_options(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if name == "default":
         return {}
     model_args, _, args = Cell("base", "", arguments, {}).parse(Path())
-    return {"tasks": ["summarization"], "methods": smaller(model_args.source(args).config)}
+    source = model_args.source(args)
+    rate = EMBEDDED if source.base_name in MODEL_NAMES.values() else {}
+    return {**rate, "tasks": ["summarization"], "methods": smaller(source.config)}
 
 
 def smaller(config: PreTrainedConfig) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from left_trainer.evaluation.scores import is_quality, without_prefix
 from left_trainer.evaluation.text_metrics import decode
 from left_trainer.methods.options import plain_options
 from left_trainer.models import unwrapped
-from left_trainer.runs.measurements import machine_name, saved_bytes, target_tokens_per_row
+from left_trainer.runs.measurements import base_size, machine_name, saved_bytes, target_tokens_per_row
 from left_trainer.runs.report import (
     FastPathUse,
     Metrics,
@@ -89,6 +89,7 @@ def build_report(
     """
     args, state, count = trainer.args, trainer.state, count_parameters(unwrapped(trainer.model))
     batch_size, speed = _rows_per_step(args), _steps_per_second(trainer)
+    base_parameters, model_size_bytes = base_size(unwrapped(trainer.model))
     return TrainingReport(
         method=trainer.method.name if trainer.method else count.method,
         peft_kwargs=plain_options(args.peft_options),
@@ -121,6 +122,8 @@ def build_report(
         majority_share=majority,
         planned=trainer.planned,
         shrinking=_shrinking(trainer),
+        base_parameters=base_parameters,
+        model_size_bytes=model_size_bytes,
         teacher=_teacher(trainer, _scores(teacher), _scores(after)),
     )
 

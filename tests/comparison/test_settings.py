@@ -342,7 +342,12 @@ MOMENTS = {
 @pytest.mark.timeout(300)
 def test_killed_at_teacher_and_student_it_gives_the_same_scores(small, python, tmp_path):
     config = tmp_path / "grid.yaml"
-    methods = [*TEACHER_AND_STUDENT, {"name": "a/b <i>", "peft_method": "lora", "model_name_or_path": "{teacher}"}]
+    smaller_student = {**TEACHER_AND_STUDENT[1], "shrink_to": "decoder_layers=1", "shrink_kwargs": "schedule=at_start"}
+    methods = [
+        TEACHER_AND_STUDENT[0],
+        smaller_student,
+        {"name": "a/b <i>", "peft_method": "lora", "model_name_or_path": "{teacher}"},
+    ]
     config.write_text(json.dumps({**small, "tasks": "summarization", "methods": methods}))
     command = compare(python, tmp_path / "out", config)
     for file in MOMENTS.values():
@@ -364,6 +369,9 @@ def test_killed_at_teacher_and_student_it_gives_the_same_scores(small, python, t
         folder = tmp_path / "out" / CELLS / f"again-{label}"
         folder.mkdir()
         assert run_cell(found[label].cell, folder).metrics.after["loss"] == found[label].report.metrics.after["loss"]
+    sizes = {label: result.report.base_parameters for label, result in found.items()}
+    assert sizes["base"] == sizes["teacher"] == sizes["a/b <i>"] > sizes["student"]
+    assert (tmp_path / "out" / "quality_size.png").is_file()
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| student |" in text
     assert "a/b \\<i>" in text
