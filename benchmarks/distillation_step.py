@@ -21,19 +21,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from distilling_trainers import divergence_of_full_logits, trl_divergence
 from race import RaceError, Side, environment, run_sides
 from race_report import markdown, write_records
 from races import Target, Turn
 from side import timed
 from torch.nn import functional
-from trl.trainer import distillation_trainer
 
 from left_trainer.callbacks.memory_counters import memory_counter
 from left_trainer.kernels.linear_divergence import Divergence, Head, linear_divergence
 
 RESULTS = Path(__file__).parent / "results" / "distillation_steps.json"
 STEPS = 4  # of a turn
-TRL_BETAS = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}
 NOT_WORSE = Target(speed=1.0, memory=1.0)
 HALF_THE_MEMORY = Target(speed=1.0, memory=0.5)
 
@@ -113,39 +112,20 @@ class Inputs:
 
 
 def full_logits(race: DistillationRace, inputs: Inputs) -> torch.Tensor:
-    """As it is written without a kernel: logits in the model's dtype, their float32 copies, torch's own losses."""
+    """Logits in the model's dtype, their float32 copies, torch's own losses."""
     with torch.no_grad():
-        teacher = (inputs.teacher @ inputs.teacher_weight.T).float()
-    student = (inputs.student @ inputs.student_weight.T).float()
-    loss = (1 - race.alpha) * functional.cross_entropy(student, inputs.targets)
-    ours = functional.log_softmax(student / race.temperature, -1)
-    theirs = functional.log_softmax(teacher / race.temperature, -1)
-    divergence = {"forward_kl": kl, "reverse_kl": lambda p, q: kl(q, p), "jsd": jsd}[race.kind](theirs, ours)
-    return loss + race.alpha * race.temperature**2 * divergence
-
-
-def kl(of: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
-    """Mean divergence of log-probabilities from others."""
-    return functional.kl_div(to, of, log_target=True, reduction="batchmean")
-
-
-def jsd(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """With half of each in the mixture."""
-    mixture = torch.logaddexp(teacher, student) - torch.tensor(2.0).log()
-    return (kl(teacher, mixture) + kl(student, mixture)) / 2
+        teacher = inputs.teacher @ inputs.teacher_weight.T
+    student = inputs.student @ inputs.student_weight.T
+    cross_entropy = functional.cross_entropy(student.float(), inputs.targets)
+    divergence = divergence_of_full_logits(student, teacher, race.kind, race.temperature)
+    return (1 - race.alpha) * cross_entropy + race.alpha * divergence
 
 
 def trl(race: DistillationRace, inputs: Inputs) -> torch.Tensor:
-    """What `DistillationTrainer` computes of hidden states and heads (trl 1.16)."""
-    return distillation_trainer._chunked_divergence_loss(
-        inputs.student.unsqueeze(0),
-        inputs.teacher.unsqueeze(0),
-        inputs.student_weight,
-        inputs.teacher_weight,
-        torch.ones(1, race.rows),
-        TRL_BETAS[race.kind],
-        temperature=race.temperature,
-    )[0]
+    """TRL's loss on one long row."""
+    hidden = inputs.student.unsqueeze(0), inputs.teacher.unsqueeze(0)
+    heads = inputs.student_weight, inputs.teacher_weight
+    return trl_divergence(*hidden, *heads, race.kind, race.temperature)
 
 
 def left(race: DistillationRace, inputs: Inputs) -> torch.Tensor:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Rival = Literal["plain", "frozen"]
+Rival = Literal["plain", "frozen", "full_logits", "trl_divergence"]
 Measure = Literal["training_step", "training_run", "evaluation", "generation"]
 RIVALS: dict[Rival, str] = {
     "plain": "Seq2SeqTrainer or SFTTrainer with PEFT",
+    "full_logits": "Seq2SeqTrainer with PEFT, and the divergence from the teacher on full logits",
+    "trl_divergence": "SFTTrainer with PEFT, and the chunked divergence of TRL's DistillationTrainer",
     "frozen": "LeftTrainer with the adapter switched off: forward and backward of the frozen model",
 }
 MEASURES: dict[Measure, str] = {
@@ -59,6 +61,23 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """What a student learns from.
+
+    Args:
+        teacher: Its shape.
+        loss: Kind of the divergence.
+        alpha: Part of the divergence in the loss; TRL's has no other.
+        temperature: Of the divergence; TRL's is not multiplied by its square.
+    """
+
+    teacher: Shape
+    loss: Literal["forward_kl", "reverse_kl", "jsd"]
+    alpha: float
+    temperature: float
+
+
+@dataclass(frozen=True)
 class Race:
     """One race. Both sides have the same weights, batches and seed.
 
@@ -80,6 +99,7 @@ class Race:
         loss_tolerance: Largest relative difference of the losses; by default the dtype's.
         target: What has to be reached; `None` where the figures are only reported.
         published: To be shown beside the figures.
+        lesson: Of a race that distils; `None` where there is no teacher.
     """
 
     name: str
@@ -99,6 +119,7 @@ class Race:
     loss_tolerance: float | None = None
     target: Target | None = None
     published: Published | None = None
+    lesson: Lesson | None = None
 
 
 @dataclass
@@ -231,6 +252,26 @@ RACES = {
         Race("mt5_small_lora", "lora", MT5_SMALL, target=Target(1.8, 0.5)),
         Race("bart_base_lora", "lora", BART_BASE, target=Target(1.3, 0.75)),
         Race(
+            "mt5_small_distillation",
+            "lora",
+            MT5_SMALL,
+            rival="full_logits",
+            lesson=Lesson(MT5_SMALL, "forward_kl", alpha=0.5, temperature=2.0),
+            target=Target(1.0, 0.5),
+        ),
+        Race(
+            "llama_distillation",
+            "lora",
+            LLAMA_SMALL,
+            ALL_LINEAR,
+            batch_size=4,
+            source_length=192,
+            target_length=64,
+            rival="trl_divergence",
+            lesson=Lesson(LLAMA_SMALL, "reverse_kl", alpha=1.0, temperature=1.0),
+            target=NOT_WORSE,
+        ),
+        Race(
             "llama_lora",
             "lora",
             LLAMA_SMALL,
@@ -337,5 +378,13 @@ def tiny(race: Race) -> Race:
     """`race` at a toy size: shows that it runs and that the sides agree, and nothing about speed."""
     shape = race.shape
     if shape:
-        shape = dataclasses.replace(shape, config={**shape.config, **TINY_CONFIGS[shape.model_type]})
-    return dataclasses.replace(race, shape=shape, batch_size=2, source_length=12, target_length=6, steps=4)
+        shape = tiny_shape(shape)
+    lesson = race.lesson and dataclasses.replace(race.lesson, teacher=tiny_shape(race.lesson.teacher))
+    return dataclasses.replace(
+        race, shape=shape, lesson=lesson, batch_size=2, source_length=12, target_length=6, steps=4
+    )
+
+
+def tiny_shape(shape: Shape) -> Shape:
+    """Of the same type."""
+    return dataclasses.replace(shape, config={**shape.config, **TINY_CONFIGS[shape.model_type]})

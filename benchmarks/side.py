@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from peft import get_peft_model
-from races import Measure, Race, Shape, Turn
+from races import Lesson, Measure, Race, Shape, Turn
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoConfig,
@@ -66,6 +66,7 @@ class Start:
     tokenizer: PreTrainedTokenizerBase
     train: Dataset
     evaluation: Dataset
+    teacher: PreTrainedModel | None = None
 
     @property
     def family(self) -> ModelFamily:
@@ -137,13 +138,16 @@ def load_start(race: Race, device: str, shared: Path) -> Start:
         return Start(race, model, AutoTokenizer.from_pretrained(path), *text_rows(race, shared))
     model = random_model(race.shape, getattr(torch, race.dtype), device)
     rows = random_rows(race, model)
-    return Start(race, model, pad_and_end_tokenizer(model), rows, rows)
+    teacher = None
+    if race.lesson:
+        teacher = random_model(race.lesson.teacher, model.dtype, device, SEED + 1).requires_grad_(False).eval()
+    return Start(race, model, pad_and_end_tokenizer(model), rows, rows, teacher)
 
 
-def random_model(shape: Shape, dtype: torch.dtype, device: str) -> PreTrainedModel:
+def random_model(shape: Shape, dtype: torch.dtype, device: str, seed: int = SEED) -> PreTrainedModel:
     """A model with random weights, the same ones for every caller."""
     config = AutoConfig.for_model(shape.model_type, **shape.config)
-    set_seed(SEED)
+    set_seed(seed)
     with torch.device(device):
         model = auto_class(model_family(config)).from_config(config, dtype=dtype)
     if shape.has_own_head:
@@ -232,8 +236,13 @@ def left_side(start: Start, arguments: dict[str, Any]) -> LeftTrainer:
     return LeftTrainer(
         start.model,
         LeftTrainingArguments(
-            peft_method=race.method, peft_kwargs=dict(race.peft_kwargs), max_length=None, **arguments
+            peft_method=race.method,
+            peft_kwargs=dict(race.peft_kwargs),
+            max_length=None,
+            distillation_kwargs=options_of(race.lesson) if race.lesson else None,
+            **arguments,
         ),
+        teacher_model=start.teacher,
         train_dataset=start.train,
         eval_dataset=start.evaluation,
         processing_class=start.tokenizer,
@@ -241,13 +250,23 @@ def left_side(start: Start, arguments: dict[str, Any]) -> LeftTrainer:
     )
 
 
-def plain_side(start: Start, arguments: dict[str, Any]) -> Trainer:
+def options_of(lesson: Lesson) -> dict[str, Any]:
+    """As `distillation_kwargs`."""
+    return {name: getattr(lesson, name) for name in ("loss", "alpha", "temperature")}
+
+
+def plain_side(
+    start: Start,
+    arguments: dict[str, Any],
+    seq2seq_trainer: type[Seq2SeqTrainer] = Seq2SeqTrainer,
+    sft_trainer: type[SFTTrainer] = SFTTrainer,
+) -> Trainer:
     """Transformers' or TRL's trainer with PEFT's own wrapping of the same config."""
     config = build_config(start.model, get_method(start.race.method), start.race.peft_kwargs or {})
     set_seed(SEED)
     model = get_peft_model(start.model, config)
     if start.family == "decoder_only":
-        return SFTTrainer(
+        return sft_trainer(
             model,
             SFTConfig(max_length=None, **arguments),
             train_dataset=start.train,
@@ -257,7 +276,7 @@ def plain_side(start: Start, arguments: dict[str, Any]) -> Trainer:
         rows if "input_ids" in rows.column_names else tokenize_pairs(rows, start.tokenizer, Limits())
         for rows in (start.train, start.evaluation)
     )
-    return Seq2SeqTrainer(
+    return seq2seq_trainer(
         model,
         Seq2SeqTrainingArguments(**arguments),
         train_dataset=train,
@@ -277,10 +296,21 @@ def frozen_side(start: Start, arguments: dict[str, Any]) -> LeftTrainer:
     return trainer
 
 
+def distilling_side(start: Start, arguments: dict[str, Any]) -> Trainer:
+    """The plain side, whose trainers compute the loss beside a teacher."""
+    from distilling_trainers import FullLogitsTrainer, TrlDivergenceTrainer
+
+    trainer = plain_side(start, arguments, FullLogitsTrainer, TrlDivergenceTrainer)
+    trainer.teacher, trainer.lesson = start.teacher, start.race.lesson
+    return trainer
+
+
 SIDES: dict[str, Callable[[Start, dict[str, Any]], Trainer]] = {
     "left": left_side,
     "plain": plain_side,
     "frozen": frozen_side,
+    "full_logits": distilling_side,
+    "trl_divergence": distilling_side,
 }
 
 
@@ -293,9 +323,17 @@ def training_step(trainer: Trainer, timer: StepTimerCallback) -> Turn:
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Turn(
         seconds=statistics.median(timer.seconds[WARMUP_STEPS:]),
-        losses=[entry["loss"] for entry in history],
+        losses=[whole_loss(trainer, entry) for entry in history],
         gradient_norms=[entry["grad_norm"] for entry in history],
     )
+
+
+def whole_loss(trainer: Trainer, entry: Mapping[str, float]) -> float:
+    """The loss that was trained on. `LeftTrainer` logs that of the task, and the teacher's beside it."""
+    if "teacher_loss" not in entry:
+        return entry["loss"]
+    alpha = trainer.args.distillation_kwargs["alpha"]
+    return (1 - alpha) * entry["loss"] + alpha * entry["teacher_loss"]
 
 
 def training_run(trainer: Trainer, timer: StepTimerCallback) -> Turn:

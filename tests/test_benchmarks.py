@@ -23,7 +23,7 @@ import race as racing  # noqa: E402
 from races import MEASURES, RACES, Race, Turn, tiny  # noqa: E402
 
 # One of each family and of what is measured; each takes some twelve seconds, and the others take the same paths.
-ONE_OF_EACH_KIND = ("mt5_small_lora", "llama_lora", "generation")
+ONE_OF_EACH_KIND = ("mt5_small_lora", "llama_distillation", "generation")
 
 
 def run(python: str, name: str, results: Path, *flags: str) -> tuple[subprocess.CompletedProcess, dict]:

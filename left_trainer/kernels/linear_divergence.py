@@ -31,9 +31,6 @@ __all__ = [
     "linear_divergence",
 ]
 
-# The logits of two heads. With half of it, 256 rows of 250,000 words are four tiles instead of two, and since each
-# product reads the whole weight again, the products take 1.4 times as long (float32, 2 cores).
-TWO_HEADS_WORKSPACE_BYTES = 2 * DEFAULT_WORKSPACE_BYTES
 # Blocks may take so much of the workspace; the rest is for tiles.
 BLOCKS_PART_OF_WORKSPACE = 4
 
@@ -46,7 +43,7 @@ def linear_divergence(
     divergence: Divergence,
     alpha: float,
     n_words: int | None = None,
-    workspace_bytes: int = TWO_HEADS_WORKSPACE_BYTES,
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
 ) -> DistillationLoss:
     r"""Cross-entropy and divergence summed over the rows that have a label, with the student's gradients.
 
@@ -68,7 +65,9 @@ def linear_divergence(
         n_words: Number of words at the start of both vocabularies that are the same, where heads are padded to
             different sizes. The divergence is that of the two distributions over these words; the cross-entropy is
             over all words of the student.
-        workspace_bytes: Bound on the memory for logits and what is computed from them. One row is always allowed.
+        workspace_bytes: Bound on the memory for logits and what is computed from them. One row is always allowed. Each
+            tile reads both weights, so more than the default is a little faster: with 256 MiB the float32 step of 256
+            rows at 250,000 words takes 0.9 of the time.
 
     Raises:
         ValueError: The vocabularies differ and `n_words` is not given or does not fit, or the teacher's best tokens
