@@ -70,12 +70,16 @@ def draw_plots(summary: Summary, folder: Path) -> None:
 
 
 def _draw_plots(summary: Summary, folder: Path) -> None:
+    from matplotlib.ticker import EngFormatter
+
     has_sizes = any(column.key == SIZE for column in summary.columns)
     for name, cost in ((name, cost) for name, cost in COSTS.items() if has_sizes or not cost.of_sizes):
         figure, panels = _panels(summary)
         for task, axes in panels:
             better = "lower is better" if task.main_metric in task.lower_is_better else "higher is better"
             axes.set_xlabel(cost.title)
+            if cost.key == SIZE:
+                axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 600k; a power of ten would lie on the title
             axes.set_ylabel(f"{task.main_metric} ({better})", parse_math=False)
             axes.set_title(task.name, parse_math=False)
             axes.margins(x=0.1, y=0.1)
