@@ -3,9 +3,8 @@
     accelerate launch recipes/shrink_translation.py
 
 The model loses the parts that do least on the training batches, step by step, until 60 % of its parameters are left
-(embeddings and output head aside). Between the removals it learns from the rows and from a frozen copy of itself as it
-was, `teacher_model="self"`. What is saved is a plain, smaller model: `AutoModelForSeq2SeqLM.from_pretrained` loads it
-without this library. On your own model and data:
+(embeddings and output head aside). What is saved is a plain, smaller model: `AutoModelForSeq2SeqLM.from_pretrained`
+loads it without this library. On your own model and data:
 
     accelerate launch recipes/shrink_translation.py --model_name_or_path google/mt5-small \
         --train_file train.jsonl --source_column en --target_column fr --num_train_epochs 3
@@ -15,6 +14,7 @@ without this library. On your own model and data:
 - In one shot, before the first step: `--shrink_kwargs schedule=at_start`.
 - Until the quality falls: `--shrink_to params=0.3 --shrink_kwargs '{"keep": "chrf>=0.95"}'` returns to the last size
   with 95 % of the score. `{"keep_sizes": true}` leaves a model of each size, and a picture of all scores.
+- A model that does the task already learns from itself as it was: `--teacher_model self`.
 - With an adapter, `--peft_method lora`, the base shrinks too; it is saved beside the adapter, in the folder `base`.
 
 `--help` lists every option and `--config FILE` reads them from YAML.

@@ -45,6 +45,7 @@ class ShrinkState:
         start_score: Of the whole model, where `keep` compares with it.
         held_step: The step at whose end the last size that `keep` allows was left; `None` where there is none yet.
         is_final: Whether `keep` has ended the shrinking.
+        last: The size at the end, where it is chosen by importance at the start; `None` where it is not.
     """
 
     kept: Kept | None = None
@@ -53,10 +54,12 @@ class ShrinkState:
     start_score: float | None = None
     held_step: int | None = None
     is_final: bool = False
+    last: Size | None = None
 
     def write(self, folder: str | Path) -> None:
         """Write `shrinking.json` into `folder`, which is put in its place later."""
         content = {**vars(self), "history": [dataclasses.asdict(step) for step in self.history]}
+        content["last"] = None if self.last is None else dataclasses.asdict(self.last)
         content["kept"] = None if self.kept is None else _plain(self.kept)
         (Path(folder) / SHRINKING_FILE).write_text(json.dumps(content), encoding="utf-8")
 
@@ -67,9 +70,14 @@ class ShrinkState:
         if not path.is_file():
             return None
         content: dict[str, Any] = json.loads(path.read_bytes())
-        kept = content.pop("kept")
+        kept, last = content.pop("kept"), content.pop("last")
         history = tuple(SizeStep(**{**step, "size": Size(**step["size"])}) for step in content.pop("history"))
-        return cls(kept=None if kept is None else _kept(kept), history=history, **content)
+        return cls(
+            kept=None if kept is None else _kept(kept),
+            last=None if last is None else Size(**last),
+            history=history,
+            **content,
+        )
 
 
 def _plain(kept: Kept) -> dict[str, Any]:

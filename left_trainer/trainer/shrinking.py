@@ -157,6 +157,7 @@ class Shrinking:
         """Start anew from the model as it is, and make the removal that is due before the first step."""
         now = dataclasses.replace(self.state.history[-1], step=0)
         self.state = ShrinkState(kept=self.state.kept, history=(now,))
+        self.state = dataclasses.replace(self.state, last=self._last_size())
         if self.options.schedule == AT_START:
             self._judge(0)
             self._shrink(stages(self.options, 0)[0])
@@ -275,11 +276,11 @@ class Shrinking:
 
     def _shrink(self, stage: Stage) -> None:
         before = size_of(self.base.config)
-        layers, parts = self._scores()
-        size = self._size_at(stage.progress, parts)
+        size = self._size_at(stage.progress)
         self.state = dataclasses.replace(self.state, progress=stage.progress)
         if size == before:
             return
+        layers, parts = self._scores()
         kept = best_parts(self.base.config, size, layers, parts, _trained_alone(self.base))
         kept_of_all = composed(self.state.kept, kept, self.config)
         self._remove(kept)
@@ -303,19 +304,24 @@ class Shrinking:
             )
         return found[of_layers], found[of_parts]
 
-    def _size_at(self, progress: float, scores: Scores) -> Size:
-        """The size when `progress` of all removals is made."""
-        now, config = size_of(self.base.config), self.base.config
+    def _last_size(self) -> Size:
+        """The size at the end.
+
+        Where `params` leaves it open, it is chosen once, by the importances at the start. Chosen anew with each removal
+        it would follow the noise of the first steps, in which the importances of whole blocks move most.
+        """
         share = self.target.get("params")
         if share is None:
-            last = size_for(self.config, self.target)
-            return smaller_of(now, size_between(self.config, size_of(self.config), last, progress))
-        least = int(float(share) * self.parameters_before)
-        wanted = self.parameters_before - (self.parameters_before - least) * progress
-        if parameters_at(config, now) <= wanted:
-            return now
-        path = sizes_down_to(config, scores, least, self._fixed)
-        return next((size for size, parameters in path if parameters <= wanted), path[-1][0] if path else now)
+            return size_for(self.config, self.target)
+        _, scores = self._scores()
+        path = sizes_down_to(self.base.config, scores, int(float(share) * self.parameters_before), self._fixed)
+        return path[-1][0] if path else size_of(self.base.config)
+
+    def _size_at(self, progress: float) -> Size:
+        """The size when `progress` of all removals is made."""
+        assert self.state.last is not None
+        between = size_between(self.config, size_of(self.config), self.state.last, progress)
+        return smaller_of(size_of(self.base.config), between)
 
     def _remove(self, kept: Kept) -> None:
         optimizer = self.trainer.optimizer

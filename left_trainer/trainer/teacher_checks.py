@@ -12,7 +12,6 @@ from left_trainer.embedded import MODEL_NAMES
 from left_trainer.models import ModelSource, load_tokenizer
 from left_trainer.models.folder_files import check_has_weights
 from left_trainer.models.stacks import stack_layers
-from left_trainer.trainer.shrink_checks import loses_parts
 from left_trainer.training_args import LeftTrainingArguments
 
 if TYPE_CHECKING:
@@ -21,15 +20,12 @@ if TYPE_CHECKING:
 MAX_TOKENS_SHOWN = 3
 
 
-def teacher_source(given: Any, args: LeftTrainingArguments, has_own_loss: bool = False) -> ModelSource | str | None:
+def teacher_source(given: Any, args: LeftTrainingArguments) -> ModelSource | str | None:
     """The teacher that a user asks for: a model, `base` or `self`; `None` for none.
-
-    A model that shrinks learns from itself as it was, unless the user names another teacher or none.
 
     Args:
         given: The constructor's `teacher_model`.
         args: Of the run.
-        has_own_loss: Whether something else defines the loss, which a teacher that nobody has named gives way to.
 
     Raises:
         ValueError: Two teachers, options of one without one, or no such model.
@@ -41,10 +37,8 @@ def teacher_source(given: Any, args: LeftTrainingArguments, has_own_loss: bool =
             f"teacher_model is given twice, {args.teacher_model!r} in args and to the trainer. Remove one of them."
         )
     teacher = args.teacher_model if given is None else given
-    if teacher is None and loses_parts(args) and not (has_own_loss or args.label_smoothing_factor):
-        return SELF_TEACHER
     if teacher in (None, NO_TEACHER):
-        if args.distillation_kwargs and not set(args.target_size):
+        if args.distillation_kwargs:
             raise ValueError(
                 f"distillation_kwargs={args.distillation_kwargs!r} has no effect without a teacher. Pass "
                 "teacher_model=..., a hub name, a path, 'base' or 'self'."

@@ -133,7 +133,7 @@ def loaded(tmp_path_factory):
 @pytest.mark.parametrize("name", SHRINKABLE)
 def test_a_fresh_process_without_the_package_loads_it(loaded, name):
     expected, found = loaded[name]
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)
 
 
 # Training goes on

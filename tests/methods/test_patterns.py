@@ -18,7 +18,7 @@ CHECKED = {*MODULES, *PARAMETERS, *BY_TARGET, *TOKENS, *LAYERS}
 # Fields whose names look alike and that PEFT checks itself, or that name nothing in the model.
 OTHERS = {
     "adapter_layers", "alora_invocation_tokens", "asa_target_subspaces", "block_share", "block_size", "boft_block_num",
-    "boft_block_size", "cpt_tokens_type_mask", "encoder_num_layers", "encoder_reparameterization_type",
+    "boft_block_size", "cpt_tokens_type_mask", "drop_layers", "encoder_num_layers", "encoder_reparameterization_type",
     "init_lora_weights", "input_module", "layer_replication", "layers", "layerwise_scalings", "module_dropout",
     "norm_module", "num_frozen_tokens",
     "num_layers", "num_transformer_submodules", "num_virtual_tokens", "oft_block_size", "proportional_parameters",

@@ -130,6 +130,8 @@ INTERNALS: dict[str, str] = {
     "_run_epoch": TRAINER,
     "_current_graph_task_id": "test_a_backward_pass_has_a_number",
     "_save_checkpoint": TRAINER,
+    "_save_optimizer_and_scheduler": TRAINER,
+    "_load_optimizer_and_scheduler": TRAINER,
     "_get_output_dir": TRAINER,
     "_push_from_checkpoint": TRAINER,
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": MODEL_NAMES,

@@ -119,7 +119,7 @@ def test_a_smaller_model_loads_anywhere(model_type, method, tmp_path):
 @BOTH
 def test_one_shot_is_made_before_the_optimizer(model_type, method, tmp_path):
     options = {"shrink_to": LAYERS[model_type], "shrink_kwargs": {"schedule": "at_start"}, "peft_method": method}
-    trainer = make_trainer(tmp_path, model_type, max_steps=2, **options)
+    trainer = make_trainer(tmp_path, model_type, max_steps=2, teacher_model="self", **options)
     teacher = trainer.teaching.teacher
     assert teacher.title == "self"
     trainer.train()

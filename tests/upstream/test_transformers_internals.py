@@ -29,6 +29,8 @@ OVERRIDDEN = {
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_get_output_dir": ("trial",),
     "_save_checkpoint": ("model", "trial"),
+    "_save_optimizer_and_scheduler": ("output_dir",),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
     "_finalize_training": ("trial", "num_train_samples", "start_time"),
 }
 
