@@ -101,6 +101,8 @@ def check_teacher(request: Request, tokenizer: PreTrainedTokenizerBase | None) -
 
 def _tokenizer_of(teacher: ModelSource, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
     """The teacher's tokenizer; that of the student for a loaded model that names none."""
+    if teacher.is_loaded and not teacher.config._name_or_path:  # nothing says where it is
+        return tokenizer
     try:
         return load_tokenizer(teacher)
     except ValueError:
