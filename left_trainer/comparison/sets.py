@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from left_trainer.comparison.cell import Cell
 from left_trainer.embedded import MODEL_NAMES
-from left_trainer.models import model_family
+from left_trainer.models.stacks import stack_layers
 from left_trainer.registry import did_you_mean
 
 SETS = ("default", "smaller")
@@ -71,8 +71,7 @@ def smaller(config: PreTrainedConfig) -> list[dict[str, str]]:
 
 def half_of_layers(config: PreTrainedConfig) -> str:
     """`shrink_to` for half of a model's layers; of an odd number of each, the encoder keeps the larger half."""
-    if model_family(config) == "decoder_only":
-        return f"layers={max(1, config.num_hidden_layers // 2)}"
-    # Of T5 and of BART; `num_hidden_layers` is another name of the encoder's.
-    n_decoder = getattr(config, "num_decoder_layers", None) or config.decoder_layers
-    return f"encoder_layers={-(-config.num_hidden_layers // 2)},decoder_layers={max(1, n_decoder // 2)}"
+    layers = stack_layers(config)
+    if "encoder" not in layers:
+        return f"layers={max(1, layers['decoder'] // 2)}"
+    return f"encoder_layers={-(-layers['encoder'] // 2)},decoder_layers={max(1, layers['decoder'] // 2)}"

@@ -104,10 +104,7 @@ def _best_of(logits: torch.Tensor, k: int, temperature: float) -> tuple[torch.Te
 
 
 def _logits(said: Head | torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    if isinstance(said, torch.Tensor):
-        return rows
-    logits = torch.nn.functional.linear(rows, said.weight.to(rows.dtype), said.bias)
-    return said.softcap * torch.tanh(logits / said.softcap) if said.softcap else logits
+    return rows if isinstance(said, torch.Tensor) else replace(said, hidden=rows).full_logits()
 
 
 class _Place(NamedTuple):

@@ -42,6 +42,13 @@ class Head:
         """With the hidden states of some positions, in the dtype of the products."""
         return replace(self, hidden=in_product_dtype(self.hidden[rows]))
 
+    def full_logits(self) -> torch.Tensor:
+        """All logits, `(..., vocabulary)`, for where they have to be stored."""
+        logits = torch.nn.functional.linear(self.hidden, self.weight.to(self.hidden.dtype))
+        if self.bias is not None:
+            logits = logits + self.bias
+        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
     def detached(self, n_words: int) -> Head:
         """The first words, without gradients."""
         bias = None if self.bias is None else self.bias[:n_words].detach()

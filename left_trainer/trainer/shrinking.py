@@ -157,10 +157,12 @@ class Shrinking:
         """Start anew from the model as it is, and make the removal that is due before the first step."""
         now = dataclasses.replace(self.state.history[-1], step=0)
         self.state = ShrinkState(kept=self.state.kept, history=(now,))
-        self.state = dataclasses.replace(self.state, last=self._last_size())
-        if self.options.schedule == AT_START:
+        is_first_now = self.options.schedule == AT_START
+        scores = self._scores() if is_first_now or "params" in self.target else None
+        self.state = dataclasses.replace(self.state, last=self._last_size(scores))
+        if is_first_now:
             self._judge(0)
-            self._shrink(stages(self.options, 0)[0])
+            self._shrink(stages(self.options, 0)[0], scores)
 
     def plan(self, max_steps: int) -> None:
         """Decide on the steps, once their number is known.
@@ -274,13 +276,13 @@ class Shrinking:
 
     # What
 
-    def _shrink(self, stage: Stage) -> None:
+    def _shrink(self, stage: Stage, scores: tuple[Scores, Scores] | None = None) -> None:
         before = size_of(self.base.config)
         size = self._size_at(stage.progress)
         self.state = dataclasses.replace(self.state, progress=stage.progress)
         if size == before:
             return
-        layers, parts = self._scores()
+        layers, parts = scores or self._scores()
         kept = best_parts(self.base.config, size, layers, parts, _trained_alone(self.base))
         kept_of_all = composed(self.state.kept, kept, self.config)
         self._remove(kept)
@@ -304,17 +306,16 @@ class Shrinking:
             )
         return found[of_layers], found[of_parts]
 
-    def _last_size(self) -> Size:
+    def _last_size(self, scores: tuple[Scores, Scores] | None) -> Size:
         """The size at the end.
 
         Where `params` leaves it open, it is chosen once, by the importances at the start. Chosen anew with each removal
         it would follow the noise of the first steps, in which the importances of whole blocks move most.
         """
         share = self.target.get("params")
-        if share is None:
+        if share is None or scores is None:
             return size_for(self.config, self.target)
-        _, scores = self._scores()
-        path = sizes_down_to(self.base.config, scores, int(float(share) * self.parameters_before), self._fixed)
+        path = sizes_down_to(self.base.config, scores[1], int(float(share) * self.parameters_before), self._fixed)
         return path[-1][0] if path else size_of(self.base.config)
 
     def _size_at(self, progress: float) -> Size:

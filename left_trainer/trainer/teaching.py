@@ -122,7 +122,7 @@ class Teaching:
         def distill(student: Head, labels: torch.Tensor) -> DistillationLoss:
             labels, teacher = _aligned(labels, lesson, shifted=not encoder_decoder)
             if isinstance(teacher, torch.Tensor):
-                return divergence_of_logits(_logits(student), teacher, labels, **self._how(student, teacher))
+                return divergence_of_logits(student.full_logits(), teacher, labels, **self._how(student, teacher))
             how = self._how(student, teacher)
             return linear_divergence(student, teacher, labels, **how, workspace_bytes=workspace_bytes)
 
@@ -134,7 +134,7 @@ class Teaching:
         logits = outputs.logits if encoder_decoder else outputs.logits[:, :-1]
         labels, teacher = _aligned(labels if encoder_decoder else labels[:, 1:], lesson, shifted=not encoder_decoder)
         if isinstance(teacher, Head):
-            teacher = _logits(teacher)
+            teacher = teacher.full_logits()
         return outputs, divergence_of_logits(logits, teacher, labels, **self._how(logits, teacher))
 
     def _how(self, student: Head | torch.Tensor, teacher: Head | TopTokens | torch.Tensor) -> dict[str, Any]:
@@ -175,13 +175,6 @@ def _aligned(
         labels = labels.clone()
         labels[:, :n_before] = IGNORE_INDEX
     return labels, lesson.moved(n_before, -1 if shifted else None)
-
-
-def _logits(head: Head) -> torch.Tensor:
-    logits = torch.nn.functional.linear(head.hidden, head.weight.to(head.hidden.dtype))
-    if head.bias is not None:
-        logits = logits + head.bias
-    return head.softcap * torch.tanh(logits / head.softcap) if head.softcap else logits
 
 
 class TeachingCallback(TrainerCallback):
