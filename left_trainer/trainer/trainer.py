@@ -50,13 +50,14 @@ from left_trainer.trainer.preparation import (
     without_adapter_on_head,
 )
 from left_trainer.trainer.saving import saved_whole
-from left_trainer.trainer.shrinking import ShrinkingTrainer, shrinking_callbacks, shrinking_of
+from left_trainer.trainer.sharding import ShardingTrainer
+from left_trainer.trainer.shrinking import shrinking_callbacks, shrinking_of
 from left_trainer.trainer.teacher_checks import teacher_source
 from left_trainer.trainer.teaching import callbacks_of, make_teaching, with_projections
 from left_trainer.training_args import LeftTrainingArguments
 
 
-class LeftTrainer(ShrinkingTrainer):
+class LeftTrainer(ShardingTrainer):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
