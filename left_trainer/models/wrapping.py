@@ -51,6 +51,12 @@ def without_adapter(model: PreTrainedModel | PeftModel) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def gather_outer(model: torch.nn.Module) -> None:
+    """Have what FSDP2 shards of `model` outside of its layers whole, before a part of it is called on its own."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+
+
 def reshard(model: torch.nn.Module) -> None:
     """Free the whole weights that FSDP2 has gathered on this process, on every process alike.
 

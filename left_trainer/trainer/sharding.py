@@ -95,7 +95,7 @@ def keep_adapter_whole(accelerator: Accelerator, model: nn.Module) -> list[nn.Pa
     They start as on the first process, like the rest of a model that only this one has loaded.
     """
     plugin = accelerator.state.fsdp_plugin
-    kept = [weight for weight in model.parameters() if weight.requires_grad] if isinstance(model, PeftModel) else []
+    kept = adapter_weights(model)
     for weight in kept:
         weight.data = weight.data.to(accelerator.device)
     if plugin.cpu_ram_efficient_loading and (kept or tied_modules(model)):
@@ -107,6 +107,12 @@ def keep_adapter_whole(accelerator: Accelerator, model: nn.Module) -> list[nn.Pa
     holder.weights = nn.ParameterList(kept)
     plugin.ignored_modules = [*(plugin.ignored_modules or ()), holder]
     return kept
+
+
+def adapter_weights(model: nn.Module) -> list[nn.Parameter]:
+    """What is trained of an adapter, and what stands beside the base model; nothing of a model without an adapter."""
+    named = model.named_parameters() if isinstance(model, PeftModel) else ()
+    return [weight for name, weight in named if weight.requires_grad or not name.startswith("base_model.")]
 
 
 def tied_modules(model: nn.Module) -> list[nn.Module]:
@@ -146,6 +152,9 @@ def shard_tied_weights(accelerator: Accelerator, model: nn.Module, ignored: Iter
         offload_policy=plugin.cpu_offload,
         ignored_params=set(ignored),
     )
+    # A module may read the weights of what it holds without calling it.
+    for parent in [module for module in model.modules() if not set(modules).isdisjoint(module.children())]:
+        parent.register_forward_pre_hook(lambda *_: modules[0].unshard())  # type: ignore[operator]
 
 
 @torch.no_grad()
