@@ -402,6 +402,7 @@ REFUSED = {
     "layer_map=": {"teacher_model": "self", "distillation_kwargs": {"hidden_weight": 1.0, "layer_map": [[1, 1]]}},
     "the base with the adapter off": {"peft_method": "lora", "teacher_model": "base"},
     "quantized base model": {"peft_method": "qlora"},
+    "optim='paged_adamw_8bit'": {"optim": "paged_adamw_8bit", "shrink_to": "ffn=0.5"},
 }
 
 
