@@ -11,7 +11,7 @@ from left_trainer.compression.architecture import architecture_of
 from left_trainer.compression.schedule import AT_START, check_steps
 from left_trainer.compression.sizes import check_target
 from left_trainer.compression_options import BASE_TEACHER, VOCABULARY
-from left_trainer.evaluation.metrics import score_names
+from left_trainer.evaluation.named_metrics import score_names
 from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, METRICS_ATTRIBUTE
 from left_trainer.registry import did_you_mean
