@@ -13,8 +13,10 @@ from torch.utils.data import Sampler, SequentialSampler
 from left_trainer.data.dataset_types import is_lazy
 from left_trainer.data.lengths import row_lengths
 from left_trainer.data.sampling import PADDED_COLUMNS, LengthGroupedSampler
+from left_trainer.data.streams import WholeBatches, stored
 from left_trainer.kernels.fast_paths import first_reason
 from left_trainer.models import ModelFamily
+from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.training_args import LeftTrainingArguments
 
 GROUP_BY_LENGTH = "group_by_length"
@@ -63,6 +65,42 @@ def with_own_batches(args: LeftTrainingArguments, dataset: Any) -> LeftTrainingA
     if not isinstance(dataset, IterableDataset) or config.dispatch_batches is not None or config.split_batches:
         return args
     return args.replaced(accelerator_config=dataclasses.replace(config, dispatch_batches=False))
+
+
+def shared_by_processes(args: LeftTrainingArguments, dataset: Any, batch_size: int, trains: bool) -> Any:
+    """`dataset` as several processes read it together: a stream in whole batches, one that is evaluated from memory.
+
+    Args:
+        args: Of the trainer.
+        dataset: Features.
+        batch_size: Rows of one process in a batch.
+        trains: Whether it is trained on.
+    """
+    if args.world_size == 1 or not isinstance(dataset, IterableDataset):
+        return dataset
+    if not trains:
+        return stored(dataset)
+    return WholeBatches(dataset, batch_size if args.accelerator_config.split_batches else batch_size * args.world_size)
+
+
+def without_filling(args: LeftTrainingArguments, state: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch of this process without targets in the rows that another process has too.
+
+    Several processes fill the last batches with rows from the beginning.
+
+    Args:
+        args: Of the trainer.
+        state: Of accelerate, while the batch is the last that was read.
+        inputs: The batch.
+    """
+    labels = inputs.get("labels")
+    fills = args.world_size > 1 and state.end_of_dataloader and state.remainder > 0
+    if not fills or labels is None:
+        return inputs
+    n_own = max(0, state.remainder - args.process_index * len(labels))
+    labels = labels.clone()
+    labels[n_own:] = IGNORE_INDEX
+    return {**inputs, "labels": labels}
 
 
 def were_text(dataset: Any) -> bool:

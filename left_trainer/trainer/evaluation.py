@@ -23,6 +23,7 @@ from left_trainer.evaluation.token_loss import TokenMeanLoss
 from left_trainer.models import ModelFamily, unwrapped
 from left_trainer.models.positions import Limits
 from left_trainer.token_mean import IGNORE_INDEX
+from left_trainer.trainer.batching import without_filling
 from left_trainer.trainer.features import tell_cuts
 from left_trainer.trainer.generation import EvaluationHost, GenerationInEvaluation
 from left_trainer.trainer.losses import target_tokens
@@ -147,7 +148,9 @@ class GeneratingTrainer(Trainer):
             The loss; the generated token ids, `(batch, new tokens)`, a tuple of them with `num_return_sequences`; the
             labels, `(batch, target)`.
         """
-        inputs = self._with_own_rows(self._prepare_inputs(inputs))
+        inputs = self._prepare_inputs(inputs)
+        if self._loss is not None:
+            inputs = without_filling(self.args, self.accelerator.gradient_state, inputs)
         if not self.args.predict_with_generate or prediction_loss_only:
             loss, outputs, labels = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
             self._note_loss(loss, inputs)
@@ -172,20 +175,6 @@ class GeneratingTrainer(Trainer):
     def _note_loss(self, loss: torch.Tensor | None, inputs: dict[str, Any]) -> None:
         if self._loss is not None and loss is not None and inputs.get("labels") is not None:
             self._loss.add(loss, target_tokens(self, inputs))
-
-    def _with_own_rows(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A batch without targets in the rows that another process has too.
-
-        Several processes fill the last batches with rows from the beginning; they are dropped from what is gathered.
-        """
-        state, labels = self.accelerator.gradient_state, inputs.get("labels")
-        fills = self._loss is not None and self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0
-        if not fills or labels is None:
-            return inputs
-        n_own = max(0, state.remainder - self.args.process_index * len(labels))
-        labels = labels.clone()
-        labels[n_own:] = IGNORE_INDEX
-        return {**inputs, "labels": labels}
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
         # In an evaluation, Trainer would share the tokens of one batch among the processes, each of which has its own.

@@ -273,8 +273,10 @@ def _token_mean(
         return loss, outputs
     labels, smoother = inputs["labels"], host.label_smoother
     if host.family == "encoder_decoder":
-        outputs = outputs_with_logits(host, model, inputs)
-        mean = outputs["loss"] if smoother is None else smoother(outputs, labels)
+        # A mean over no target, of a batch that only fills up the last one, is undefined, and its share is 0.
+        counted = torch.where(labels.ne(IGNORE_INDEX).any(), labels, 0)
+        outputs = outputs_with_logits(host, model, {**inputs, "labels": counted})
+        mean = outputs["loss"] if smoother is None else smoother(outputs, counted)
         return accumulated_token_loss(mean, labels, num_items, loss_ranks(host)), outputs
     if smoother is not None or has_adapter(without_adapter(unwrapped(model)).get_output_embeddings()):
         # TRL's loss multiplies by the weight of the output head, and would not train the adapter on it.
