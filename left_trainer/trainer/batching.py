@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler, SequentialSampler
 
@@ -83,23 +84,34 @@ def shared_by_processes(args: LeftTrainingArguments, dataset: Any, batch_size: i
     return WholeBatches(dataset, batch_size if args.accelerator_config.split_batches else batch_size * args.world_size)
 
 
-def without_filling(args: LeftTrainingArguments, state: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """A batch of this process without targets in the rows that another process has too.
+def rows_in_last_batch(loader: Any) -> int:
+    """How many rows the last batch of all processes has of its own; 0 where nothing fills it up.
 
-    Several processes fill the last batches with rows from the beginning.
+    Accelerate's own number is lost when batches before a checkpoint are skipped (accelerate 1.15).
+    """
+    shard = getattr(loader, "batch_sampler", None)
+    if not isinstance(shard, BatchSamplerShard) or shard.drop_last or not shard.even_batches or not shard.batch_size:
+        return 0
+    total = shard.batch_size * (1 if shard.split_batches else shard.num_processes)
+    sampler = getattr(shard.batch_sampler, "sampler", ())
+    return len(sampler) % total if shard.num_processes > 1 else 0
+
+
+def without_repeated_rows(args: LeftTrainingArguments, inputs: dict[str, Any], n_rows: int) -> dict[str, Any]:
+    """The last batch of this process without targets in the rows that another process has too.
+
+    Several processes fill their last batches with rows from the beginning.
 
     Args:
         args: Of the trainer.
-        state: Of accelerate, while the batch is the last that was read.
         inputs: The batch.
+        n_rows: Of the last batch of all processes, those that do not fill it up; less than 1 where nothing does.
     """
     labels = inputs.get("labels")
-    fills = args.world_size > 1 and state.end_of_dataloader and state.remainder > 0
-    if not fills or labels is None:
+    if args.world_size == 1 or n_rows < 1 or labels is None:
         return inputs
-    n_own = max(0, state.remainder - args.process_index * len(labels))
     labels = labels.clone()
-    labels[n_own:] = IGNORE_INDEX
+    labels[max(0, n_rows - args.process_index * len(labels)) :] = IGNORE_INDEX
     return {**inputs, "labels": labels}
 
 

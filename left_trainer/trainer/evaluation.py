@@ -23,7 +23,7 @@ from left_trainer.evaluation.token_loss import TokenMeanLoss
 from left_trainer.models import ModelFamily, unwrapped
 from left_trainer.models.positions import Limits
 from left_trainer.token_mean import IGNORE_INDEX
-from left_trainer.trainer.batching import without_filling
+from left_trainer.trainer.batching import without_repeated_rows
 from left_trainer.trainer.features import tell_cuts
 from left_trainer.trainer.generation import EvaluationHost, GenerationInEvaluation
 from left_trainer.trainer.losses import target_tokens
@@ -149,8 +149,9 @@ class GeneratingTrainer(Trainer):
             labels, `(batch, target)`.
         """
         inputs = self._prepare_inputs(inputs)
-        if self._loss is not None:
-            inputs = without_filling(self.args, self.accelerator.gradient_state, inputs)
+        state = self.accelerator.gradient_state
+        if self._loss is not None and state.end_of_dataloader:
+            inputs = without_repeated_rows(self.args, inputs, state.remainder)
         if not self.args.predict_with_generate or prediction_loss_only:
             loss, outputs, labels = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
             self._note_loss(loss, inputs)

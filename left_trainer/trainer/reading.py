@@ -82,14 +82,16 @@ class ReadingTrainer(GeneratingTrainer):
 
         What fills up the last batch of several processes is not trained on.
         """
-        batches, number = super().get_batch_samples(map(self._without_filling, epoch_iterator), num_batches, device)
+        batches, number = super().get_batch_samples(map(self._to_train_on, epoch_iterator), num_batches, device)
         written = with_own_texts(self, batches)
         return (batches, number) if written is None else (written, self._get_num_items_in_batch(written, device))
 
-    def _without_filling(self, batch: Any) -> Any:
-        args = self.args
-        is_whole = args.train_sampling_strategy == "batch_rebalance" or not args.average_tokens_across_devices
-        return batch if is_whole else batching.without_filling(args, self.accelerator.gradient_state, batch)
+    def _to_train_on(self, batch: Any) -> Any:
+        # A process that counts its own tokens alone needs some.
+        if not self.accelerator.gradient_state.end_of_dataloader or not self.args.average_tokens_across_devices:
+            return batch
+        n_rows = batching.rows_in_last_batch(self.callback_handler.train_dataloader)
+        return batching.without_repeated_rows(self.args, batch, n_rows)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
