@@ -68,6 +68,15 @@ def with_own_batches(args: LeftTrainingArguments, dataset: Any) -> LeftTrainingA
     return args.replaced(accelerator_config=dataclasses.replace(config, dispatch_batches=False))
 
 
+def check_batches_can_be_joined(args: LeftTrainingArguments) -> None:
+    """Refuse `dispatch_batches`, with which the first process joins batches of several lengths for the others."""
+    if args.world_size > 1 and args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            f"accelerator_config has dispatch_batches=True: the first of {args.world_size} processes would join batches"
+            " of different lengths, and fail. Leave it out: each process takes its own rows, of a stream too."
+        )
+
+
 def shared_by_processes(args: LeftTrainingArguments, dataset: Any, batch_size: int, trains: bool) -> Any:
     """`dataset` as several processes read it together: a stream in whole batches, one that is evaluated from memory.
 

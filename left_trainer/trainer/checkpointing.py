@@ -25,6 +25,7 @@ from left_trainer.trainer.checkpoints import (
     remove_old_checkpoints,
     why_not_loadable,
 )
+from left_trainer.trainer.figures import figures_of_all
 from left_trainer.trainer.machines import is_first_of_its_disk, of_first_process, on_every_machine
 from left_trainer.trainer.reading import ReadingTrainer
 from left_trainer.trainer.run_identity import (
@@ -132,6 +133,7 @@ class CheckpointingTrainer(ReadingTrainer):
             output = super()._finalize_training(trial, *args, **kwargs)
         finally:
             self._written_beside = None
+        self.figures = figures_of_all(self)
         if self.args.should_save and self.args.save_total_limit == 1 and best and Path(best).is_dir():
             remove_old_checkpoints(run_dir / Path(best).name, limit=1, best=None)
         return output
@@ -171,6 +173,6 @@ class CheckpointingTrainer(ReadingTrainer):
                 f"load_best_model_at_end=True, but {best!r} cannot be loaded: {reason}. The checkpoints beside it hold "
                 "the weights of other steps."
             )
-        best = self.state.best_model_checkpoint = on_every_machine(best, self.args)
+        best = self.state.best_model_checkpoint = on_every_machine(best, self.args) or best
         if not restore_training_state(unwrapped(self.model), best):
             super()._load_best_model()

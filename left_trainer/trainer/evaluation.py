@@ -25,6 +25,7 @@ from left_trainer.models.positions import Limits
 from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer.batching import without_repeated_rows
 from left_trainer.trainer.features import tell_cuts
+from left_trainer.trainer.figures import ProcessFigures, figures_of_all
 from left_trainer.trainer.generation import EvaluationHost, GenerationInEvaluation
 from left_trainer.trainer.losses import target_tokens
 from left_trainer.training_args import LeftTrainingArguments
@@ -41,6 +42,7 @@ class GeneratingTrainer(Trainer):
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
     free_positions: Limits
     cut_rows: dict[str, CutRows]  # by split, of the rows that were counted
+    figures: tuple[ProcessFigures, ...] = (ProcessFigures(),)  # of all processes, at the end of what ran last
     only_loss_wanted = False
     _generation: GenerationInEvaluation | None = None
     _loss: TokenMeanLoss | None = None  # of the evaluation that runs
@@ -123,6 +125,7 @@ class GeneratingTrainer(Trainer):
         self._rows, self._are_prompts, self._have_no_labels = now
         try:
             yield
+            self.figures = figures_of_all(self)
         finally:
             self._rows, self._are_prompts, self._have_no_labels = before
 
