@@ -26,6 +26,7 @@ from left_trainer.comparison.progress import LEAST_SECONDS, read_progress, remov
 from left_trainer.comparison.results import CELLS, Result, finished_cell
 from left_trainer.comparison.settings import references
 from left_trainer.evaluation.scores import is_lower_better
+from left_trainer.processes import alone
 from left_trainer.runs.json_records import write_json
 from left_trainer.runs.report import REPORT_FILE, TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
@@ -185,7 +186,11 @@ class Runner:
         command = [sys.executable, "-m", "left_trainer.comparison.cell", str(folder), EXIT_WITH_PARENT]
         with (folder / LOG_FILE).open("wb") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**os.environ, **self._environment(slot)}
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**alone(os.environ), **self._environment(slot)},
             )
         self._processes.add(process)
         return process
