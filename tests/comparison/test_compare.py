@@ -26,7 +26,7 @@ from left_trainer.comparison.flags import flags_of, parse_flags
 from left_trainer.comparison.general_text import MAX_WORDS, N_PASSAGES, general_loss, general_rows
 from left_trainer.comparison.grid import DEFAULT_METHODS, DEFAULT_TASKS, GridOptions, Plan, make_grid
 from left_trainer.comparison.results import read_cells, read_results
-from left_trainer.comparison.runner import edge_of, widen
+from left_trainer.comparison.tuned import edge_of, widen
 from processes import ENVIRONMENT, kill
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
@@ -213,7 +213,7 @@ def test_bad_input_is_refused_before_anything_runs(flags, message, tmp_path, cap
         ("methods: [{peft_method: lora, peft_kwargs: {rank: 8}}]", "rank"),
         ("tasks: [summarization\n", "is not valid YAML"),
         ("learning_rte: 1e-3", "learning_rte"),
-        ("seeds: two", "seeds='two', which must be an integer"),
+        ("seeds: two", "seeds='two' must be an integer, at least 1"),
         ("jobs: two", "jobs='two', which must be an integer"),
         ("{tune: learning_rate, tune_factors: 3}", "tune_factors=3, which must be a list"),
     ],
