@@ -72,8 +72,21 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 WORDS = {bool: "true or false", dict: "a mapping", float: "a number", int: "an integer", list: "a list", str: "a text"}
 DEFAULT_OUTPUT_DIR = "outputs/compare"
-OF_THE_GRID = ("methods", "tasks", "seeds", "tune", "tune_factors", "general_text_file", "save_adapters", "set")
-OF_THE_GRID += ("launcher", "title", "config", "print_config")
+# What --work takes from the plan.
+OF_THE_GRID = (
+    "methods",
+    "tasks",
+    "seeds",
+    "tune",
+    "tune_factors",
+    "general_text_file",
+    "save_adapters",
+    "set",
+    "launcher",
+    "title",
+    "config",
+    "print_config",
+)
 NOT_IN_YAML = ("config", "arguments", "plan", "work")
 
 

@@ -74,12 +74,11 @@ class Attempt:
         else:
             with self._start(environment) as process:
                 return_code = self._wait(process, owner, stopped)
-            if return_code is None:
+            if return_code is None or not self.claim.beat():
                 return
             if finished_cell(folder) is None:
                 write_json(folder / FAILURE_FILE, {"reason": _reason(return_code, self.claim.cell_folder / LOG_FILE)})
-        if self.claim.beat():
-            publish(folder, self.claim.cell_folder)
+        publish(folder, self.claim.cell_folder)
 
     def _start(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         cell_folder = self.claim.cell_folder.absolute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def make(jobs: int | None, options: dict[str, Any], output_dir: Path) -> SlurmEn
 
     The option `cluster` is `slurm` by default; submitit's `local` runs the jobs on this machine.
     """
+    # Its own setting would close the log files of whatever program imports it.
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     try:
         import submitit
     except ImportError:
