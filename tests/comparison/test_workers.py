@@ -15,8 +15,8 @@ import pytest
 
 from compared import finished, quality
 from left_trainer.cli.main import main
-from left_trainer.comparison import worker as worker_module
 from left_trainer.comparison.claims import OWNER_FILE
+from left_trainer.comparison.engines.slurm_engine import SlurmEngine
 from left_trainer.comparison.plan_file import PlanFile
 from processes import ENVIRONMENT, kill
 from tiny import tiny_rows
@@ -99,26 +99,25 @@ def test_two_processes_after_one_that_was_killed(config, alone, python, tmp_path
     (claim,) = tmp_path.glob("cells/*-teacher-*/claim-1")
     owner = json.loads((claim / OWNER_FILE).read_text())
     (claim / OWNER_FILE).write_text(json.dumps({**owner, "host": "gone", "process": "00000000-1-1"}))
-    workers = [subprocess.Popen(command, **options) for _ in range(2)]
-    for worker in workers:
-        worker.stdout.read()
-        assert worker.wait() == 1  # one run fails
+    with subprocess.Popen(command, **options) as one, subprocess.Popen(command, **options) as other:
+        for worker in (one, other):
+            worker.stdout.read()
+            assert worker.wait() == 1  # one run fails
     same_results(alone, tmp_path)
     assert (claim.parent / "claim-2").is_dir()
     assert not list(tmp_path.glob("cells/*/claim-*/run"))
 
 
-@pytest.fixture
-def quick(python, monkeypatch):
-    """Runs of this process start at once, and it looks often."""
-    monkeypatch.setattr(sys, "executable", python)
-    monkeypatch.setattr(worker_module, "LOOK_SECONDS", 0.3)
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
-def test_jobs_of_slurm(config, alone, quick, tmp_path, capsys):
+def test_jobs_of_slurm(config, alone, python, monkeypatch, tmp_path, capsys):
     """Through submitit's executor for one machine."""
+    monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")  # before it is imported, as the engine does
+    from submitit.local.local import LocalExecutor
+
+    start = property(lambda self: f"{python} -u -m submitit.core._submit {self.folder}")
+    monkeypatch.setattr(LocalExecutor, "_submitit_command_str", start)  # a job starts at once
+    monkeypatch.setattr(SlurmEngine, "tick_seconds", 0.1)
     flags = ["--engine", "slurm", "--engine_options", "cluster=local", "timeout_min=10", "--output_dir", str(tmp_path)]
     assert main(["compare", "--config", str(config), *flags]) == 1
     same_results(alone, tmp_path)
