@@ -27,6 +27,7 @@ from left_trainer.runs.report import REPORT_FILE
 from left_trainer.storage import owners
 
 LOOK_SECONDS = 2.0  # between two looks for what other processes have done
+ENDING_SECONDS = 10.0
 ATTEMPTS = 3
 
 
@@ -89,6 +90,7 @@ class Worker:
                 self._tell()
                 left = [cell for cell in self.schedule.cells if self._finished(cell) is None]
                 if not left and not self.schedule.n_unknown:
+                    self._let_end()
                     return True
                 is_changed, is_worth_waiting = self._start(left)
                 if not is_changed and not is_worth_waiting:
@@ -198,6 +200,12 @@ class Worker:
             for cell, _ in self._pending.values():
                 self._tell_progress(cell)
             time.sleep(self.engine.tick_seconds)
+
+    def _let_end(self) -> None:
+        """Leave attempts whose results are there the time to end; one that waits in a queue for nothing is stopped."""
+        until = time.monotonic() + ENDING_SECONDS
+        while self._pending and time.monotonic() < until:
+            self._wait()
 
     def _end(self, cell: Cell, pending: Pending) -> None:
         """Take note of an attempt that has ended: an error is the engine's own, such as a node that is lost."""
