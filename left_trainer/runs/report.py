@@ -149,6 +149,7 @@ class TrainingReport:
             answering with it; for tasks that are scored by accuracy.
         teacher: What it has learned from, where there was a teacher.
         setting: Name of the setting of a comparison, where the user gave it one.
+        host: Name of the machine that ran it for a comparison.
         base_parameters: Of the model without what the method added, apart from embeddings and head.
         model_size_bytes: Of the weights of the same model, embeddings and head included, as they are saved.
     """
@@ -194,6 +195,7 @@ class TrainingReport:
     shrinking: ShrinkReport | None = None
     teacher: TeacherReport | None = None
     setting: str | None = None
+    host: str | None = None
     base_parameters: int | None = None
     model_size_bytes: int | None = None
     processes: int = 1
