@@ -158,7 +158,6 @@ INTERNALS: dict[str, str] = {
     "_signature_columns": "test_the_columns_that_are_kept_are_a_list_that_may_grow",
     "_train_batch_size": "test_trainer_knows_the_rows_of_a_batch",
     "is_deepspeed_zero3_enabled": SHARDING,
-    "is_fsdp_managed_module": SHARDING,
     # trl
     "_VALID_DICT_FIELDS": "test_a_field_may_be_a_dict_in_json",
     "_formatting_func": "test_rows_are_prepared_as_we_ask",
