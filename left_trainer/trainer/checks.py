@@ -26,6 +26,8 @@ from left_trainer.models.languages import check_languages
 from left_trainer.models.positions import Limits
 from left_trainer.models.source import HUB_ARGUMENTS
 from left_trainer.token_mean import IGNORE_INDEX
+from left_trainer.trainer.batching import check_batches_can_be_joined
+from left_trainer.trainer.device_checks import check_devices
 from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
 from left_trainer.trainer.run_checks import check_best_metric, check_precision, check_run_arguments, check_writable
 from left_trainer.trainer.sharding_checks import SHARDED, check_sharding, shards_weights
@@ -105,7 +107,8 @@ def check(request: Request) -> None:
     check_optimizer(request.optimizers, request.optimizer_cls_and_kwargs, request.method, request.makes_models)
     check_formatting(request)
     check_losses(request)
-    check_devices(request.args)
+    check_devices(request.args, request.source)
+    check_batches_can_be_joined(request.args)
     check_evaluation_loss(request.args, request.eval_dataset)
     check_best_metric(request.args, request.compute_metrics, request.eval_dataset)
     check_shrinking_data(request)
@@ -213,15 +216,6 @@ def check_losses(request: Request) -> None:
     if len(given) > 1:
         raise ValueError(
             f"{given[0]} and {given[1]} each define the loss, and only one of them would be used. Remove one of them."
-        )
-
-
-def check_devices(args: LeftTrainingArguments) -> None:
-    """Refuse several GPUs in one process, which Hugging Face's trainer would wrap in `nn.DataParallel`."""
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process, and nn.DataParallel would average losses over unequal "
-            "numbers of tokens. Start with `accelerate launch`, or make one visible by CUDA_VISIBLE_DEVICES=0."
         )
 
 
