@@ -147,6 +147,7 @@ class TrainingReport:
         setting: Name of the setting of a comparison, where the user gave it one.
         base_parameters: Of the model without what the method added, apart from embeddings and head.
         model_size_bytes: Of the weights of the same model, embeddings and head included, as they are saved.
+        data: The data arguments that were not left at their defaults, from which the rows are found again.
     """
 
     method: str
@@ -192,6 +193,7 @@ class TrainingReport:
     setting: str | None = None
     base_parameters: int | None = None
     model_size_bytes: int | None = None
+    data: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
