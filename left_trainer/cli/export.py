@@ -92,7 +92,7 @@ def _parser() -> ArgumentParser:
         "--rank", type=_rank, metavar="N", help="of a LoRA for a method that is none: a rank, or the share to hold"
     )
     parser.add_argument(
-        "--as_adapter", action="store_true", help="gguf: write the adapter alone, for llama.cpp's --lora"
+        "--as_adapter", action="store_true", help="gguf: write the adapter alone, as llama.cpp's --lora takes it"
     )
     parser.add_argument(
         "--verify_rows", type=positive, default=50, metavar="N", help="test rows to compare (default: %(default)s)"

@@ -130,13 +130,13 @@ def check_method(record: ExportFormat, method: PeftMethod | None, source: ModelS
         if takes_adapter or record.name == "merged":
             raise ValueError(
                 f"{asked.path!r} holds a whole model and no adapter, so there is nothing to "
-                f"{'write as a LoRA' if takes_adapter else 'merge'}: it loads with transformers as it is. Export it with "
-                "--to ctranslate2, gguf or onnx."
+                f"{'write as a LoRA' if takes_adapter else 'merge'}: transformers loads it as it is. Export it "
+                "with --to ctranslate2, gguf or onnx."
             )
         return
     if takes_adapter and not may_be_lora(method):
         raise ValueError(
-            f"{asked.path!r} was trained with {name}, which adds inputs or layers and changes no weight of the base, so "
+            f"{asked.path!r} was trained with {name}, which adds inputs or layers and changes no weight of the base: "
             f"no LoRA can hold it. {AS_IT_IS}"
         )
     if not takes_adapter and source.is_quantized:
@@ -166,7 +166,7 @@ def _plain(trained: Trained, record: ExportFormat, asked: Export, beside: Path) 
 
 
 def _write(record: ExportFormat, trained: Trained, folder: Path) -> Verification:
-    """Write the files into `folder` and compare its answers. Raises `ValueError` where they are not the trained ones."""
+    """Write the files into `folder` and compare answers. Raises `ValueError` where they are not the trained ones."""
     record.code.write(trained, folder)
     answers, runtime = record.code.answers(trained, folder), record.code.runtime()
     tolerance = record.precisions.get(trained.precision) or record.code.tolerance(trained)

@@ -52,9 +52,9 @@ class ExportFormat:
     Args:
         name: What a user writes in `--to`.
         summary: One line for tables.
-        module: Of this package, with `write(trained, folder)`, which writes the files; `answers(trained, folder)`, which
-            loads them in the runtime and returns the token ids of each greedy answer; `runtime()`, its name and version;
-            and `usage(trained, folder)`, code that loads them.
+        module: Of this package. `write(trained, folder)` writes the files; `answers(trained, folder)` loads them in the
+            runtime and returns the token ids of each greedy answer; `runtime()` is its name and version, and
+            `usage(trained, folder)` code that loads them.
         precisions: Of the weights, each with the tolerance of the verification; empty where they keep theirs, and the
             module has `tolerance(trained)`.
         families: Of models.
@@ -126,8 +126,8 @@ FORMATS = {
             {"float32": EXACT},
             packages={"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
             otherwise=(
-                "Export it with --to merged, and that with optimum in an environment of its own: optimum-cli export onnx "
-                "--model MERGED ONNX"
+                "Export it with --to merged, and that with optimum in an environment of its own: optimum-cli export "
+                "onnx --model MERGED ONNX"
             ),
         ),
         ExportFormat("lora", "a plain LoRA of one rank, for vLLM and PEFT", "to_lora", takes_adapter=True),
@@ -141,8 +141,9 @@ ELSEWHERE = {
         "optimum-cli export onnx --model merged onnx"
     ),
     "vllm": (
-        "vLLM, which pins its own torch. Run here: left-trainer export --adapter {adapter} --to lora --output_dir lora. "
-        "Then in an environment of its own: pip install vllm && vllm serve BASE --enable-lora --lora-modules mine=lora"
+        "vLLM, which pins its own torch. Run here: left-trainer export --adapter {adapter} --to lora --output_dir "
+        "lora. Then in an environment of its own: pip install vllm && vllm serve BASE --enable-lora --lora-modules "
+        "mine=lora"
     ),
 }
 
@@ -196,4 +197,4 @@ def default_precision(record: ExportFormat, dtype: str) -> str:
     """The precision that keeps weights of `dtype`, `float32` say; the first one where none does."""
     short = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
     known: Sequence[str] = list(record.precisions) or [dtype]
-    return next((name for name in (dtype, short.get(dtype)) if name in known), known[0])
+    return next((name for name in (dtype, short.get(dtype, dtype)) if name in known), known[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,14 +153,13 @@ def _write_settings(writer: Any, model: PreTrainedModel, architecture: Architect
     writer.add_embedding_length(config.hidden_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_vocab_size(model.get_input_embeddings().weight.shape[0])
-    epsilon: Callable[[float], None] = (
-        writer.add_layer_norm_rms_eps if architecture.is_rotary else writer.add_layer_norm_eps
-    )
-    epsilon(getattr(config, architecture.norm_epsilon))
+    epsilon = getattr(config, architecture.norm_epsilon)
     if not architecture.is_rotary:
+        writer.add_layer_norm_eps(epsilon)
         writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
         return
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_layer_norm_rms_eps(epsilon)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(size)

@@ -26,6 +26,8 @@ def write(trained: Trained, folder: Path) -> None:
     """Convert the merged model, with the tokenizer beside it, which CTranslate2 leaves to the caller."""
     from ctranslate2.converters import TransformersConverter
 
+    embeddings = trained.source.config.get_text_config().vocab_size
+
     class Converter(TransformersConverter):
         """Takes our tokenizer, and lets the config say what the converter asks."""
 
@@ -34,7 +36,7 @@ def write(trained: Trained, folder: Path) -> None:
             return super().load_model(model_class, model_name_or_path, **options)
 
         def load_tokenizer(self, *_: Any, **__: Any) -> PreTrainedTokenizerBase:
-            return _with_unknown_token(trained.reference.tokenizer)
+            return _complete_tokenizer(trained.reference.tokenizer, embeddings)
 
     try:
         Converter(str(trained.plain), trust_remote_code=trained.source.trust_remote_code).convert(
@@ -63,14 +65,14 @@ def answers(trained: Trained, folder: Path) -> Answers:
         "end_token": tokenizer.convert_ids_to_tokens(list(search.ends)) or None,
     }
     if trained.source.family == "encoder_decoder":
-        prefix = _prefix(trained, folder)
+        prefix, forced = _prefix(trained, folder), len(search.start) - 1
         results = ctranslate2.Translator(str(folder), device="cpu", intra_threads=1).translate_batch(
             prompts,
             target_prefix=[prefix] * len(prompts) if prefix else None,
-            max_decoding_length=search.max_new_tokens + len(prefix),
+            max_decoding_length=search.max_new_tokens + forced,
             **options,
         )
-        written = [tokenizer.convert_tokens_to_ids(result.hypotheses[0][len(prefix) :]) for result in results]
+        written = [tokenizer.convert_tokens_to_ids(result.hypotheses[0][forced:]) for result in results]
     else:
         results = ctranslate2.Generator(str(folder), device="cpu", intra_threads=1).generate_batch(
             prompts, max_length=search.max_new_tokens, include_prompt_in_result=False, sampling_topk=1, **options
@@ -101,21 +103,24 @@ def _complete(config: PreTrainedConfig) -> None:
             setattr(config, name, value)
 
 
-def _with_unknown_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer with an unknown token, without which CTranslate2 does not load a model: it stands for no text.
+def _complete_tokenizer(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> PreTrainedTokenizerBase:
+    """`tokenizer` with one token for each embedding, and an unknown token, without which CTranslate2 loads no model.
 
-    A tokenizer of bytes has none, and knows every text.
+    A tokenizer of bytes has none and knows every text, so that the end of a text can stand for it.
     """
-    if tokenizer.unk_token is not None:
-        return tokenizer
+    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
+    vocabulary = {by_id.get(number, f"<unused_{number}>"): number for number in range(embeddings)}
 
-    class Named:
-        unk_token = tokenizer.eos_token
+    class Complete:
+        unk_token = tokenizer.unk_token or tokenizer.eos_token
+
+        def get_vocab(self) -> dict[str, int]:
+            return vocabulary
 
         def __getattr__(self, name: str) -> Any:
             return getattr(tokenizer, name)
 
-    return Named()  # type: ignore[return-value]
+    return Complete()  # type: ignore[return-value]
 
 
 def _prefix(trained: Trained, folder: Path) -> list[str]:

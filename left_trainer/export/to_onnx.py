@@ -27,9 +27,9 @@ LOGGERS = ("torch.onnx", "torch.onnx._internal.exporter", "onnxscript", "onnx_ir
 class _Encoder(torch.nn.Module):
     """`input_ids` and `attention_mask`, `(batch, source)`, to `(batch, source, width)`."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -38,9 +38,9 @@ class _Encoder(torch.nn.Module):
 class _Decoder(torch.nn.Module):
     """`input_ids`, `(batch, target)`, to logits `(batch, target, vocabulary)`."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(
         self, input_ids: torch.Tensor, encoder_hidden_states: torch.Tensor, encoder_attention_mask: torch.Tensor
@@ -56,9 +56,9 @@ class _Decoder(torch.nn.Module):
 class _Whole(torch.nn.Module):
     """`input_ids` and `attention_mask`, `(batch, sequence)`, to logits `(batch, sequence, vocabulary)`."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
@@ -66,7 +66,7 @@ class _Whole(torch.nn.Module):
 
 @torch.no_grad()
 def write(trained: Trained, folder: Path) -> None:
-    """Export encoder and decoder, or the whole of a decoder-only model, with config, tokenizer and generation config."""
+    """Export encoder and decoder, or the whole of a decoder-only model, with its configs and tokenizer."""
     model = auto_class(trained.source.family).from_pretrained(
         trained.plain, dtype=torch.float32, trust_remote_code=trained.source.trust_remote_code
     )

@@ -80,7 +80,7 @@ class PlainLora:
 
     def write(self, folder: str | Path, base: str, task_type: str | None) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors`; arguments as `config`."""
-        weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for name, factors in self.uniform().items():
             parts = ("embedding_A", "embedding_B") if name in self.embeddings else ("A.weight", "B.weight")
             weights |= {f"{PREFIX}{name}.lora_{part}": factor for part, factor in zip(parts, factors, strict=True)}
