@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import set_seed
 
 from left_trainer.adapters.run_settings import RunSettings
@@ -17,7 +17,7 @@ from left_trainer.data.arguments import DataArguments
 from left_trainer.evaluation.generation import write_generation_config
 from left_trainer.methods.fit import saved_weights
 from left_trainer.methods.plain_lora import lora_kind, other_weights
-from left_trainer.methods.saving import complete_adapter_directory, load_trained, saving_active_adapter
+from left_trainer.methods.saving import adapter_method, complete_adapter_directory, load_trained, saving_active_adapter
 from left_trainer.models import ModelSource, load_model, load_tokenizer, without_upstream_warnings
 from left_trainer.runs.evaluation import Evaluation, evaluate_saved
 from left_trainer.runs.inference import prepare_for_use, source_for_use, stored_generation_config
@@ -32,6 +32,10 @@ NAME = "combination"
 # Whether PEFT leaves out a share of the numbers first, which `density` sets.
 COMBINATIONS = {"linear": False, "cat": False, "ties": True, "dare_ties": True}
 DENSITY = 0.5
+NO_LORA = (
+    "{path!r} is no plain LoRA{what}, and no other adapters can be combined. left-trainer export --to lora turns many "
+    "methods into one."
+)
 SEED = 0  # dare_ties drops numbers at random
 
 
@@ -113,10 +117,13 @@ def _check_one_base(paths: Sequence[str], sources: Sequence[ModelSource]) -> Non
     for path, source in zip(paths, sources, strict=True):
         if source.adapter is None:
             raise ValueError(f"{path!r} holds no adapter (no adapter_config.json), so it cannot be combined.")
+        method = adapter_method(source)
+        if method is None or method.config_class is not LoraConfig:
+            raise ValueError(NO_LORA.format(path=path, what=""))
         if source.has_base_beside:
             raise ValueError(
-                f"{path!r} has a base model of its own, which was shrunk or has another vocabulary, so no other adapter "
-                "fits it. Merge each into a model of its own."
+                f"{path!r} has a base model of its own, which was shrunk or has another vocabulary, and no other "
+                "adapter fits it. Merge each into a model of its own."
             )
         if source.base_name != sources[0].base_name or source.base_options != sources[0].base_options:
             raise ValueError(
@@ -135,10 +142,7 @@ def _loaded(paths: Sequence[str], sources: Sequence[ModelSource]) -> PeftModel:
             model.set_adapter(f"adapter_{number}")
         others = other_weights(saved_weights(path), model)
         if lora_kind(model) != "exact" or others:
-            raise ValueError(
-                f"{path!r} is no plain LoRA{f' ({others[0]} is trained too)' if others else ''}, and no other adapters "
-                "can be combined. left-trainer export --to lora turns many methods into one."
-            )
+            raise ValueError(NO_LORA.format(path=path, what=f" ({others[0]} is trained too)" if others else ""))
     return model
 
 

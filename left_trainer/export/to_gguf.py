@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from left_trainer.export.formats import Answers, Trained
 from left_trainer.export.gguf_model import GgufNames, finish, write_model
@@ -48,7 +48,9 @@ def answers(trained: Trained, folder: Path) -> Answers:
             _read_adapter(trained, folder / ADAPTER).write(place, trained.source.base_name, "CAUSAL_LM")
             model = PeftModel.from_pretrained(load_model(trained.source), place)
             return hugging_face_answers(model.eval(), trained.reference)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=MODEL, dtype=torch.float32)
+    # transformers does not read every setting back, GPT-2's number of positions say.
+    config = AutoConfig.from_pretrained(str(trained.plain))
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=MODEL, config=config, dtype=torch.float32)
     return hugging_face_answers(model.eval(), trained.reference)
 
 

@@ -54,7 +54,7 @@ class Verification:
     @property
     def holds(self) -> bool:
         """Whether the differences can come from rounding alone."""
-        beyond = sum(difference.gap > self.tolerance for difference in self.differences)
+        beyond = sum(not difference.gap <= self.tolerance for difference in self.differences)  # nor may it be NaN
         return beyond <= (SHARE_BEYOND * self.rows if self.tolerance > EXACT else 0)
 
     def __str__(self) -> str:

@@ -16,7 +16,8 @@ from left_trainer.methods.virtual_tokens import Positions, VirtualTokens
 from left_trainer.models import FAMILIES, ModelFamily
 
 MethodFamily = Literal["soft_prompt", "additive", "reparameterization", "selective"]
-# "shrinking" takes blocks out of the base model, "narrowing" takes neurons and heads out of layers with an adapter.
+# "shrinking" takes blocks out of the base model, "narrowing" takes neurons and heads out of layers with an adapter,
+# "sharded" spreads the weights over processes.
 Feature = Literal[
     "encoder_decoder",
     "decoder_only",
@@ -26,6 +27,7 @@ Feature = Literal[
     "quantized_base",
     "shrinking",
     "narrowing",
+    "sharded",
 ]
 Batches: TypeAlias = Callable[[int], Iterable[dict[str, torch.Tensor]]]
 

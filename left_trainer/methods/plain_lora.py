@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
+from left_trainer.methods.apply import find_method
 from left_trainer.methods.method import PeftMethod
 from left_trainer.models import without_upstream_warnings
 
@@ -90,6 +91,8 @@ class PlainLora:
 
 def lora_kind(model: PeftModel) -> Kind | None:
     """How the adapter of `model` can be written as a plain LoRA; `None` where it cannot. No weights are read."""
+    if not may_be_lora(find_method(model)):
+        return None
     layers = _tuner_layers(model)
     if not layers:
         return None
@@ -132,7 +135,8 @@ def other_weights(names: Iterable[str], model: PeftModel) -> list[str]:
         names: As they are saved.
         model: With the adapter.
     """
-    of_base = {name.replace(".base_layer.", ".") for name, _ in model.get_base_model().named_parameters()}
+    named = (name for name, _ in model.get_base_model().named_parameters())
+    of_base = {name.replace(".base_layer.", ".").replace(".original_module.", ".") for name in named}
     return sorted(name for name in names if name.removeprefix(PREFIX) in of_base or ".modules_to_save." in name)
 
 

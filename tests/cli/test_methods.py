@@ -48,7 +48,7 @@ def fails(capsys, *arguments: str) -> str:
 
 def test_names_in_the_help_are_those_of_the_registry():
     assert set(FAMILIES) == set(get_args(MethodFamily))
-    assert set(WORKS_WITH) - {"merge"} <= set(get_args(Feature))
+    assert set(WORKS_WITH) - {"merge", "lora"} <= set(get_args(Feature))
 
 
 def test_json_has_every_method_with_its_count(capsys):
