@@ -177,7 +177,7 @@ def _table(records: Sequence[Mapping[str, Any]], left_out: Sequence[str], model:
         "works with": [_marks(record) for record in records],
         "exports": [_exports(record["exports"]) for record in records],
     }
-    for expendable in ("paper", "family"):
+    for expendable in ("paper", "family", "exports"):
         if _width(columns) > width:
             del columns[expendable]
     room = width - _width(columns) - 2

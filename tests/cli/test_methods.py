@@ -90,6 +90,20 @@ def test_filters(capsys):
     assert all(record["mergeable"] and "packing" not in record["unsupported"] for record in found.values())
 
 
+def test_exports_are_shown_and_filtered(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    table = shown(capsys, "--family", "selective")
+    assert "exports" in table
+    assert "ctranslate2 gguf onnx" in next(line for line in table.splitlines() if line.strip().startswith("full"))
+    found = records(capsys, "--works_with", "lora", "--family", "reparameterization")
+    assert {found[name]["plain_lora"] for name in ("lora", "adalora", "qlora")} == {"exact"}
+    assert found["vera"]["plain_lora"] == "approximate"
+    assert not {"dora", "oft", "boft"} & set(found)
+    assert (found["qlora"]["exports"], found["lora"]["exports"][-1]) == (["lora"], "lora")
+    assert all(record["sharded"] == ("sharded" not in record["unsupported"]) for record in found.values())
+    assert "without loss" in shown(capsys, "lora")
+
+
 def test_a_model_of_the_users(capsys, tmp_path):
     tiny_model("gpt2").save_pretrained(tmp_path)
     table = shown(capsys, "--model", str(tmp_path), "--family", "additive")
