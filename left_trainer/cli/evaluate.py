@@ -7,7 +7,7 @@ from pathlib import Path
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
-from left_trainer.cli.options import add_loading_options, positive
+from left_trainer.cli.options import add_loading_options, check_adapter, hub_options, positive
 
 DESCRIPTION = """Score a fine-tuned model on the rows of a test file: the loss and the metrics of its task, as
 `left-trainer train` reports them at the end of a run. On the test file of the run, the scores are those of its report.
@@ -29,10 +29,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     with user_errors():
         output = Path(options.output_dir) if options.output_dir else None
-        if options.adapter is not None and not Path(options.adapter).is_dir():
-            raise FileNotFoundError(
-                f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training run."
-            )
+        if options.adapter is not None:
+            check_adapter(options.adapter)
         from transformers.utils.logging import disable_progress_bar
 
         from left_trainer.data.arguments import DataArguments
@@ -65,6 +63,7 @@ def main(argv: list[str]) -> int:
                 per_device_eval_batch_size=options.per_device_eval_batch_size,
                 trust_remote_code=options.trust_remote_code,
                 dtype=options.dtype,
+                hub=hub_options(options),
             )
         )
         path = report.write(output) if output else None
@@ -80,7 +79,7 @@ def _parser() -> ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--adapter", metavar="DIR", help="output folder of a training run")
+    model.add_argument("--adapter", metavar="DIR", help="output folder of a run, or its name on the Hub")
     model.add_argument("--model_name_or_path", metavar="MODEL", help="a whole model: a folder, or its name on the Hub")
     parser.add_argument("--test_file", required=True, metavar="FILE", help="test rows: JSONL, CSV or Parquet")
     parser.add_argument("--output_dir", metavar="DIR", help="folder for evaluation_report.json (default: only printed)")

@@ -12,6 +12,8 @@ from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
 
 from left_trainer.evaluation.intervals import Interval, RowScorer, over_rows
+from left_trainer.models.hub import asking_hub
+from left_trainer.registry import did_you_mean
 
 TEXT_PAIR = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 
@@ -176,8 +178,21 @@ METRICS: dict[str, Callable[[], evaluate.Metric]] = {
 
 
 def load_metric(name: str) -> evaluate.Metric:
-    """Our metric of that name, else the one that the Hugging Face hub or a local path has."""
-    return METRICS[name]() if name in METRICS else evaluate.load(name)
+    """Our metric of that name, else the one that the Hugging Face hub or a local path has.
+
+    Raises:
+        ValueError: There is none, or the hub cannot be asked.
+    """
+    if name in METRICS:
+        return METRICS[name]()
+    try:
+        with asking_hub("metric", name, "space"):
+            return evaluate.load(name)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"metric={name!r} is neither one of ours ({', '.join(METRICS)}) nor one of the Hugging Face hub that can "
+            f"be read here.{did_you_mean(name, METRICS)}"
+        ) from error
 
 
 def score_names(names: Sequence[str]) -> tuple[str, ...] | None:

@@ -134,6 +134,7 @@ def fine_tune(run: Run) -> TrainingReport:
         TrainingDivergedError: The training diverged. The report says so, and no adapter is saved.
         FolderInUseError: Another process runs in `output_dir`.
         WriteFailedError: The disk is full, read-only or gone.
+        HubRefusalError: The result is saved, and the hub does not take it.
     """
     args = run.trainer.args
     with folder_lock(str(args.output_dir)) if args.process_index == 0 else contextlib.nullcontext():
@@ -153,11 +154,13 @@ def _fine_tune(run: Run) -> TrainingReport:
             write_report(trainer, replace(report, diverged_at_step=error.step))
         raise
     after = score(trainer, rows)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # what pushes is below, with card and report
     texts = {"before": before.predictions, "after": after.predictions}
     samples = collect_samples(rows, trainer.processing_class, texts, N_SAMPLES)
     share = majority_share(run.task, rows["target"])
     report = build_report(trainer, run.task, before.metrics, after.metrics, run.prompt, samples, share, teacher)
     if trainer.is_world_process_zero():
         write_report(trainer, report)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
     return report
