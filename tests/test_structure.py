@@ -27,6 +27,7 @@ LEVELS = [
         "ranges",
         "argument_parser",
         "yaml_files",
+        "plugins",
     ),
     ("tuners", "adapters", "models"),
     ("methods", "tasks"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
+from left_trainer.plugins import add_plugin_option, load_plugins, plugins_in
 from left_trainer.ranges import Range
 from left_trainer.secret_values import shown_command
 
@@ -59,6 +60,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "jobs": (int,),
     "methods": (str, list),
     "output_dir": (str,),
+    "plugin": (str, list),
     "save_adapters": (bool,),
     "seeds": (int,),
     "set": (str,),
@@ -92,6 +94,7 @@ def main(argv: list[str]) -> int:
     disable_progress_bars()
     with user_errors():
         _read_config(options)
+        options.plugin = plugins_in(argv)
         grid_options = _grid_options(options, flags)
         if options.print_config:
             print(_as_yaml(grid_options), end="")
@@ -166,6 +169,7 @@ def _parser() -> ArgumentParser:
         action="store_true",
         help="print what would be compared as YAML for --config, and run nothing",
     )
+    add_plugin_option(parser)
     parser.add_argument("--title", metavar="TEXT", help="title of the tables and the page")
     parser.add_argument("--output_dir", metavar="DIR", help=f"output folder (default: {DEFAULT_OUTPUT_DIR})")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags override it")
@@ -208,6 +212,7 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
         for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters")
         if getattr(options, name) is not None
     }
+    given["plugin"] = load_plugins(options.plugin)  # by absolute paths, for processes elsewhere
     arguments = parse_flags([*flags_of(options.arguments), *flags], tuple(DECIDED))
     of_set = set_options(options.set or "default", arguments)
     splits = {"methods": split_settings, "tasks": lambda text: [name.strip() for name in text.split(",")]}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from left_trainer.plugins import add_plugin_option
 from left_trainer.ranges import COUNT, Range
 from left_trainer.secret_values import remember
 
@@ -33,7 +34,8 @@ positive = number(COUNT)
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
-    """How the base model is loaded."""
+    """How the base model is loaded, and what brings its method."""
+    add_plugin_option(parser)
     parser.add_argument(
         "--dtype", choices=DTYPES, help="dtype of the weights (default: that of the run, else that of the checkpoint)"
     )

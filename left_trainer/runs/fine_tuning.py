@@ -16,6 +16,7 @@ from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.data.loading import prepare_task_data
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.models import load_tokenizer, model_family, without_adapter
+from left_trainer.plugins import add_plugin_option
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share, write_report
 from left_trainer.runs.report import Scores, TrainingReport
 from left_trainer.runs.training_parser import TrainingParser
@@ -61,6 +62,7 @@ def training_parser(**defaults: Any) -> TrainingParser:
         defaults: What a recipe sets beside `TASK_DEFAULTS`; flags and the YAML file beat them.
     """
     parser = TrainingParser((ModelArguments, DataArguments, LeftTrainingArguments))
+    add_plugin_option(parser)
     parser.set_defaults(**{**TASK_DEFAULTS, **defaults})
     return parser
 
