@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -11,6 +12,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from left_trainer.callbacks import MemoryProfilerCallback, TrainableParametersCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
+from left_trainer.callbacks.trackers import log_pictures
 from left_trainer.compression_options import BASE_TEACHER, SELF_TEACHER
 from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.data.loading import prepare_task_data
@@ -92,10 +94,12 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
 def with_task_settings(task: Task, args: LeftTrainingArguments) -> LeftTrainingArguments:
     """A copy of `args` in which the task has decided what the user left open about generation.
 
-    A `generation_config` leaves nothing open.
+    A `generation_config` leaves nothing open. The run is called as its folder, so that trackers find it again to add
+    scores and pictures after the training.
     """
+    args = args.replaced(run_name=args.run_name or Path(str(args.output_dir)).name)
     if args.generation_config is not None:
-        return args.replaced()
+        return args
     return args.replaced(
         generation_max_length=args.generation_max_length or task.max_new_tokens,
         generation_num_beams=args.generation_num_beams or task.num_beams,
@@ -163,6 +167,7 @@ def _fine_tune(run: Run) -> TrainingReport:
     report = build_report(trainer, run.task, before.metrics, after.metrics, run.prompt, samples, share, teacher)
     if trainer.is_world_process_zero():
         write_report(trainer, report)
+        log_pictures(trainer.callback_handler.callbacks, trainer.args, trainer.state.global_step)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return report
