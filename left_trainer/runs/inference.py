@@ -77,14 +77,7 @@ class Generator:
         check_generation(num_beams, max_new_tokens, source.config)
         self.family = source.family
         self.settings = source.settings or RunSettings()
-        self.tokenizer = load_tokenizer(source)
-        if self.family == "decoder_only":
-            self.tokenizer = without_appended_end(self.tokenizer)
-        self.model = load_trained(source, is_trainable=False)
-        prepare_for_use(self.model, source)
-        if self.family == "encoder_decoder":
-            generate_in_target_language(without_adapter(self.model), self.tokenizer)
-        self.model.to(device or torch.accelerator.current_accelerator() or "cpu").eval()
+        self.model, self.tokenizer = load_for_use(source, device)
         self.generation_config = stored_generation_config(path, self.model, num_beams, max_new_tokens)
         without_adapter(self.model).generation_config = self.generation_config
         self.limits = _Limits.of(source, self.settings, self.tokenizer, self.generation_config)
@@ -182,6 +175,26 @@ def source_for_use(
         check_config(source.adapter, path)
     check_has_weights(source.base_name)
     return dataclasses.replace(source, options={"dtype": "auto", **source.options})
+
+
+def load_for_use(
+    source: ModelSource, device: torch.device | str | None = None
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """The model of `source` with its adapter, in evaluation mode, and the tokenizer that prompts are written with.
+
+    Args:
+        source: As `source_for_use` returns it.
+        device: By default the accelerator if there is one.
+    """
+    tokenizer = load_tokenizer(source)
+    if source.family == "decoder_only":
+        tokenizer = without_appended_end(tokenizer)
+    model = load_trained(source, is_trainable=False)
+    prepare_for_use(model, source)
+    if source.family == "encoder_decoder":
+        generate_in_target_language(without_adapter(model), tokenizer)
+    model.to(device or torch.accelerator.current_accelerator() or "cpu").eval()
+    return model, tokenizer
 
 
 def folder_of(source: ModelSource) -> str:
