@@ -16,7 +16,7 @@ from hub import OTHER_TOKEN, OWNER_TOKEN, Hub
 from hub_plugin import HUB
 from left_trainer import LeftTrainer
 from left_trainer.cli.main import main
-from left_trainer.evaluation.metrics import load_metric
+from left_trainer.evaluation.named_metrics import load_metric
 from left_trainer.models import FAMILIES, ModelSource, load_model, load_tokenizer
 from left_trainer.models.hub import HubRefusalError
 from left_trainer.runs.inference import Generator
