@@ -149,8 +149,10 @@ class TrainingReport:
             answering with it; for tasks that are scored by accuracy.
         teacher: What it has learned from, where there was a teacher.
         setting: Name of the setting of a comparison, where the user gave it one.
+        host: Name of the machine that ran it for a comparison.
         base_parameters: Of the model without what the method added, apart from embeddings and head.
         model_size_bytes: Of the weights of the same model, embeddings and head included, as they are saved.
+        data: The data arguments that were not left at their defaults, from which the rows are found again.
     """
 
     method: str
@@ -194,9 +196,11 @@ class TrainingReport:
     shrinking: ShrinkReport | None = None
     teacher: TeacherReport | None = None
     setting: str | None = None
+    host: str | None = None
     base_parameters: int | None = None
     model_size_bytes: int | None = None
     processes: int = 1
+    data: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

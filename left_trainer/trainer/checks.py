@@ -30,6 +30,7 @@ from left_trainer.trainer.batching import check_batches_can_be_joined
 from left_trainer.trainer.device_checks import check_devices
 from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
 from left_trainer.trainer.run_checks import check_best_metric, check_precision, check_run_arguments, check_writable
+from left_trainer.trainer.sharding_checks import SHARDED, check_sharding, shards_weights
 from left_trainer.trainer.shrink_checks import check_shrinking, check_shrinking_data
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -134,6 +135,7 @@ def check_model_and_method(request: Request, needs_weights: bool = True) -> None
     check_precision(request.args, request.source.config)
     check_run_arguments(request.args, request.source, needs_weights)
     check_method(request)
+    check_sharding(request)
     check_shrinking(request)
 
 
@@ -250,6 +252,7 @@ def check_method(request: Request) -> None:
         ),
         "packing": (args.packing, "packing=True", "set packing=False, or choose another"),
         "quantized_base": (request.is_quantized, "a quantized base model", "load it unquantized, or choose another"),
+        "sharded": (shards_weights(args), *SHARDED),
     }
     for feature, (is_asked, what, fix) in asked.items():
         if is_asked and not method.supports(feature):

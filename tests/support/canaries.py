@@ -15,6 +15,8 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("UPSTREAM_WARNINGS", "peft"): ("test_a_hidden_warning_is_still_given", "test_every_hidden_warning_has_a_canary"),
     ("UPSTREAM_WARNINGS", "transformers"): ("test_a_hidden_warning_is_still_given",),
     ("adapter_disabled", "peft"): ("test_disable_adapter_leaves_generate_as_it_is",),
+    ("lora_kind", "peft"): ("test_a_dora_is_converted_without_its_magnitudes",),
+    ("to_ctranslate2", "ctranslate2"): ("test_the_converter_of_ctranslate2_reads_fields_that_bart_no_longer_has",),
     ("call_inner_model", "peft"): (
         "test_adalora_adds_its_penalty_in_evaluation_too",
         "test_adaption_prompts_keep_the_forward_of_the_model_that_was_wrapped",
@@ -158,7 +160,6 @@ INTERNALS: dict[str, str] = {
     "_signature_columns": "test_the_columns_that_are_kept_are_a_list_that_may_grow",
     "_train_batch_size": "test_trainer_knows_the_rows_of_a_batch",
     "is_deepspeed_zero3_enabled": SHARDING,
-    "is_fsdp_managed_module": SHARDING,
     # trl
     "_VALID_DICT_FIELDS": "test_a_field_may_be_a_dict_in_json",
     "_formatting_func": "test_rows_are_prepared_as_we_ask",
@@ -178,6 +179,7 @@ INTERNALS: dict[str, str] = {
     "Linear": IMPORT,
     "Linear4bit": IMPORT,
     "LoraLayer": IMPORT,
+    "SVDLinear": IMPORT,
     "PolyRouter": "test_a_router_of_poly_is_called_with_tasks_and_rows",
     "TrainableTokensWrapper": IMPORT,
     "TRANSFORMERS_MODEL_CONFIG": "test_the_types_of_adaption_prompts_are_a_mapping",
