@@ -21,7 +21,8 @@ COMMANDS = {
     "methods": "list the fine-tuning methods",
     "evaluate": "score a fine-tuned model on a test file",
     "generate": "generate text with a fine-tuned model",
-    "merge": "merge an adapter into its base model",
+    "merge": "merge an adapter into its base model, or several adapters into one",
+    "export": "write a trained model for another runtime, verified",
 }
 EXAMPLES = """examples:
   left-trainer train --task summarization
@@ -31,6 +32,7 @@ EXAMPLES = """examples:
   echo "A long text ..." | left-trainer generate --adapter outputs/ia3
   left-trainer evaluate --adapter outputs/ia3 --test_file test.jsonl
   left-trainer merge --adapter outputs/ia3 --output_dir outputs/merged
+  left-trainer export --adapter outputs/ia3 --to ctranslate2
 
 left-trainer COMMAND --help shows the options of a command.
 """

@@ -19,6 +19,7 @@ from left_trainer.comparison.launcher import program, search_path
 from left_trainer.comparison.planned import why_not_here
 from left_trainer.comparison.progress import LEAST_SECONDS, remove_progress
 from left_trainer.comparison.results import finished_cell
+from left_trainer.processes import alone
 from left_trainer.runs.json_records import write_json
 from left_trainer.runs.report import REPORT_FILE
 from left_trainer.secret_values import masked
@@ -85,7 +86,7 @@ class Attempt:
         run_folder = Claim(cell_folder, self.claim.number).run_folder
         command = [*program(self.cell.launcher), "-m", "left_trainer.comparison.cell"]
         command += [str(run_folder), str(cell_folder.parent), EXIT_WITH_PARENT]
-        variables = {**os.environ, "PATH": search_path(os.environ), **environment}
+        variables = {**alone(os.environ), "PATH": search_path(os.environ), **environment}
         with (cell_folder / LOG_FILE).open("wb") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=variables, cwd=self.working_dir

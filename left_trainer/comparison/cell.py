@@ -36,7 +36,7 @@ from left_trainer.comparison.general_text import general_loss, general_rows, rea
 from left_trainer.comparison.progress import ProgressFileCallback, write_progress
 from left_trainer.compression_options import BASE_TEACHER, NO_TEACHER, SELF_TEACHER
 from left_trainer.data.arguments import DataArguments, ModelArguments
-from left_trainer.evaluation.metrics import score_interval
+from left_trainer.evaluation.named_metrics import score_interval
 from left_trainer.evaluation.text_metrics import decode
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share
 from left_trainer.runs.files_of_0_1 import upgrade_tuning

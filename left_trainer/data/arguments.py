@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +139,8 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments that are not left at their defaults."""
+        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) != each.default}

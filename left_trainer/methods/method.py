@@ -16,6 +16,7 @@ from left_trainer.methods.virtual_tokens import Positions, VirtualTokens
 from left_trainer.models import FAMILIES, ModelFamily
 
 MethodFamily = Literal["soft_prompt", "additive", "reparameterization", "selective"]
+# "sharded" spreads the weights over processes: FSDP, DeepSpeed ZeRO-3.
 # "shrinking" takes blocks out of the base model, "narrowing" takes neurons and heads out of layers with an adapter.
 Feature = Literal[
     "encoder_decoder",
@@ -26,6 +27,7 @@ Feature = Literal[
     "quantized_base",
     "shrinking",
     "narrowing",
+    "sharded",
 ]
 Batches: TypeAlias = Callable[[int], Iterable[dict[str, torch.Tensor]]]
 

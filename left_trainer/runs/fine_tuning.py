@@ -52,6 +52,7 @@ class Run:
     trainer: LeftTrainer
     data: DatasetDict
     prompt: str | None
+    data_args: DataArguments | None = None
 
 
 def training_parser(**defaults: Any) -> TrainingParser:
@@ -84,7 +85,7 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
     )
     if args.resume_from_checkpoint:  # or an error, before the untrained model is scored
         trainer.checkpoint_of_run(args.resume_from_checkpoint)
-    return Run(task, trainer, data, data_args.prompt)
+    return Run(task, trainer, data, data_args.prompt, data_args)
 
 
 def with_task_settings(task: Task, args: LeftTrainingArguments) -> LeftTrainingArguments:
@@ -158,6 +159,7 @@ def _fine_tune(run: Run) -> TrainingReport:
     samples = collect_samples(rows, trainer.processing_class, texts, N_SAMPLES)
     share = majority_share(run.task, rows["target"])
     report = build_report(trainer, run.task, before.metrics, after.metrics, run.prompt, samples, share, teacher)
+    report = replace(report, data=run.data_args.given if run.data_args else None)
     if trainer.is_world_process_zero():
         write_report(trainer, report)
     return report

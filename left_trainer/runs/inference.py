@@ -91,6 +91,10 @@ class Generator:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> list[str]:
         """The answer to each prompt. Says how many prompts were cut."""
+        return self._answer(self.features(prompts))
+
+    def features(self, prompts: Sequence[str]) -> Mapping[str, Any]:
+        """`input_ids` of each prompt, cut where it is too long, and what else the tokenizer makes."""
         fitted = [self._fit(prompt) for prompt in prompts]
         features = tokenize_sources(fitted, self.tokenizer, None)
         limit = self.limits.tokens or sys.maxsize
@@ -101,7 +105,7 @@ class Generator:
         if n_cut:
             longest = max(map(len, features["input_ids"]))
             logger.warning("%d of %d prompts are too long and were cut to %d tokens.", n_cut, len(fitted), longest)
-        return self._answer(features)
+        return features
 
     def _fit(self, prompt: str) -> str:
         """`prompt`, its source cut as in the run where it was made with the template."""

@@ -57,7 +57,7 @@ def merge_adapter(
     tokenizer = load_tokenizer(source)
     model = load_trained(source, is_trainable=False)
     prepare_for_use(model, source)
-    expected = _probe(model, source.family)
+    expected = probe(model, source.family)
     was_tied = bool(getattr(model.get_base_model().config.get_text_config(), "tie_word_embeddings", False))
     if _adapts_tied_embeddings(model):
         _untie_output(model.get_base_model())
@@ -67,7 +67,7 @@ def merge_adapter(
     if was_tied:
         _tie_equal_embeddings(merged)
     weights_dtype: torch.dtype = merged.dtype
-    _check(_probe(merged, source.family), expected, weights_dtype, path, "merging changes")
+    check_logits(probe(merged, source.family), expected, weights_dtype, path, "merging changes")
     settings = dataclasses.replace(source.settings or RunSettings(), dtype=str(weights_dtype).removeprefix("torch."))
     size = sum(weight.numel() * weight.element_size() for weight in merged.parameters())
     with folder_lock(output_dir, lock_file=beside_lock(output_dir)), whole_directory(output_dir, size) as folder:
@@ -80,7 +80,7 @@ def merge_adapter(
         reloaded = auto_class(source.family).from_pretrained(
             folder, dtype=weights_dtype, trust_remote_code=trust_remote_code
         )
-        _check(_probe(reloaded, source.family), expected, weights_dtype, path, "saving the merged model changes")
+        check_logits(probe(reloaded, source.family), expected, weights_dtype, path, "saving the merged model changes")
     return weights_dtype
 
 
@@ -103,7 +103,7 @@ def _mergeable_source(path: str, trust_remote_code: bool, dtype: str | None) -> 
 
 
 @torch.no_grad()
-def _probe(model: PreTrainedModel | PeftModel, family: ModelFamily) -> torch.Tensor:
+def probe(model: PreTrainedModel | PeftModel, family: ModelFamily) -> torch.Tensor:
     """Logits `(batch, sequence, vocabulary)` for ids from all over the vocabulary."""
     size = model.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(torch.Size(PROBE_SHAPE).numel()) * max(1, size // 17) % size).view(PROBE_SHAPE)
@@ -113,7 +113,8 @@ def _probe(model: PreTrainedModel | PeftModel, family: ModelFamily) -> torch.Ten
     return model.eval()(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits.float().cpu()
 
 
-def _check(logits: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, path: str, what: str) -> None:
+def check_logits(logits: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, path: str, what: str) -> None:
+    """Raise `ValueError` where `logits` are not those `expected` of weights of `dtype`; `what` changes them."""
     size = expected.std().clamp(min=torch.finfo(torch.float32).tiny)
     difference = ((logits - expected).std() / size).item() if logits.shape == expected.shape else float("nan")
     if not difference <= TOLERANCES.get(dtype, 0.0):

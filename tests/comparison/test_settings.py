@@ -396,13 +396,15 @@ def test_killed_at_teacher_and_student_it_gives_the_same_scores(small, python, t
 
 @pytest.mark.parametrize("model_type", ["t5", "bart", "llama", "gpt2"])
 def test_the_smaller_set_has_every_way(model_type):
-    settings = [read_setting(entry) for entry in smaller(tiny_model(model_type).config)]
+    settings = [read_setting(entry) for entry in smaller(tiny_model(model_type).config, {"max_steps": 3})]
     labels = [setting.label for setting in settings]
     assert labels[:2] == ["teacher", "student"]
     assert len(set(labels)) == len(labels) == 2 + len(LOSSES) + 2 * len(SIZES)
     taught = [setting for setting in settings if setting.arguments.get("teacher_model") == "{teacher}"]
     assert {setting.arguments["shrink_to"] for setting in taught} == {settings[1].arguments["shrink_to"]}
     assert ("encoder_layers" in settings[1].arguments["shrink_to"]) == (model_type in ("t5", "bart"))
+    assert {setting.arguments.get("max_steps") for setting in settings[1 : 2 + len(LOSSES)]} == {3}
+    assert not any("max_steps" in setting.arguments for setting in (settings[0], *settings[2 + len(LOSSES) :]))
 
 
 @pytest.mark.parametrize("name", SETS)
