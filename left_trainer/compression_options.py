@@ -153,7 +153,7 @@ class ShrinkOptions:
     """
 
     schedule: str | list[int] = "cubic"
-    end: float = 0.7
+    end: float = 0.3
     n_shrinks: int = 8
     importance: str | None = None
     importance_batches: int = 8

@@ -12,6 +12,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any, Self
 
 import torch
+from torch import distributed
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl import SFTConfig
 
@@ -27,6 +28,7 @@ from left_trainer.compression_options import (
 from left_trainer.methods import get_method
 from left_trainer.methods.options import check_peft_kwargs, plain_options
 from left_trainer.models import ModelFamily
+from left_trainer.processes import check_is_one_run, check_processes_can_meet, launch_of
 from left_trainer.secret_values import is_secret, remember, without_secrets
 
 # Fields that only the trainer for decoder-only models reads. The other trainer would silently ignore them.
@@ -64,7 +66,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     """Arguments of `LeftTrainer`: `trl.SFTConfig` and `transformers.Seq2SeqTrainingArguments` in one class.
 
     Where TRL changed a Hugging Face default, the Hugging Face default is used: `logging_steps` is 500, `bf16` and
-    `gradient_checkpointing` are off. `bf16` on a machine without an accelerator selects the CPU automatically.
+    `gradient_checkpointing` are off. On a machine without an accelerator, `bf16` and several processes select the CPU.
 
     Args:
         peft_method: Name of the fine-tuning method; `left-trainer methods` lists them.
@@ -106,7 +108,8 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
 
     Raises:
         ValueError: A number is out of its range, a name is none of the choices, the method is unknown, or an option
-            does not exist for the method or has the wrong type.
+            does not exist for the method or has the wrong type; a launcher has started several processes that are not
+            one run.
         TypeError: A value has another type than its field.
     """
 
@@ -220,9 +223,15 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         check_arguments(self)
         self.peft_kwargs = check_peft_kwargs(get_method(self.peft_method), self.peft_kwargs)
         check_compression(self)
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # Hugging Face refuses bf16 without an accelerator unless use_cpu is set
+        launch = launch_of()
+        if (self.bf16 or launch is not None) and not torch.accelerator.is_available():
+            # Hugging Face refuses bf16 without an accelerator unless it is set, and several processes stay apart.
+            self.use_cpu = True
+        is_connected = distributed.is_available() and distributed.is_initialized()
+        if not is_connected:
+            check_processes_can_meet(launch, self.use_cpu)
         super().__post_init__()
+        check_is_one_run(self.world_size, launch)
         remember(vars(self))
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # no device to copy to; torch would warn for every loader

@@ -30,7 +30,7 @@ def main() -> None:
             peft_method="full",
             shrink_to="params=0.6",
             # Much goes at first, while there is much to spare; after 70 % of the steps the model has its last size.
-            shrink_kwargs={"schedule": "cubic", "end": 0.7},
+            shrink_kwargs={"schedule": "cubic", "end": 0.3},
         )
         model_args, data_args, args = parser.parse_args_and_config()
         run = set_up(get_task("translation"), model_args, data_args, args)

@@ -15,9 +15,9 @@ from datasets import Dataset
 
 from left_trainer import LeftTrainer, LeftTrainingArguments, get_method
 from left_trainer.cli.main import main
+from left_trainer.comparison.attempt import Attempt
 from left_trainer.comparison.cell import Cell
 from left_trainer.comparison.results import read_cells, read_results
-from left_trainer.comparison.runner import Runner
 from left_trainer.methods.registry import METHODS
 from left_trainer.runs.report import TrainingReport
 from left_trainer.runs.tuning import Trial, TuningResult
@@ -160,7 +160,7 @@ def test_a_cell_of_a_later_version_is_refused(tmp_path):
 def test_a_comparison_is_resumed_and_not_run_again(folder, monkeypatch, capsys):
     default_of_0_1 = replace(get_method("p_tuning"), narrow_learning_rate=3e-2)
     monkeypatch.setitem(METHODS._records, "p_tuning", default_of_0_1)
-    monkeypatch.setattr(Runner, "_run_cell", lambda self, cell: pytest.fail(f"{cell.name} was run again"))
+    monkeypatch.setattr(Attempt, "run", lambda self, *_: pytest.fail(f"{self.cell.name} was run again"))
     small = ["--max_train_samples", "32", "--max_eval_samples", "4", "--per_device_train_batch_size", "8"]
     flags = ["--methods", "lora,p_tuning", "--tasks", "summarization", "--tune", "learning_rate"]
     flags += ["--tune_factors", "1", "3", "--output_dir", str(folder / "compared")]

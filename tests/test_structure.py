@@ -27,6 +27,7 @@ LEVELS = [
         "ranges",
         "argument_parser",
         "yaml_files",
+        "processes",
     ),
     ("tuners", "adapters", "models"),
     ("methods", "tasks"),
@@ -161,6 +162,20 @@ def test_importing_the_package_and_asking_for_help_load_nothing_heavy():
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "left-trainer train --task summarization" in result.stdout
+
+
+def test_a_training_imports_what_it_may_not_need_when_it_needs_it():
+    """Neither what computes scores, nor plots, nor what one method alone uses."""
+    script = (
+        "import sys, transformers, peft\n"
+        "from trl import SFTTrainer\n"
+        "before = set(sys.modules)\n"
+        "import left_trainer.cli.train, left_trainer.runs.tuning, left_trainer.trainer.trainer\n"
+        "late = {'evaluate', 'rouge_score', 'sacrebleu', 'nltk', 'sklearn', 'matplotlib', 'bitsandbytes'}\n"
+        "assert not late & set(sys.modules) - before, late & set(sys.modules) - before"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_every_public_name_resolves():

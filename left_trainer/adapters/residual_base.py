@@ -23,6 +23,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import transpose
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from left_trainer.adapters.training_state import TRAINED, TrainingState, part_of, prefixed
@@ -126,13 +127,15 @@ RESIDUAL_BASE = TrainingState(collect_residual_base, restore_residual_base)
 @torch.no_grad()
 def _add_initial_adapter(model: PeftModel, sign: int) -> None:
     for name, layer in lora_layers(model).items():
-        layer.get_base_layer().weight.data = _with_initial_adapter(model, name, layer, sign)
+        layer.get_base_layer().weight.copy_(_with_initial_adapter(model, name, layer, sign))
 
 
 def _with_initial_adapter(model: PeftModel, name: str, layer: LoraLayer, sign: int) -> torch.Tensor:
     weight = layer.get_base_layer().weight
     first, second = (initial_adapter(model)[f"{name}.lora_{part}.weight"].to(weight.device) for part in "AB")
     product = transpose(second.float() @ first.float(), layer.fan_in_fan_out)
+    if isinstance(weight, DTensor):  # this process has a part of it
+        product = distribute_tensor(product, weight.device_mesh, weight.placements, src_data_rank=None)
     changed: torch.Tensor = weight.float() + sign * layer.scaling[model.active_adapter] * product
     return changed.to(weight.dtype)
 

@@ -12,7 +12,8 @@ from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from left_trainer.methods.saving import save_adapter
+from left_trainer.methods.saving import save_adapter, whole_to_save
+from left_trainer.models.wrapping import reshard
 from left_trainer.storage.errors import write_errors
 from left_trainer.storage.whole import hidden_name, sweep, whole_directory
 
@@ -90,10 +91,9 @@ class AdapterSaverCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Save the adapter, drop adapters beyond the limit."""
-        if not state.is_world_process_zero:
-            return
-        self._save(unwrap(model), state.global_step)
-        self._drop_beyond(args.save_total_limit)
+        self._save(unwrap(model), state)
+        if state.is_world_process_zero:
+            self._drop_beyond(args.save_total_limit)
 
     def on_evaluate(
         self,
@@ -106,7 +106,7 @@ class AdapterSaverCallback(TrainerCallback):
     ) -> None:
         """Save the adapter when this evaluation is the best so far."""
         name = args.metric_for_best_model
-        if name is None or not self._is_training or not state.is_world_process_zero:
+        if name is None or not self._is_training:
             return
         value = (metrics or {}).get(name if name.startswith("eval_") else f"eval_{name}")
         if value is None or not state.global_step:
@@ -115,9 +115,10 @@ class AdapterSaverCallback(TrainerCallback):
         if best is None or (value > best if args.greater_is_better else value < best):
             self.best_metric = value
             record = {"best_metric": value, "metric": name, "global_step": state.global_step}
-            step = self._save(unwrap(model), state.global_step, {BEST_FILE: json.dumps(record)})
-            _point(self._best_path(), step)
-            self._drop_beyond(args.save_total_limit)
+            step = self._save(unwrap(model), state, {BEST_FILE: json.dumps(record)})
+            if state.is_world_process_zero:
+                _point(self._best_path(), step)
+                self._drop_beyond(args.save_total_limit)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -130,11 +131,15 @@ class AdapterSaverCallback(TrainerCallback):
         if not args.load_best_model_at_end:
             self.on_save(args, state, control, model)
 
-    def _save(self, model: PeftModel, global_step: int, notes: dict[str, str] | None = None) -> Path:
-        path = self._root() / f"step-{global_step}"
-        if global_step not in self._written:
-            save_adapter(model, path, notes)
-            self._written.add(global_step)
+    def _save(self, model: PeftModel, state: TrainerState, notes: dict[str, str] | None = None) -> Path:
+        """All processes are here, as weights that are spread over them have to be gathered; the first one writes."""
+        path = self._root() / f"step-{state.global_step}"
+        if state.global_step not in self._written:
+            reshard(model)
+            with whole_to_save(model, state.is_world_process_zero):
+                if state.is_world_process_zero:
+                    save_adapter(model, path, notes)
+            self._written.add(state.global_step)
         return path
 
     def _drop_beyond(self, limit: int | None) -> None:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from left_trainer.argument_parser import ArgumentParser
+from left_trainer.cli.compare_work import WORK_TYPES, add_work_options, check_work_alone, engine_of, plan_and_run, work
 from left_trainer.cli.errors import user_errors
-from left_trainer.ranges import Range
 from left_trainer.secret_values import shown_command
 
 if TYPE_CHECKING:
-    from left_trainer.comparison.cell import Cell
-    from left_trainer.comparison.grid import Grid
     from left_trainer.comparison.layout import GridOptions
-    from left_trainer.comparison.results import Result
-    from left_trainer.comparison.rows import Summary
 
 DESCRIPTION = """Fine-tune one model with several methods on several tasks, each run in a separate process, and compare
 parameters, memory, speed and quality. Writes results.jsonl, table.md, table.csv, table.tex, plots and index.html, a
@@ -40,6 +33,17 @@ EXAMPLES = """examples:
   left-trainer compare --set smaller --model_name_or_path embedded/llama --print_config
   left-trainer compare --config grid.yaml
 
+on several machines that see one folder:
+  left-trainer compare --plan --seeds 5 --output_dir shared/grid         write the runs, start none
+  left-trainer compare --work --output_dir shared/grid                   run them, on as many machines as you like
+  sbatch --array=0-7 --gpus=1 --wrap "left-trainer compare --work --output_dir shared/grid"
+  left-trainer report shared/grid                                        the tables, also while they run
+  left-trainer compare --engine ray --engine_options num_gpus=1 num_cpus=4
+  left-trainer compare --engine slurm --engine_options gpus_per_node=1 timeout_min=240 slurm_partition=gpu
+
+models that need several GPUs:
+  left-trainer compare --launcher "accelerate launch --config_file fsdp2.yaml" --methods full
+
 grid.yaml, with data for each task and options for each method:
   model_name_or_path: google/flan-t5-base
   seeds: 3
@@ -52,23 +56,38 @@ grid.yaml, with data for each task and options for each method:
     - {task: summarization, train_file: news/train.jsonl, test_file: news/test.jsonl}
     - {task: dialogue, train_file: chats.jsonl, source_column: context, target_column: answer}
 """
-JOBS = Range(at_least=1, at_most=1024)
 # What a YAML file may hold for the options of a comparison.
 TYPES: dict[str, tuple[type, ...]] = {
     "general_text_file": (str,),
-    "jobs": (int,),
     "methods": (str, list),
     "output_dir": (str,),
     "save_adapters": (bool,),
-    "seeds": (int,),
+    "seeds": (int, str),
     "set": (str,),
     "tasks": (str, list),
     "title": (str,),
     "tune": (str,),
     "tune_factors": (list,),
+    **WORK_TYPES,
 }
-WORDS = {bool: "true or false", int: "an integer", list: "a list", str: "a text"}
+WORDS = {bool: "true or false", dict: "a mapping", float: "a number", int: "an integer", list: "a list", str: "a text"}
 DEFAULT_OUTPUT_DIR = "outputs/compare"
+# What --work takes from the plan.
+OF_THE_GRID = (
+    "methods",
+    "tasks",
+    "seeds",
+    "tune",
+    "tune_factors",
+    "general_text_file",
+    "save_adapters",
+    "set",
+    "launcher",
+    "title",
+    "config",
+    "print_config",
+)
+NOT_IN_YAML = ("config", "arguments", "plan", "work")
 
 
 def main(argv: list[str]) -> int:
@@ -83,32 +102,26 @@ def main(argv: list[str]) -> int:
     from datasets import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    from left_trainer.comparison.grid import make_grid
-    from left_trainer.comparison.results import check_comparable, read_cells
-    from left_trainer.storage.locks import folder_lock
-    from left_trainer.storage.whole import sweep
-
     disable_progress_bar()
     disable_progress_bars()
     with user_errors():
+        if options.work:
+            check_work_alone(options, [*flags, *_given(options)])
         _read_config(options)
-        grid_options = _grid_options(options, flags)
-        if options.print_config:
-            print(_as_yaml(grid_options), end="")
-            return 0
-        output_dir = Path(options.output_dir)
-        grid = make_grid(grid_options, output_dir)
-        earlier = {name: result for name, result in read_cells(output_dir).items() if result.report is not None}
-        check_comparable([*grid.cells, *(result.cell for result in earlier.values())])
-        lock = contextlib.ExitStack()
-        lock.enter_context(folder_lock(output_dir))
-    for method, reason in grid.left_out.items():
-        print(f"Skipping {method}: {reason}", file=sys.stderr)
-    if grid.no_general_loss:
-        print(f"Forgetting is not measured: {grid.no_general_loss}", file=sys.stderr)
-    with lock:
-        sweep(output_dir)
-        return _run(grid, earlier, output_dir, options, shown_command(["left-trainer", "compare", *argv]))
+        options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
+        engine = engine_of(options)
+        if not options.work:
+            grid_options = _grid_options(options, flags)
+    if options.print_config:
+        print(_as_yaml(grid_options), end="")
+        return 0
+    command = shown_command(["left-trainer", "compare", *argv])
+    return work(options, engine) if options.work else plan_and_run(options, grid_options, engine, command)
+
+
+def _given(options: argparse.Namespace) -> list[str]:
+    """The options that say what to run, as far as they were given."""
+    return [f"--{name}" for name in OF_THE_GRID if getattr(options, name)]
 
 
 def _parser() -> ArgumentParser:
@@ -127,7 +140,11 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="task names (default: all four)")
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help="number of seeds for each method and task, starting at 42 (default: 1)"
+        "--seeds",
+        type=_seeds,
+        metavar="N",
+        help="number of seeds for each method and task, starting at 42 (default: 1), or FIRST-LAST, such as 45-47, for "
+        "machines that share the seeds without sharing a folder",
     )
     parser.add_argument(
         "--tune",
@@ -141,12 +158,6 @@ def _parser() -> ArgumentParser:
         metavar="X",
         help="learning rates to try, as multiples of the default (default: 0.333 1 3); where the best is "
         "at an edge, up to two more are tried beyond it",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="number of parallel runs; on one CPU they slow each other down (default: 1)",
     )
     parser.add_argument(
         "--general_text_file",
@@ -168,8 +179,13 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--title", metavar="TEXT", help="title of the tables and the page")
     parser.add_argument("--output_dir", metavar="DIR", help=f"output folder (default: {DEFAULT_OUTPUT_DIR})")
+    add_work_options(parser)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags override it")
     return parser
+
+
+def _seeds(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def _read_config(options: argparse.Namespace) -> None:
@@ -187,7 +203,7 @@ def _read_config(options: argparse.Namespace) -> None:
                 f"config={options.config!r} has {name}={value!r}, which must be "
                 f"{' or '.join(WORDS[kind] for kind in expected)}."
             )
-        if name in ("config", "arguments") or not hasattr(options, name):
+        if name in NOT_IN_YAML or not hasattr(options, name):
             options.arguments[name] = value
         elif getattr(options, name) is None:
             setattr(options, name, value)
@@ -199,13 +215,9 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
     from left_trainer.comparison.sets import set_options
     from left_trainer.comparison.settings import split_settings
 
-    options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
-    options.jobs = 1 if options.jobs is None else options.jobs
-    if not isinstance(options.jobs, int) or options.jobs not in JOBS:
-        raise ValueError(f"jobs={options.jobs!r} must be an integer, {JOBS}.")
     given: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters")
+        for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters", "launcher")
         if getattr(options, name) is not None
     }
     arguments = parse_flags([*flags_of(options.arguments), *flags], tuple(DECIDED))
@@ -244,55 +256,3 @@ def _as_yaml(options: GridOptions) -> str:
     return yaml.safe_dump(
         without_secrets(content), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120
     )
-
-
-def _run(grid: Grid, earlier: dict[str, Result], output_dir: Path, options: argparse.Namespace, command: str) -> int:
-    from left_trainer.cli.run_display import RunDisplay
-    from left_trainer.comparison.output import write_outputs
-    from left_trainer.comparison.runner import Runner
-    from left_trainer.comparison.tables import terminal
-
-    results = dict(earlier)
-
-    def write(plots: bool) -> Summary:
-        return write_outputs(list(results.values()), output_dir, options.title or "", command, plots)
-
-    print(f"{len(grid.cells)} runs; {output_dir} already contains {len(earlier)} results.", flush=True)
-
-    def on_result(result: Result) -> None:
-        is_new = earlier.get(result.cell.name) != result
-        results[result.cell.name] = result
-        display.result(result.cell.title, _line(result) if is_new else None)
-        if is_new:
-            write(plots=False)
-
-    def on_progress(cell: Cell, doing: str, log: Path) -> None:
-        display.progress(cell.title, doing, log)
-
-    def on_widen(cell: Cell) -> None:
-        display.add(f"{cell.title}: added, as the best learning rate is at the edge of those tried")
-
-    try:
-        with RunDisplay(len(grid.cells)) as display:
-            Runner(output_dir, options.jobs, on_result, on_progress, on_widen).run_grid(grid)
-    except KeyboardInterrupt:
-        print("\nInterrupted. Start the same command again: finished runs are kept.", file=sys.stderr)
-        return 130
-    summary = write(plots=True)
-    print(terminal(summary, output_dir))
-    return 1 if summary.failures else 0
-
-
-def _line(result: Result) -> str:
-    """The result of one run, for the terminal."""
-    from left_trainer.tasks import get_task
-
-    cell = result.cell
-    if result.report is None:
-        return f"{cell.title}: failed. {result.failure}"
-    metric = get_task(cell.task).main_metric
-    metrics = result.report.metrics
-    score = ((metrics.before if cell.kind == "base" else metrics.after) or {}).get(metric)
-    shown = "not a number" if score is None else f"{score:.1f}"
-    split = " on the validation split" if cell.kind == "trial" else ""
-    return f"{cell.title}: {metric}{split} {shown}"

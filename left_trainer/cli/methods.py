@@ -41,6 +41,7 @@ WORKS_WITH = {
     "packing": ("P", "packing"),
     "quantized_base": ("4", "a base model in 4 bits"),
     "shrinking": ("S", "blocks taken out of the base"),
+    "sharded": ("F", "weights spread over processes (FSDP, DeepSpeed ZeRO-3)"),
     "narrowing": ("N", "neurons and heads taken out of the layers it is on"),
     "sharded": ("F", "weights sharded over processes"),
     "merge": ("M", "merging into the base"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from left_trainer.argument_parser import ArgumentParser
@@ -10,7 +11,8 @@ from left_trainer.cli.errors import user_errors
 from left_trainer.secret_values import shown_command
 
 DESCRIPTION = """Merge output folders of `left-trainer compare`, from one or several machines, into one table and one
-page. Runs that differ only in the seed become one row, with mean and 95 % interval.
+page. Runs that differ only in the seed become one row, with mean and 95 % interval. A folder on which `left-trainer
+compare --work` processes still work can be read too.
 
 Different models, or different data for one task, are refused unless you pass --allow_mixed.
 """
@@ -36,6 +38,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--title", default="", metavar="TEXT", help="title of the tables and the page")
     options = parser.parse_args(argv)
 
+    from left_trainer.comparison.gathered import gather
     from left_trainer.comparison.output import copy_predictions, write_outputs
     from left_trainer.comparison.results import check_comparable, merge
     from left_trainer.comparison.tables import terminal
@@ -52,9 +55,13 @@ def main(argv: list[str]) -> int:
                 f"output_dir={str(output_dir)!r} contains results but is not one of the folders to merge. Add it to "
                 "the folders, or choose another --output_dir."
             )
-        results = merge(folders)
+        gathered = {folder: gather(folder) for folder in folders}
+        results = merge(folders, lambda folder: gathered[folder].results)
         if not options.allow_mixed:
             check_comparable(result.cell for result in results)
+    for folder, found in gathered.items():
+        if found.n_left:
+            print(f"{folder}: {found.n_left} runs are not finished, and are not in the table.", file=sys.stderr)
     command = shown_command(["left-trainer", "report", *argv])
     with folder_lock(output_dir):
         sweep(output_dir)

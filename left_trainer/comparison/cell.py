@@ -1,7 +1,8 @@
-"""One run of a comparison, in a process of its own: `python -m left_trainer.comparison.cell FOLDER`.
+"""One run of a comparison, in a process of its own: `python -m left_trainer.comparison.cell FOLDER CELLS`.
 
 The folder holds `cell.json`, which says what to run; the process leaves `training_report.json` or `failure.json` there.
-With `--exit_with_parent` it ends when its standard input does.
+The results of other cells are below `CELLS`. With `--exit_with_parent` it ends when its standard input does. Several
+processes, as `accelerate launch` or `torchrun` start them, run one cell together.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -32,7 +34,7 @@ from left_trainer.comparison.general_text import general_loss, general_rows, rea
 from left_trainer.comparison.progress import ProgressFileCallback, write_progress
 from left_trainer.compression_options import BASE_TEACHER, NO_TEACHER, SELF_TEACHER
 from left_trainer.data.arguments import DataArguments, ModelArguments
-from left_trainer.evaluation.metrics import score_interval
+from left_trainer.evaluation.named_metrics import score_interval
 from left_trainer.evaluation.text_metrics import decode
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share
 from left_trainer.runs.files_of_0_1 import upgrade_tuning
@@ -60,7 +62,7 @@ REFERENCE = re.compile(r"\s*\{\s*(.+?)\s*\}\s*")
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")  # of a folder's name, on some file system
 LONGEST_LABEL = 40
 # Fields that version 0.1 did not have. They are part of a cell's name only where they are set.
-LATER_FIELDS = ("setting", "after")
+LATER_FIELDS = ("setting", "after", "launcher")
 # Nothing but steps happens between the first step and the last; scores come from the trained model.
 CELL_DEFAULTS: dict[str, Any] = {
     **TASK_DEFAULTS,
@@ -87,6 +89,7 @@ class Cell:
         save_adapter: Keep what was trained.
         setting: Name of the setting, where the user gave it one.
         after: Names of the cells whose results the arguments refer to, by the name of their setting.
+        launcher: What starts the process, or several of them, in the place of `python`.
     """
 
     kind: Kind
@@ -98,6 +101,7 @@ class Cell:
     save_adapter: bool = False
     setting: str | None = None
     after: Mapping[str, str] | None = None
+    launcher: str | None = None
 
     @property
     def name(self) -> str:
@@ -186,9 +190,15 @@ def referred(value: Any) -> str | None:
     return found[1] if found else None
 
 
-def run_cell(cell: Cell, folder: Path) -> TrainingReport:
-    """Train and score, or score alone. Returns the report, with what only a comparison asks for."""
-    model_args, data_args, args = cell.placed(folder.parent).parse(folder)
+def run_cell(cell: Cell, folder: Path, cells: Path | None = None) -> TrainingReport:
+    """Train and score, or score alone. Returns the report, with what only a comparison asks for.
+
+    Args:
+        cell: What to run.
+        folder: Where to.
+        cells: Where the results of other cells are; by default the parent of `folder`.
+    """
+    model_args, data_args, args = cell.placed(cells or folder.parent).parse(folder)
     counter = memory_counter(args.device)
     memory_before = counter.current()
     counter.close()
@@ -217,7 +227,7 @@ def run_cell(cell: Cell, folder: Path) -> TrainingReport:
         report = as_untrained(report)
     if cell.tuning:
         report = replace(report, learning_rate_source="tuned", tuning=cell.tuning)
-    report = replace(report, setting=cell.setting, memory_before_model_bytes=memory_before)
+    report = replace(report, setting=cell.setting, memory_before_model_bytes=memory_before, host=socket.gethostname())
     report = replace(report, **judged(run.task, texts, rows["target"]))
     if cell.kind == "trial":
         return report
@@ -316,14 +326,15 @@ def exit_with_parent() -> None:
 
 def main() -> int:
     """Run the cell of the folder that the command line names."""
-    if EXIT_WITH_PARENT in sys.argv[2:]:
+    words = [word for word in sys.argv[1:] if word != EXIT_WITH_PARENT]
+    if EXIT_WITH_PARENT in sys.argv:
         exit_with_parent()
     disable_progress_bar()
     disable_progress_bars()
-    folder = Path(sys.argv[1])
+    folder, cells = Path(words[0]), Path(words[1]) if len(words) > 1 else None
     try:
         began = time.perf_counter()
-        report = run_cell(Cell.read(folder), folder)
+        report = run_cell(Cell.read(folder), folder, cells)
         report = replace(report, run_seconds=time.perf_counter() - began)
     except Exception as error:
         write_json(folder / FAILURE_FILE, {"reason": _said(error)})

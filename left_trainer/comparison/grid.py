@@ -11,6 +11,7 @@ from typing import Any
 from left_trainer.comparison.cell import Cell
 from left_trainer.comparison.flags import DECIDED, flags_of, parse_flags
 from left_trainer.comparison.general_text import general_rows, why_unreadable
+from left_trainer.comparison.launcher import check_launcher
 from left_trainer.comparison.layout import DEFAULT_METHODS, DEFAULT_TASKS, Entry, GridOptions, Layout, Plan
 from left_trainer.comparison.settings import (
     Setting,
@@ -26,16 +27,16 @@ from left_trainer.methods.apply import build_config
 from left_trainer.methods.patterns import check_patterns
 from left_trainer.methods.trial import check_shapes
 from left_trainer.models import build_skeleton, load_tokenizer
-from left_trainer.ranges import POSITIVE, Range, is_number
+from left_trainer.ranges import POSITIVE, is_number
 from left_trainer.secret_values import take_tokens
 from left_trainer.tasks import get_task
 from left_trainer.trainer.checks import Request, check_model_and_method
 from left_trainer.trainer.teacher_checks import check_teacher, teacher_source
+from left_trainer.training_args import LeftTrainingArguments
 
 DEFAULTS_OF = {"methods": ",".join(DEFAULT_METHODS), "tasks": ",".join(DEFAULT_TASKS)}
 ALL = "all"
 TUNABLE = ("learning_rate",)
-SEEDS = Range(at_least=1, at_most=1000)
 DATA_FIELDS = tuple(field.name for field in dataclasses.fields(DataArguments) if not field.name.startswith("max_"))
 
 
@@ -77,6 +78,7 @@ def make_grid(options: GridOptions, output_dir: Path) -> Grid:
     _check_names(options, tasks)
     check_labels(named)
     check_references(named, options.arguments)
+    _check_trials(options, named)
     left_out = _left_out(options, named, output_dir)
     settings = [*named, *_others(options, named, left_out)]
     _check_distinct("tasks", [task.name for task in tasks])
@@ -117,8 +119,9 @@ def check_cell(cell: Cell, output_dir: Path) -> None:
 
 
 def _check(options: GridOptions) -> None:
-    if not isinstance(options.seeds, int) or options.seeds not in SEEDS:
-        raise ValueError(f"seeds={options.seeds!r} must be an integer, {SEEDS}.")
+    options.seed_range()  # or an error
+    if options.launcher is not None:
+        check_launcher(options.launcher)
     if options.tune is not None and options.tune not in TUNABLE:
         raise ValueError(f"tune={options.tune!r} is not supported. Allowed: {', '.join(TUNABLE)}.")
     if options.tune and not _are_positive(options.tune_factors):
@@ -126,6 +129,16 @@ def _check(options: GridOptions) -> None:
     for what, entries in (("methods", options.methods), ("tasks", options.tasks)):
         if not entries:
             raise ValueError(f"{what} is empty. Pass at least one, for example --{what} {DEFAULTS_OF[what]}.")
+
+
+def _check_trials(options: GridOptions, settings: Sequence[Setting]) -> None:
+    """Trials have the seed 42, and what they refer to needs a run with it."""
+    refers = any(references({**options.arguments, **setting.arguments}) for setting in settings)
+    if options.tune and refers and LeftTrainingArguments.seed not in options.seed_range():
+        raise ValueError(
+            f"seeds={options.seeds!r} lacks seed {LeftTrainingArguments.seed}, with which tune={options.tune!r} tries "
+            "the settings that refer to others. Add it, or share one folder: --plan on one machine, --work on all."
+        )
 
 
 def _are_positive(values: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from left_trainer.comparison.settings import Setting, level, references, stand_i
 from left_trainer.data.arguments import ModelArguments
 from left_trainer.data.loading import load_task_data
 from left_trainer.methods import get_method
+from left_trainer.ranges import Range
 from left_trainer.tasks import get_task
 from left_trainer.trainer.preparation import choose_learning_rate
 from left_trainer.training_args import LeftTrainingArguments
 
 DEFAULT_METHODS = ("lora", "ia3", "prefix_tuning", "prompt_tuning", "p_tuning", "full")
 DEFAULT_TASKS = ("summarization", "translation", "dialogue", "classification")
+SEEDS = Range(at_least=1, at_most=1000)
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelArguments))
 
 
@@ -33,21 +36,38 @@ class GridOptions:
             stands for every method that works on the model and needs no further option.
         tasks: Names, or mappings of a `task` and arguments for it alone: its files, columns, prompt.
         arguments: Arguments of `left-trainer train` for every run.
-        seeds: Number of runs of each method on each task; seeds count up from 42.
+        seeds: Number of runs of each method on each task, with seeds that count up from 42; or the first and the last
+            seed, as `45-47`.
         tune: `learning_rate`, or nothing.
         tune_factors: What the default rate is multiplied by in the trials.
         general_text_file: Plain text whose loss shows what a model forgets; by default generated English.
         save_adapters: Keep what each run trained.
+        launcher: What starts the processes of each run, in the place of `python`; a setting may have its own.
     """
 
     methods: Sequence[str | Mapping[str, Any]] = DEFAULT_METHODS
     tasks: Sequence[str | Mapping[str, Any]] = DEFAULT_TASKS
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seeds: int = 1
+    seeds: int | str = 1
     tune: str | None = None
     tune_factors: Sequence[float] = (1 / 3, 1.0, 3.0)
     general_text_file: str | None = None
     save_adapters: bool = False
+    launcher: str | None = None
+
+    def seed_range(self) -> range:
+        """The seeds. Raises `ValueError` unless they are a number, or a first and a last one."""
+        start = LeftTrainingArguments.seed
+        if type(self.seeds) is int and self.seeds in SEEDS:
+            return range(start, start + self.seeds)
+        found = re.fullmatch(r"(\d{1,9})-(\d{1,9})", self.seeds.strip()) if isinstance(self.seeds, str) else None
+        seeds = range(int(found[1]), int(found[2]) + 1) if found else range(0)
+        if len(seeds) not in SEEDS:
+            raise ValueError(
+                f"seeds={self.seeds!r} must be an integer, {SEEDS}, for so many seeds from {start} on, or FIRST-LAST "
+                f"for these, such as {start + 3}-{start + 5}."
+            )
+        return seeds
 
 
 @dataclass(frozen=True)
@@ -94,10 +114,10 @@ class Layout:
         return list(cells.values())
 
     def plan(self, setting: Setting) -> Plan:
-        """One run for each seed, and a trial for each learning rate; trials have the first seed."""
+        """One run for each seed, and a trial for each learning rate; trials have the seed 42."""
         arguments = {**setting.arguments, "peft_method": setting.method}
-        first = LeftTrainingArguments.seed
-        seeds = range(first, first + self.options.seeds)
+        first = LeftTrainingArguments.seed  # of all machines that share the seeds, so that they choose the same rate
+        seeds = self.options.seed_range()
         runs = tuple(self._cell("method", {**arguments, "seed": seed}, setting) for seed in seeds)
         rates = self._rates(runs[0]) if self.options.tune else []
         trials = tuple(
@@ -122,6 +142,7 @@ class Layout:
             general_text_file=self.options.general_text_file,
             save_adapter=kind == "method" and (self.options.save_adapters or self._is_referred_to(setting)),
             setting=setting.name if setting else None,
+            launcher=(setting.launcher if setting else None) or self.options.launcher,
         )
         standing = self.standing(cell)
         return dataclasses.replace(cell, conditions=conditions(standing, self._data(standing), self.output_dir))

@@ -27,55 +27,68 @@ STANDING_IN = "a10g"
 WITHOUT_EFFECT = ("seed", "learning_rate")
 
 
-def arranged(cells: Sequence[Cell], output_dir: Path, jobs: int = 1) -> tuple[list[Cell], list[tuple[Cell, str]]]:
-    """The cells that fit on the device, the cheapest first, and those that do not with the reason.
+class Arranger:
+    """Tells which cells fit on this machine, and orders them, the cheapest first.
 
     Cells that only score, or cannot be planned, come first and are not left out.
 
     Args:
-        cells: To run.
         output_dir: Of the comparison.
         jobs: Cells that run at a time and share the devices.
     """
-    found: dict[str, tuple[float, str | None]] = {}
-    lengths: dict[str, RowLengths | None] = {}
-    costs, reasons = {}, []
-    for cell in cells:
-        key = _key(cell)
-        if key not in found:
-            found[key] = _judged(cell.placed(output_dir / CELLS), output_dir, jobs, lengths)
-        costs[cell.name], reason = found[key]
-        if reason is not None:
-            reasons.append((cell, reason))
-    left_out = {cell.name for cell, _ in reasons}
-    kept = [cell for cell in cells if cell.name not in left_out]
-    return sorted(kept, key=lambda cell: costs[cell.name]), reasons
+
+    def __init__(self, output_dir: Path, jobs: int = 1) -> None:
+        self.output_dir, self.jobs = output_dir, jobs
+        self._found: dict[str, tuple[float, str | None]] = {}
+        self._lengths: dict[str, RowLengths | None] = {}
+        self._memory_bytes = 0
+
+    def __call__(self, cells: Sequence[Cell]) -> tuple[list[Cell], list[tuple[Cell, str]]]:
+        """The cells that fit, in order, and those that do not with the reason."""
+        costs, reasons = {}, []
+        for cell in cells:
+            key = _key(cell)
+            if key not in self._found:
+                self._found[key] = self._judged(cell.placed(self.output_dir / CELLS))
+            costs[cell.name], reason = self._found[key]
+            if reason is not None:
+                reasons.append((cell, reason))
+        left_out = {cell.name for cell, _ in reasons}
+        kept = [cell for cell in cells if cell.name not in left_out]
+        return sorted(kept, key=lambda cell: costs[cell.name]), reasons
+
+    def _judged(self, cell: Cell) -> tuple[float, str | None]:
+        """Seconds of a step, and why the cell does not fit."""
+        if cell.kind == BASE:
+            return 0.0, None
+        try:
+            planner = _planner(cell, self.output_dir, self._lengths)
+            plan = planner()
+            seconds = _seconds(plan, planner)
+        except Exception:  # what is wrong with a cell, its own process says
+            return 0.0, None
+        # What is free while a run is going on is not all that there is.
+        self._memory_bytes = max(self._memory_bytes, planner.device.memory_bytes)
+        n_devices = torch.cuda.device_count() if planner.device.kernels == "cuda" else 1
+        share = self._memory_bytes // -(-self.jobs // max(n_devices, 1))
+        if plan.fits(share) or planner.args.ignore_plan or cell.launcher:  # several processes may share the model
+            return seconds, None
+        where = planner.device.name + (f" with {self.jobs} jobs" if self.jobs > 1 else "")
+        return seconds, (
+            f"Left out: the run needs {format_bytes(plan.run_bytes)}, and there are {format_bytes(share)} on {where}. "
+            "--ignore_plan runs it all the same."
+        )
+
+
+def why_not_here(cell: Cell, output_dir: Path) -> str | None:
+    """Why a cell does not fit on this machine; `None` where it does."""
+    _, reasons = Arranger(output_dir)([cell])
+    return reasons[0][1] if reasons else None
 
 
 def _key(cell: Cell, without: Sequence[str] = WITHOUT_EFFECT) -> str:
     arguments = {name: value for name, value in cell.arguments.items() if name not in without}
     return json.dumps([cell.kind == BASE, cell.task, arguments], sort_keys=True, default=str)
-
-
-def _judged(cell: Cell, output_dir: Path, jobs: int, lengths: dict[str, RowLengths | None]) -> tuple[float, str | None]:
-    """Seconds of a step, and why the cell does not fit. `lengths` keeps those of rows that were counted."""
-    if cell.kind == BASE:
-        return 0.0, None
-    try:
-        planner = _planner(cell, output_dir, lengths)
-        plan = planner()
-        seconds = _seconds(plan, planner)
-    except Exception:  # what is wrong with a cell, its own process says
-        return 0.0, None
-    n_devices = torch.cuda.device_count() if planner.device.kernels == "cuda" else 1
-    share = planner.device.memory_bytes // -(-jobs // max(n_devices, 1))
-    if plan.fits(share) or planner.args.ignore_plan:
-        return seconds, None
-    where = planner.device.name + (f" with {jobs} jobs" if jobs > 1 else "")
-    return seconds, (
-        f"Left out: the run needs {format_bytes(plan.run_bytes)}, and there are {format_bytes(share)} on {where}. "
-        "--ignore_plan runs it all the same."
-    )
 
 
 def _planner(cell: Cell, output_dir: Path, lengths: dict[str, RowLengths | None]) -> RunPlanner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,20 +165,25 @@ def _text(file: Path) -> str:
         raise ValueError(f"{str(file)!r} is not a file of results: {error}.") from error
 
 
-def merge(folders: Sequence[Path]) -> list[Result]:
+def merge(folders: Sequence[Path], read: Callable[[Path], Sequence[Result]] = read_results) -> list[Result]:
     """The results of several folders. A copied run counts once, a failure only if the run never ended well.
+
+    Args:
+        folders: Of comparisons, from one or several machines.
+        read: What reads a folder.
 
     Raises:
         FileNotFoundError, ValueError: As `read_results`.
         ValueError: The same run, measured twice.
     """
-    found = [(result, folder) for folder in folders for result in read_results(folder)]
+    found = [(result, folder) for folder in folders for result in read(folder)]
     finished = {result.cell.name for result, _ in found if result.report is not None}
-    merged: dict[tuple[str, str | None], tuple[Result, Path]] = {}
+    merged: dict[tuple[str | None, ...], tuple[Result, Path]] = {}
     for result, folder in found:
         if result.report is None and result.cell.name in finished:
             continue
-        key = (result.cell.name, result.report.machine if result.report else None)
+        place = (result.report.machine, result.report.host) if result.report else ()
+        key = (result.cell.name, *place)
         earlier, where = merged.setdefault(key, (result, folder))
         if result.report != earlier.report and result.cell.kind != BASE:
             raise ValueError(

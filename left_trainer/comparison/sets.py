@@ -18,6 +18,8 @@ SIZES = (0.75, 0.5, 0.25)  # of the parameters apart from embeddings and head
 ONCE = "schedule=at_start"
 # In an epoch at the default rate, the embedded models do not recover from losing half of their few layers.
 EMBEDDED = {"learning_rate": 1e-3}
+# Where rows are many, the targets alone teach the embedded tasks, and no teacher adds to them.
+EMBEDDED_STUDENTS = {"max_train_samples": 128, "max_steps": 300}
 # Ways for a student to learn from its teacher, by the name of the setting.
 LOSSES = {
     "forward_kl": "loss=forward_kl",
@@ -44,17 +46,22 @@ def set_options(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     model_args, _, args = Cell("base", "", arguments, {}).parse(Path())
     source = model_args.source(args)
-    rate = EMBEDDED if source.base_name in MODEL_NAMES.values() else {}
-    return {**rate, "tasks": ["summarization"], "methods": smaller(source.config)}
+    is_embedded = source.base_name in MODEL_NAMES.values()
+    settings = smaller(source.config, EMBEDDED_STUDENTS if is_embedded else {})
+    return {**(EMBEDDED if is_embedded else {}), "tasks": ["summarization"], "methods": settings}
 
 
-def smaller(config: PreTrainedConfig) -> list[dict[str, str]]:
+def smaller(config: PreTrainedConfig, of_students: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Settings that compare ways to a smaller model: a teacher, students of half its layers, and shrunk models.
 
-    The students start from layers of the model that the teacher starts from, and take as many steps: `student` learns
-    from the data alone, the others from the teacher too.
+    The students start from layers of the model that the teacher starts from: `student` learns from the data alone, the
+    others from the teacher too.
+
+    Args:
+        config: Of that model.
+        of_students: Further arguments of every student.
     """
-    half = {"peft_method": "full", "shrink_to": half_of_layers(config), "shrink_kwargs": ONCE}
+    half = {"peft_method": "full", "shrink_to": half_of_layers(config), "shrink_kwargs": ONCE, **of_students}
     teacher = {"name": "teacher", "peft_method": "full"}
     student = {"name": "student", **half, "teacher_model": "none"}
     taught = [

@@ -14,13 +14,14 @@ from typing import Any
 
 from left_trainer.comparison.cell import BASE, COMPRESSION_FIELDS, OTHER_TEACHERS, REFERRING, referred
 from left_trainer.comparison.flags import DECIDED, argument_names, flags_of, parse_flags
+from left_trainer.comparison.launcher import check_launcher
 from left_trainer.comparison.rows import MAJORITY
 from left_trainer.embedded import DEFAULT_MODEL, MODEL_NAMES
 from left_trainer.methods import get_method
 from left_trainer.registry import did_you_mean
 from left_trainer.shown_text import one_line
 
-METHOD, NAME = "peft_method", "name"
+METHOD, NAME, LAUNCHER = "peft_method", "name", "launcher"
 LONGEST_NAME = 80
 # Arguments whose values tables put beside the name of a method where rows differ in them.
 SHOWN = (
@@ -45,11 +46,13 @@ class Setting:
         method: Name of the method.
         arguments: Those that are not at their defaults.
         name: What tables, plots, page and folders call it; `None` for the name of the method, with what sets it apart.
+        launcher: What starts the processes of its runs, in the place of `python`.
     """
 
     method: str
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     name: str | None = None
+    launcher: str | None = None
 
     @property
     def label(self) -> str:
@@ -69,12 +72,13 @@ def read_setting(entry: Any) -> Setting:
             f"{entry!r} has no {METHOD}. Write a name, or a mapping such as {{{METHOD}: NAME, ...}} with further "
             "arguments."
         )
-    arguments = {key: value for key, value in given.items() if key not in (METHOD, NAME)}
+    arguments = {key: value for key, value in given.items() if key not in (METHOD, NAME, LAUNCHER)}
     _check_names(arguments, entry)
     decided = [key for key in DECIDED if key != "peft_kwargs"]
     name = _checked_name(given[NAME]) if given.get(NAME) is not None else None
     _check_method(str(given[METHOD]), entry)
-    return Setting(str(given[METHOD]), parse_flags(flags_of(arguments), decided), name)
+    launcher = check_launcher(given[LAUNCHER]) if given.get(LAUNCHER) is not None else None
+    return Setting(str(given[METHOD]), parse_flags(flags_of(arguments), decided), name, launcher)
 
 
 def split_settings(text: str) -> list[str]:
@@ -241,7 +245,7 @@ def _check_names(arguments: Mapping[str, Any], entry: Any) -> None:
         if key not in known:
             raise ValueError(
                 f"The setting {entry!r} has {key!r}, which is no argument of `left-trainer train`."
-                f"{did_you_mean(str(key), [*known, NAME])}"
+                f"{did_you_mean(str(key), [*known, NAME, LAUNCHER])}"
             )
 
 

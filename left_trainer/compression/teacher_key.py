@@ -12,9 +12,11 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer.compression.teacher import Teacher
+from left_trainer.compression_options import BASE_TEACHER, SELF_TEACHER
 from left_trainer.models import without_adapter
 
 VALUES_OF_A_WEIGHT = 8
+OF_THE_STUDENT = (BASE_TEACHER, SELF_TEACHER)
 
 
 def digest(value: Any) -> str:
@@ -30,19 +32,29 @@ def teacher_key(teacher: Teacher) -> dict[str, str]:
     Args:
         teacher: What a student without its adapter trains is no part of it.
     """
-    model = teacher.model
-    weights = [
-        weight.detach().flatten()
-        for weight in model.parameters()
-        if not (teacher.is_base and weight.requires_grad) and not weight.is_meta and not isinstance(weight, DTensor)
-    ]
-    values = [weight[:: max(1, len(weight) // VALUES_OF_A_WEIGHT)][:VALUES_OF_A_WEIGHT] for weight in weights]
-    base = without_adapter(model)
+    base = without_adapter(teacher.model)
     return {
         "model_type": base.config.model_type,
         "dtype": str(base.dtype).removeprefix("torch."),
-        "weights": digest([value.to(torch.float32).tolist() for value in values]),
+        "weights": _digest_of_weights(teacher, torch.float32),
     }
+
+
+def recognised_by(teacher: Teacher) -> str | None:
+    """What a run knows its teacher by, in any dtype; `None` where the student says it, or packed weights hide it."""
+    if teacher.title in OF_THE_STUDENT or getattr(teacher.model, "is_quantized", False):
+        return None
+    return _digest_of_weights(teacher, torch.bfloat16)
+
+
+def _digest_of_weights(teacher: Teacher, dtype: torch.dtype) -> str:
+    weights = [
+        weight.detach().flatten()
+        for weight in teacher.model.parameters()
+        if not (teacher.is_base and weight.requires_grad) and not weight.is_meta and not isinstance(weight, DTensor)
+    ]
+    values = [weight[:: max(1, len(weight) // VALUES_OF_A_WEIGHT)][:VALUES_OF_A_WEIGHT] for weight in weights]
+    return digest([value.to(dtype).tolist() for value in values])
 
 
 def vocabulary_key(tokenizer: PreTrainedTokenizerBase | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from left_trainer.evaluation.metrics import as_labels
+from left_trainer.evaluation.labels import as_labels
 
 
 def majority_share(references: Sequence[str]) -> float | None:

@@ -23,6 +23,7 @@ from left_trainer.callbacks.step_timer import synchronize
 from left_trainer.methods.apply import find_method
 from left_trainer.models import without_adapter
 from left_trainer.models.positions import position_limits
+from left_trainer.models.wrapping import gather_outer, reshard
 from left_trainer.token_mean import IGNORE_INDEX
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -146,14 +147,24 @@ def adapter_disabled(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     if not isinstance(model, PeftModel):
         yield
         return
+    own = vars(model).get("generate")  # FSDP2 has put one there
+    reshard(model)  # so that what is changed below are the weights, and no copies of them
     with model.disable_adapter(), original_base(model):
         generate = model.get_base_model().generate
-        # The base model knows nothing of the tasks that the adapter tells apart.
-        model.generate = lambda **kwargs: generate(**{name: kwargs[name] for name in kwargs if name != TASK_IDS})
+
+        def generate_as_base(**kwargs: Any) -> Any:
+            gather_outer(model)
+            # The base model knows nothing of the tasks that the adapter tells apart.
+            return generate(**{name: kwargs[name] for name in kwargs if name != TASK_IDS})
+
+        model.generate, model.adapter_is_off = generate_as_base, True
         try:
             yield
         finally:
-            del model.generate
+            del model.generate, model.adapter_is_off
+            if own is not None:
+                model.generate = own
+            reshard(model)
 
 
 def generate_completions(
@@ -243,6 +254,7 @@ def _generate_padded(
     continuation in a batch than alone (peft 0.21).
     """
     if _puts_tokens_before_input(model):
+        gather_outer(model)
         virtual = model.get_prompt(batch_size=1, **task_inputs(model, 1))[0]
         rows = [torch.cat([virtual, model.word_embeddings(prompt).to(virtual.dtype)]) for prompt in prompts]
         rows = [row.to(model.base_model_torch_dtype or row.dtype) for row in rows]
@@ -263,7 +275,7 @@ def _generate_padded(
 
 def _is_adapted(model: PreTrainedModel | PeftModel) -> bool:
     """Whether `model` has an adapter that is not disabled."""
-    return isinstance(model, PeftModel) and "generate" not in vars(model)
+    return isinstance(model, PeftModel) and not getattr(model, "adapter_is_off", False)
 
 
 def _puts_tokens_before_input(model: PreTrainedModel | PeftModel) -> bool:

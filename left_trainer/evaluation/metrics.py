@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -11,7 +11,8 @@ import numpy as np
 from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
 
-from left_trainer.evaluation.intervals import Interval, RowScorer, over_rows
+from left_trainer.evaluation.intervals import RowScorer
+from left_trainer.evaluation.labels import as_labels
 
 TEXT_PAIR = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 
@@ -148,11 +149,6 @@ class MacroF1(TextMetric):
         return {"macro_f1": score}
 
 
-def as_labels(texts: Iterable[str]) -> list[str]:
-    """Texts as labels. Case and white space around do not matter: a model has chosen the label all the same."""
-    return [text.strip().casefold() for text in texts]
-
-
 def _mean_percent(values: Sequence[float]) -> RowScorer:
     figures = np.array(values, dtype=float)
     return lambda rows: 100 * float(np.mean(figures[rows]))
@@ -173,36 +169,3 @@ METRICS: dict[str, Callable[[], evaluate.Metric]] = {
     "accuracy": Accuracy,
     "macro_f1": MacroF1,
 }
-
-
-def load_metric(name: str) -> evaluate.Metric:
-    """Our metric of that name, else the one that the Hugging Face hub or a local path has."""
-    return METRICS[name]() if name in METRICS else evaluate.load(name)
-
-
-def score_names(names: Sequence[str]) -> tuple[str, ...] | None:
-    """The scores that metrics compute, `rougeL` of `rouge`; `None` where one of them is not ours."""
-    if any(name not in METRICS for name in names):
-        return None
-    metrics = [METRICS[name]() for name in names]
-    return tuple(score for metric in metrics for score in metric._compute(predictions=["a"], references=["a"]))
-
-
-def score_interval(names: Sequence[str], score: str, predictions: list[str], references: list[str]) -> Interval | None:
-    """95 % interval of one score over the rows of an evaluation.
-
-    Args:
-        names: Of metrics.
-        score: One that they compute, such as `rougeL` of `rouge`.
-        predictions: Texts, one for each row.
-        references: Theirs.
-
-    Returns:
-        `None` for a score of the hub's metrics, which can be had of all rows only, and for fewer than two rows.
-    """
-    ours = [METRICS[name]() for name in names if name in METRICS]
-    for metric in ours:
-        scorer = metric.row_scorers(predictions, references).get(score) if isinstance(metric, TextMetric) else None
-        if scorer is not None:
-            return over_rows(scorer, len(predictions))
-    return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from left_trainer.evaluation.metrics import load_metric
+from left_trainer.evaluation.named_metrics import SCORES, load_metric
 from left_trainer.token_mean import IGNORE_INDEX
 
 
@@ -57,7 +58,12 @@ def text_metrics(
         A function from predictions to scores in percent, with `generated_length`, the mean number of tokens that are
         not special.
     """
-    metrics = [load_metric(name) for name in names]
+    others = {name: load_metric(name) for name in names if name not in SCORES}  # an unknown one is an error at once
+
+    @functools.cache
+    def metrics() -> list[Any]:
+        return [others[name] if name in others else load_metric(name) for name in names]
+
     special = tokenizer.all_special_ids
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
@@ -67,7 +73,7 @@ def text_metrics(
         token_ids = token_ids[:: max(1, len(token_ids) // max(1, len(references)))]
         predictions = decode(tokenizer, token_ids)
         scores: dict[str, float] = {}
-        for metric in metrics:
+        for metric in metrics():
             scores |= metric.compute(predictions=predictions, references=references) or {}
         # Beam search fills shorter rows with the end of sequence where the padding token's id is 0 (transformers 5.23).
         scores["generated_length"] = float(np.isin(token_ids, [*special, IGNORE_INDEX], invert=True).sum(axis=1).mean())

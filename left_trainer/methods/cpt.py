@@ -15,6 +15,7 @@ from left_trainer.methods.input_prompts import derive_input_prompt, prepare_inpu
 from left_trainer.methods.limits import NO_PACKING
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.virtual_tokens import VirtualTokens
+from left_trainer.models import unwrapped
 from left_trainer.token_mean import IGNORE_INDEX
 
 MAX_CPT_TOKENS = 32
@@ -43,12 +44,17 @@ def context_loss(
     PEFT's is the mean over a micro-batch, which accumulation would sum. In evaluation it is the mean over the targets
     of the rows alone, as it is for every other method.
     """
-    outputs, labels = model(**inputs), inputs["labels"]
+    labels = inputs["labels"]
     if num_items_in_batch is None:
+        outputs = model(**inputs)
         logits = outputs.logits[:, -labels.shape[1] - 1 : -1]
         return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX), outputs
-    in_context = sum(kind % 4 == 0 for kind in model.active_peft_config.cpt_tokens_type_mask[1:])
-    num_labels = labels.ne(IGNORE_INDEX).sum() + in_context * len(labels)
+    config, is_own = unwrapped(model).active_peft_config, labels.ne(IGNORE_INDEX).any(dim=1)
+    in_context = sum(kind % 4 == 0 for kind in config.cpt_tokens_type_mask[1:])
+    num_labels = labels.ne(IGNORE_INDEX).sum() + in_context * is_own.sum()
+    if is_own.any() and not is_own.all():  # the others fill up the last batch, and their context does not count either
+        inputs = {name: tensor[is_own] for name, tensor in inputs.items()}
+    outputs = model(**inputs)
     return outputs.loss * num_labels / num_items_in_batch * ranks, outputs
 
 

@@ -42,12 +42,17 @@ class MethodHooks:
         callback = self.method.callback(model) if self.method and self.method.callback else None
         return [callback] if callback else []
 
-    def initialize(self, model: nn.Module, batches: Batches, seed: int) -> None:
-        """Set the weights of a new adapter from the model or data, once. The random state is left as it was."""
+    def initialize(self, model: nn.Module, batches: Batches, seed: int) -> bool:
+        """Set the weights of a new adapter from the model or data, once. The random state is left as it was.
+
+        Returns whether there was anything to set.
+        """
+        sets = bool(self.method and self.method.initialize and self.is_new)
         if self.method and self.method.initialize and self.is_new:
             with seeded(seed):
                 self.method.initialize(model, batches, self.options)
         self.is_new = False
+        return sets
 
     def restore(self, model: nn.Module, directory: str) -> None:
         """Give the model the shape that the adapter saved in `directory` has."""

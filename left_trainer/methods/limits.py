@@ -12,6 +12,10 @@ NO_PACKING: dict[Feature, str] = {
 }
 NO_QUANTIZED: dict[Feature, str] = {"quantized_base": "it computes with the base weights themselves."}
 UNTRIED_QUANTIZED: dict[Feature, str] = {"quantized_base": "it has not been tried there."}
+# Its packed base weights, of which no process can hold a part.
+NOT_SHARDED: dict[Feature, str] = {
+    "sharded": "it needs a quantized base, and sharding packed weights has not been tried."
+}
 LINEAR_ONLY: dict[Feature, str] = {**NO_CONV1D, **NO_QUANTIZED}
 # Taking neurons and heads out of layers that the method is on.
 MIXES_FEATURES: dict[Feature, str] = {

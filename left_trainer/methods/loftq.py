@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel
 from peft.utils.loftq_utils import _SafetensorLoader
 
 from left_trainer.adapters.residual_base import lora_layers
-from left_trainer.methods.limits import NO_CONV1D
+from left_trainer.methods.limits import NO_CONV1D, NOT_SHARDED
 from left_trainer.methods.lora_defaults import DEFAULTS, PLAIN_START
 from left_trainer.methods.method import Batches, PeftMethod
 from left_trainer.methods.qlora import keep_unpacked, nf4
@@ -58,6 +58,6 @@ LOFTQ = PeftMethod(
     quantization=nf4,
     prepare=keep_unpacked,
     initialize=initialize_loftq,
-    unsupported=NO_CONV1D,
+    unsupported={**NO_CONV1D, **NOT_SHARDED},
     requires={"bitsandbytes": "bitsandbytes"},
 )

@@ -16,8 +16,8 @@ from left_trainer.methods.virtual_tokens import Positions, VirtualTokens
 from left_trainer.models import FAMILIES, ModelFamily
 
 MethodFamily = Literal["soft_prompt", "additive", "reparameterization", "selective"]
-# "shrinking" takes blocks out of the base model, "narrowing" takes neurons and heads out of layers with an adapter,
-# "sharded" spreads the weights over processes.
+# "sharded" spreads the weights over processes: FSDP, DeepSpeed ZeRO-3.
+# "shrinking" takes blocks out of the base model, "narrowing" takes neurons and heads out of layers with an adapter.
 Feature = Literal[
     "encoder_decoder",
     "decoder_only",

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import BitsAndBytesConfig
 
-from left_trainer.methods.limits import NO_CONV1D
+from left_trainer.methods.limits import NO_CONV1D, NOT_SHARDED
 from left_trainer.methods.lora_defaults import DEFAULTS
 from left_trainer.methods.method import PeftMethod
 
@@ -47,6 +47,6 @@ QLORA = PeftMethod(
     defaults={**DEFAULTS, "target_modules": "all-linear"},
     quantization=nf4,
     prepare=keep_unpacked,
-    unsupported=NO_CONV1D,
+    unsupported={**NO_CONV1D, **NOT_SHARDED},
     requires={"bitsandbytes": "bitsandbytes"},
 )

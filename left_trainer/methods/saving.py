@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
+from torch import nn
 from transformers import PreTrainedModel
 
-from left_trainer.adapters.base_model import base_bytes, mark_changed, write_base
+from left_trainer.adapters.base_model import base_bytes, is_changed, mark_changed, write_base
 from left_trainer.adapters.files import TRAINING_STATE_FILE, read_training_state, write_training_state
 from left_trainer.adapters.text_files import write_whole
+from left_trainer.adapters.whole_weights import whole_weights
 from left_trainer.methods.apply import find_method, method_name
 from left_trainer.methods.fit import check_fit, no_fit, saved_weights, take_saved_embeddings
 from left_trainer.methods.input_prompts import wrap
@@ -142,10 +144,27 @@ def explain_loading(model: PreTrainedModel | PeftModel, directory: str | Path) -
         write_whole(readme, f"{text.rstrip()}\n\n## Load it\n\n{note}")
 
 
-def trainable_bytes(model: torch.nn.Module) -> int:
+def trainable_bytes(model: nn.Module) -> int:
     """Bytes of what is trained, and of a base that is saved with it, which is about what saving it takes."""
     trained = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
     return trained + base_bytes(model)
+
+
+def whole_to_save(model: nn.Module, is_main: bool) -> contextlib.AbstractContextManager[None]:
+    """Inside, what is saved of the adapter of `model` is whole on the process that writes; all processes enter.
+
+    Args:
+        model: With or without an adapter, and without wrappers.
+        is_main: Whether this process writes.
+    """
+    if not isinstance(model, PeftModel):
+        return contextlib.nullcontext()
+    base = model.get_base_model()
+    ends = [module for module in (base.get_input_embeddings(), base.get_output_embeddings()) if module is not None]
+    # PEFT saves the embeddings with the adapter where tokens were added.
+    of_ends = {weight for module in ends for weight in module.parameters()}
+    needed = [weight for weight in model.parameters() if weight.requires_grad or weight in of_ends or is_changed(model)]
+    return whole_weights(model, needed, is_main)
 
 
 def save_adapter(model: PeftModel, directory: str | Path, notes: Mapping[str, str] | None = None) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 UPSTREAM_WARNINGS = (
@@ -48,6 +49,23 @@ def unwrapped(model: torch.nn.Module) -> Any:
 def without_adapter(model: PreTrainedModel | PeftModel) -> Any:
     """The transformers model inside of an adapter's, or `model` itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def gather_outer(model: torch.nn.Module) -> None:
+    """Have what FSDP2 shards of `model` outside of its layers whole, before a part of it is called on its own."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Free the whole weights that FSDP2 has gathered on this process, on every process alike.
+
+    Reading the state of a model frees them too. Where one process alone saves, it would gather them for the next step
+    while the others do not.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextlib.contextmanager

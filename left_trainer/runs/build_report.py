@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer.adapters.text_files import write_whole
-from left_trainer.callbacks.memory_profiler import MemoryProfilerCallback
-from left_trainer.callbacks.step_timer import StepTimerCallback
 from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.evaluation import baselines
 from left_trainer.evaluation.scores import is_quality, without_prefix
@@ -35,10 +33,12 @@ from left_trainer.runs.report import (
 from left_trainer.runs.report_text import draw_losses, results_section
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
+from left_trainer.trainer.figures import ProcessFigures
 from left_trainer.trainer.model_card import package_versions
 from left_trainer.training_args import LeftTrainingArguments
 
-Callback = TypeVar("Callback")
+Figures: TypeAlias = Sequence[ProcessFigures]
+Number = TypeVar("Number", int, float)
 
 
 def collect_samples(
@@ -88,7 +88,7 @@ def build_report(
         teacher: Scores of the teacher, with any prefix; `None` where it was not scored.
     """
     args, state, count = trainer.args, trainer.state, count_parameters(unwrapped(trainer.model))
-    batch_size, speed = _rows_per_step(args), _steps_per_second(trainer)
+    batch_size, speed = _rows_per_step(args), _steps_per_second(trainer.figures)
     base_parameters, model_size_bytes = base_size(unwrapped(trainer.model))
     return TrainingReport(
         method=trainer.method.name if trainer.method else count.method,
@@ -108,8 +108,8 @@ def build_report(
         train_steps_per_second=speed,
         train_samples_per_second=_times(speed, batch_size),
         train_target_tokens_per_second=_times(speed, batch_size, target_tokens_per_row(trainer.train_dataset)),
-        generation_samples_per_second=trainer.generation_speed.rows_per_second,
-        peak_memory_bytes=_peak_memory(trainer),
+        generation_samples_per_second=_generated_per_second(trainer.figures),
+        peak_memory_bytes=_peak_memory(trainer.figures),
         fast_paths={name: FastPathUse(path.ran, dict(path.fell_back)) for name, path in trainer.fast_paths.items()},
         adapter_size_bytes=saved_bytes(Path(args.output_dir)),
         loss_history=tuple((entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry),
@@ -118,6 +118,7 @@ def build_report(
         versions=package_versions(),
         device=str(args.device),
         machine=machine_name(),
+        processes=args.world_size,
         cut_rows=dict(trainer.cut_rows),
         majority_share=majority,
         planned=trainer.planned,
@@ -172,23 +173,32 @@ def _rows_per_step(args: LeftTrainingArguments) -> int:
     return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
-def _steps_per_second(trainer: LeftTrainer) -> float | None:
-    timer = _callback(trainer, StepTimerCallback)
-    seconds = timer.seconds_per_step if timer else None
+def _steps_per_second(figures: Figures) -> float | None:
+    """Of the slowest process, for which the others wait."""
+    seconds = _most(each.seconds_per_step for each in figures)
     return 1 / seconds if seconds else None
 
 
-def _peak_memory(trainer: LeftTrainer) -> PeakMemory:
-    profiler = _callback(trainer, MemoryProfilerCallback)
-    summary = profiler.summary if profiler else None
-    if summary is None:
-        return PeakMemory(None, None)
-    peak = summary.train_peak_bytes
-    return PeakMemory(peak, summary.eval_peak_bytes, None if peak is None else peak - summary.baseline_bytes)
+def _generated_per_second(figures: Figures) -> float | None:
+    """Of all processes, each of which generates for rows of its own."""
+    rates = [each.generated_rows_per_second for each in figures]
+    known = [rate for rate in rates if rate is not None]
+    return math.fsum(known) if known else None
 
 
-def _callback(trainer: LeftTrainer, kind: type[Callback]) -> Callback | None:
-    return next((item for item in trainer.callback_handler.callbacks if isinstance(item, kind)), None)
+def _peak_memory(figures: Figures) -> PeakMemory:
+    trained = [each.train_peak_bytes for each in figures]
+    known = [peak for peak in trained if peak is not None]
+    return PeakMemory(
+        _most(trained),
+        _most(each.eval_peak_bytes for each in figures),
+        _most(each.step_peak_bytes for each in figures),
+        train_of_all=sum(known) if len(known) == len(trained) else None,
+    )
+
+
+def _most(values: Iterable[Number | None]) -> Number | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _scores(metrics: Scores | None) -> Scores | None:

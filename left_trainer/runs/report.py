@@ -30,17 +30,19 @@ class Metrics:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Most bytes in use; `None` where it was not measured.
+    """Most bytes in use, of several processes in the one that used most; `None` where it was not measured.
 
     Args:
         train: In training.
         eval: In evaluation.
         step: In training, less what was in use before it beside the weights: on a CPU, interpreter and libraries.
+        train_of_all: In training, the sum over all processes.
     """
 
     train: int | None
     eval: int | None
     step: int | None = None
+    train_of_all: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,12 @@ class TrainingReport:
         prompt: Template of the prompts.
         matched_modules: Modules that the method changed.
         learning_rate_source: Where the learning rate comes from.
-        train_batch_size: Rows of one optimizer step.
+        train_batch_size: Rows of one optimizer step, of all processes.
+        train_samples_per_second: Rows of all processes; so are target tokens and generated rows.
         adapter_size_bytes: What was saved, on disk.
         loss_history: Pairs of an optimizer step and the training loss.
-        machine: Processor, cores and GPU.
+        machine: Processor, cores and GPU; of several machines the first one's.
+        processes: That trained together.
         tuning: The trials, where the source is `tuned`.
         memory_before_model_bytes: Measured in a comparison: in use before the model was loaded.
         diverged_at_step: The step whose loss or gradients were not finite, where a run ended so.
@@ -145,6 +149,7 @@ class TrainingReport:
             answering with it; for tasks that are scored by accuracy.
         teacher: What it has learned from, where there was a teacher.
         setting: Name of the setting of a comparison, where the user gave it one.
+        host: Name of the machine that ran it for a comparison.
         base_parameters: Of the model without what the method added, apart from embeddings and head.
         model_size_bytes: Of the weights of the same model, embeddings and head included, as they are saved.
         data: The data arguments that were not left at their defaults, from which the rows are found again.
@@ -191,8 +196,10 @@ class TrainingReport:
     shrinking: ShrinkReport | None = None
     teacher: TeacherReport | None = None
     setting: str | None = None
+    host: str | None = None
     base_parameters: int | None = None
     model_size_bytes: int | None = None
+    processes: int = 1
     data: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:

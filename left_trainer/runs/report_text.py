@@ -36,8 +36,8 @@ def results_section(report: TrainingReport) -> str:
         *_kept(report),
         *([f"{_majority(report)}", ""] if report.majority_share is not None else []),
         f"{report.trainable_parameters or 0:,} of {report.total_parameters:,} parameters trained "
-        f"({report.trainable_percent or 0:.3f} %), {report.train_steps} steps of {report.train_batch_size} rows at "
-        f"a learning rate of {report.learning_rate or 0:g}, seed {report.seed}.",
+        f"({report.trainable_percent or 0:.3f} %), {report.train_steps} steps of {report.train_batch_size} rows"
+        f"{_processes(report)} at a learning rate of {report.learning_rate or 0:g}, seed {report.seed}.",
         "",
         *_sizes(report),
         *_cuts(report),
@@ -64,6 +64,10 @@ def format_report(report: TrainingReport, folder: str) -> str:
     majority += _kept(report)
     where = f"{pace}{what}, report, model card and plots are in {folder}"
     return printable("\n".join(["", *samples, table, *majority, "", *_cuts(report), *_memory(report), where]))
+
+
+def _processes(report: TrainingReport) -> str:
+    return f" in {report.processes} processes" if report.processes > 1 else ""
 
 
 def _cuts(report: TrainingReport) -> list[str]:

@@ -20,7 +20,7 @@ def write_manifest(folder: str | Path, entries: Mapping[str, Any]) -> None:
     """Describe every file in `folder`, and add `entries`."""
     root = Path(folder)
     files = {
-        path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "xxh3_128": _checksum(path)}
+        path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "xxh3_128": checksum(path)}
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.name != MANIFEST_FILE
     }
@@ -73,18 +73,18 @@ def _why_not_as_described(root: Path, manifest: Mapping[str, Any]) -> str | None
         if path.stat().st_size != described["bytes"]:
             return f"{name} has {path.stat().st_size:,} bytes, not {described['bytes']:,}"
     for name, described in manifest["files"].items():
-        if _checksum(root / name) != described["xxh3_128"]:
+        if checksum(root / name) != described["xxh3_128"]:
             return f"{name} has been changed: its checksum is another"
     return None
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
     """Of a file; XXH3, which finds damage at the speed of memory and does not guard against forgery."""
-    checksum = xxhash.xxh3_128()
+    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
-            checksum.update(block)
-    return checksum.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _checksum_of(content: Mapping[str, Any]) -> str:

@@ -28,17 +28,23 @@ def token() -> str:
 def is_alive(owner: str, path: Path) -> bool:
     """Whether the process that `owner`, a token, names may still be writing `path`."""
     match = TOKEN.fullmatch(owner)
-    if match is None:
-        return True
-    if match["host"] != _host():
+    if match is not None and match["host"] != _host():
         return time.time() - _last_change(path) < MAX_SILENCE_SECONDS
+    return not has_ended(owner)
+
+
+def has_ended(owner: str) -> bool:
+    """Whether the process that `owner`, a token, names is known to be gone; of other machines nothing is known."""
+    match = TOKEN.fullmatch(owner)
+    if match is None or match["host"] != _host():
+        return False
     try:
         started = psutil.Process(int(match["pid"])).create_time()
     except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
         return True
-    return abs(started - int(match["start"])) <= MAX_CLOCK_CHANGE_SECONDS
+    except psutil.AccessDenied:
+        return False
+    return abs(started - int(match["start"])) > MAX_CLOCK_CHANGE_SECONDS
 
 
 @functools.cache

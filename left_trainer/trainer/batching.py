@@ -7,14 +7,17 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler, SequentialSampler
 
 from left_trainer.data.dataset_types import is_lazy
 from left_trainer.data.lengths import row_lengths
 from left_trainer.data.sampling import PADDED_COLUMNS, LengthGroupedSampler
+from left_trainer.data.streams import WholeBatches, stored
 from left_trainer.kernels.fast_paths import first_reason
 from left_trainer.models import ModelFamily
+from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.training_args import LeftTrainingArguments
 
 GROUP_BY_LENGTH = "group_by_length"
@@ -63,6 +66,62 @@ def with_own_batches(args: LeftTrainingArguments, dataset: Any) -> LeftTrainingA
     if not isinstance(dataset, IterableDataset) or config.dispatch_batches is not None or config.split_batches:
         return args
     return args.replaced(accelerator_config=dataclasses.replace(config, dispatch_batches=False))
+
+
+def check_batches_can_be_joined(args: LeftTrainingArguments) -> None:
+    """Refuse `dispatch_batches`, with which the first process joins batches of several lengths for the others."""
+    if args.world_size > 1 and args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            f"accelerator_config has dispatch_batches=True: the first of {args.world_size} processes would join batches"
+            " of different lengths, and fail. Leave it out: each process takes its own rows, of a stream too."
+        )
+
+
+def shared_by_processes(args: LeftTrainingArguments, dataset: Any, batch_size: int, trains: bool) -> Any:
+    """`dataset` as several processes read it together: a stream in whole batches, one that is evaluated from memory.
+
+    Args:
+        args: Of the trainer.
+        dataset: Features.
+        batch_size: Rows of one process in a batch.
+        trains: Whether it is trained on.
+    """
+    if args.world_size == 1 or not isinstance(dataset, IterableDataset):
+        return dataset
+    if not trains:
+        return stored(dataset)
+    return WholeBatches(dataset, batch_size if args.accelerator_config.split_batches else batch_size * args.world_size)
+
+
+def rows_in_last_batch(loader: Any) -> int:
+    """How many rows the last batch of all processes has of its own; 0 where nothing fills it up.
+
+    Accelerate's own number is lost when batches before a checkpoint are skipped (accelerate 1.15).
+    """
+    shard = getattr(loader, "batch_sampler", None)
+    if not isinstance(shard, BatchSamplerShard) or shard.drop_last or not shard.even_batches or not shard.batch_size:
+        return 0
+    total = shard.batch_size * (1 if shard.split_batches else shard.num_processes)
+    sampler = getattr(shard.batch_sampler, "sampler", ())
+    return len(sampler) % total if shard.num_processes > 1 else 0
+
+
+def without_repeated_rows(args: LeftTrainingArguments, inputs: dict[str, Any], n_rows: int) -> dict[str, Any]:
+    """The last batch of this process without targets in the rows that another process has too.
+
+    Several processes fill their last batches with rows from the beginning.
+
+    Args:
+        args: Of the trainer.
+        inputs: The batch.
+        n_rows: Of the last batch of all processes, those that do not fill it up; less than 1 where nothing does.
+    """
+    labels = inputs.get("labels")
+    if args.world_size == 1 or n_rows < 1 or labels is None:
+        return inputs
+    labels = labels.clone()
+    labels[max(0, n_rows - args.process_index * len(labels)) :] = IGNORE_INDEX
+    return {**inputs, "labels": labels}
 
 
 def were_text(dataset: Any) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -26,6 +25,8 @@ from left_trainer.trainer.checkpoints import (
     remove_old_checkpoints,
     why_not_loadable,
 )
+from left_trainer.trainer.figures import figures_of_all
+from left_trainer.trainer.machines import is_first_of_its_disk, of_first_process, on_every_machine
 from left_trainer.trainer.reading import ReadingTrainer
 from left_trainer.trainer.run_identity import (
     ROWS,
@@ -83,8 +84,7 @@ class CheckpointingTrainer(ReadingTrainer):
         run_dir = Path(super()._get_output_dir(trial))
         target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         # One name for all processes, which may be on machines without a common disk.
-        names = broadcast_object_list([str(hidden_name(target))])
-        beside = Path(names[0])
+        beside = run_dir / of_first_process(hidden_name(target).name)
         try:
             with write_errors(target):
                 beside.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class CheckpointingTrainer(ReadingTrainer):
             self._put_in_place(written, target)
         self.accelerator.wait_for_everyone()
         # Of processes on another machine's own disk.
-        if not self.args.should_save and self.args.local_process_index == 0 and written.is_dir():
+        if is_first_of_its_disk(target, self.args) and not self.args.should_save and written.is_dir():
             self._put_in_place(written, target)
             shutil.rmtree(beside, ignore_errors=True)
 
@@ -133,6 +133,7 @@ class CheckpointingTrainer(ReadingTrainer):
             output = super()._finalize_training(trial, *args, **kwargs)
         finally:
             self._written_beside = None
+        self.figures = figures_of_all(self)
         if self.args.should_save and self.args.save_total_limit == 1 and best and Path(best).is_dir():
             remove_old_checkpoints(run_dir / Path(best).name, limit=1, best=None)
         return output
@@ -166,11 +167,12 @@ class CheckpointingTrainer(ReadingTrainer):
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        reason = why_not_loadable(best)
+        reason = of_first_process(why_not_loadable(best) if self.args.process_index == 0 else None)
         if reason:
             raise ValueError(
                 f"load_best_model_at_end=True, but {best!r} cannot be loaded: {reason}. The checkpoints beside it hold "
                 "the weights of other steps."
             )
+        best = self.state.best_model_checkpoint = on_every_machine(best, self.args) or best
         if not restore_training_state(unwrapped(self.model), best):
             super()._load_best_model()

@@ -9,14 +9,13 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from left_trainer.storage.manifest import why_not_whole
+from left_trainer.trainer.machines import of_first_process, on_every_machine
 from left_trainer.training_args import LeftTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -98,7 +97,7 @@ def checkpoint_to_resume(
 ) -> str | None:
     """The checkpoint that a run starts from, `None` for the beginning; room is made for a fresh run.
 
-    The first process looks, and all go by what it finds.
+    The first process looks, and all go by what it finds, which is brought to the machines that do not have it.
 
     Args:
         resume_from_checkpoint: As in `Trainer.train`; also the texts `true` and `false`, as a flag gives them. `True`
@@ -114,20 +113,19 @@ def checkpoint_to_resume(
         FileNotFoundError: There is no folder at the path.
         ValueError: The checkpoint that was named is not whole, or it is of another run.
     """
-    found: list[Any] = [None]
+    found: str | Exception | None = None
     if args.process_index == 0:
         try:
-            found = [_checkpoint_to_resume(asks_to_resume(resume_from_checkpoint), args, needed, has_trained)]
-            if found[0]:
-                check(found[0])
-                logger.warning_once(f"Continuing from {found[0]}.")
+            found = _checkpoint_to_resume(asks_to_resume(resume_from_checkpoint), args, needed, has_trained)
+            if found:
+                check(found)
+                logger.warning_once(f"Continuing from {found}.")
         except (OSError, ValueError) as error:
-            found = [error]
-    broadcast_object_list(found)
-    if isinstance(found[0], Exception):
-        raise found[0]
-    checkpoint: str | None = found[0]
-    return checkpoint
+            found = error
+    found = of_first_process(found)
+    if isinstance(found, Exception):
+        raise found
+    return on_every_machine(found, args)
 
 
 def _checkpoint_to_resume(

@@ -26,8 +26,11 @@ from left_trainer.models.languages import check_languages
 from left_trainer.models.positions import Limits
 from left_trainer.models.source import HUB_ARGUMENTS
 from left_trainer.token_mean import IGNORE_INDEX
+from left_trainer.trainer.batching import check_batches_can_be_joined
+from left_trainer.trainer.device_checks import check_devices
 from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
 from left_trainer.trainer.run_checks import check_best_metric, check_precision, check_run_arguments, check_writable
+from left_trainer.trainer.sharding_checks import SHARDED, check_sharding, shards_weights
 from left_trainer.trainer.shrink_checks import check_shrinking, check_shrinking_data
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -104,7 +107,8 @@ def check(request: Request) -> None:
     check_optimizer(request.optimizers, request.optimizer_cls_and_kwargs, request.method, request.makes_models)
     check_formatting(request)
     check_losses(request)
-    check_devices(request.args)
+    check_devices(request.args, request.source)
+    check_batches_can_be_joined(request.args)
     check_evaluation_loss(request.args, request.eval_dataset)
     check_best_metric(request.args, request.compute_metrics, request.eval_dataset)
     check_shrinking_data(request)
@@ -131,6 +135,7 @@ def check_model_and_method(request: Request, needs_weights: bool = True) -> None
     check_precision(request.args, request.source.config)
     check_run_arguments(request.args, request.source, needs_weights)
     check_method(request)
+    check_sharding(request)
     check_shrinking(request)
 
 
@@ -214,15 +219,6 @@ def check_losses(request: Request) -> None:
         )
 
 
-def check_devices(args: LeftTrainingArguments) -> None:
-    """Refuse several GPUs in one process, which Hugging Face's trainer would wrap in `nn.DataParallel`."""
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process, and nn.DataParallel would average losses over unequal "
-            "numbers of tokens. Start with `accelerate launch`, or make one visible by CUDA_VISIBLE_DEVICES=0."
-        )
-
-
 def check_evaluation_loss(args: LeftTrainingArguments, eval_dataset: Any) -> None:
     """Refuse `eval_loss_with_generation=False` where nothing is generated, or where the loss picks the best model."""
     if args.eval_loss_with_generation:
@@ -256,6 +252,7 @@ def check_method(request: Request) -> None:
         ),
         "packing": (args.packing, "packing=True", "set packing=False, or choose another"),
         "quantized_base": (request.is_quantized, "a quantized base model", "load it unquantized, or choose another"),
+        "sharded": (shards_weights(args), *SHARDED),
     }
     for feature, (is_asked, what, fix) in asked.items():
         if is_asked and not method.supports(feature):

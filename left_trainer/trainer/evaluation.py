@@ -23,7 +23,9 @@ from left_trainer.evaluation.token_loss import TokenMeanLoss
 from left_trainer.models import ModelFamily, unwrapped
 from left_trainer.models.positions import Limits
 from left_trainer.token_mean import IGNORE_INDEX
+from left_trainer.trainer.batching import without_repeated_rows
 from left_trainer.trainer.features import tell_cuts
+from left_trainer.trainer.figures import ProcessFigures, figures_of_all
 from left_trainer.trainer.generation import EvaluationHost, GenerationInEvaluation
 from left_trainer.trainer.losses import target_tokens
 from left_trainer.training_args import LeftTrainingArguments
@@ -40,6 +42,7 @@ class GeneratingTrainer(Trainer):
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
     free_positions: Limits
     cut_rows: dict[str, CutRows]  # by split, of the rows that were counted
+    figures: tuple[ProcessFigures, ...] = (ProcessFigures(),)  # of all processes, at the end of what ran last
     only_loss_wanted = False
     _generation: GenerationInEvaluation | None = None
     _loss: TokenMeanLoss | None = None  # of the evaluation that runs
@@ -122,6 +125,7 @@ class GeneratingTrainer(Trainer):
         self._rows, self._are_prompts, self._have_no_labels = now
         try:
             yield
+            self.figures = figures_of_all(self)
         finally:
             self._rows, self._are_prompts, self._have_no_labels = before
 
@@ -147,7 +151,10 @@ class GeneratingTrainer(Trainer):
             The loss; the generated token ids, `(batch, new tokens)`, a tuple of them with `num_return_sequences`; the
             labels, `(batch, target)`.
         """
-        inputs = self._with_own_rows(self._prepare_inputs(inputs))
+        inputs = self._prepare_inputs(inputs)
+        state = self.accelerator.gradient_state
+        if self._loss is not None and state.end_of_dataloader:
+            inputs = without_repeated_rows(self.args, inputs, state.remainder)
         if not self.args.predict_with_generate or prediction_loss_only:
             loss, outputs, labels = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
             self._note_loss(loss, inputs)
@@ -172,20 +179,6 @@ class GeneratingTrainer(Trainer):
     def _note_loss(self, loss: torch.Tensor | None, inputs: dict[str, Any]) -> None:
         if self._loss is not None and loss is not None and inputs.get("labels") is not None:
             self._loss.add(loss, target_tokens(self, inputs))
-
-    def _with_own_rows(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A batch without targets in the rows that another process has too.
-
-        Several processes fill the last batches with rows from the beginning; they are dropped from what is gathered.
-        """
-        state, labels = self.accelerator.gradient_state, inputs.get("labels")
-        fills = self._loss is not None and self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0
-        if not fills or labels is None:
-            return inputs
-        n_own = max(0, state.remainder - self.args.process_index * len(labels))
-        labels = labels.clone()
-        labels[n_own:] = IGNORE_INDEX
-        return {**inputs, "labels": labels}
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
         # In an evaluation, Trainer would share the tokens of one batch among the processes, each of which has its own.

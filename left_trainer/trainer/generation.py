@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.trainer_utils import EvalPrediction
 
 from left_trainer.adapters.task_ids import TASK_IDS
@@ -85,7 +85,7 @@ class GenerationInEvaluation:
         self.speed = GenerationSpeed()
         args, self.model = trainer.args, unwrapped(trainer.model)
         self.arguments: dict[str, Any] = {
-            "synced_gpus": is_deepspeed_zero3_enabled() or is_fsdp_managed_module(trainer.model),
+            "synced_gpus": is_deepspeed_zero3_enabled() or isinstance(trainer.model, FSDPModule),
             **generation_arguments(self.model, args.generation_max_length, args.generation_num_beams, given),
         }
         self._batches: GeneratedBatches | None = None

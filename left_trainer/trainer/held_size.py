@@ -12,6 +12,7 @@ from left_trainer.compression.shrink_state import ShrinkState
 from left_trainer.compression.structure import Structure
 from left_trainer.storage.whole import whole_directory
 from left_trainer.trainer.checkpoints import checkpoints_in
+from left_trainer.trainer.machines import on_every_machine
 
 NAME = "held-size"
 WEIGHTS_FILE, OPTIMIZER_FILE = "weights.pt", "optimizer.pt"
@@ -45,6 +46,7 @@ class HeldSize:
             ValueError: There is no copy.
         """
         written = held_folder(Path(checkpoint).parent, step)
+        written = Path(on_every_machine(written, trainer.args) or written)
         state = ShrinkState.read(written)
         if state is None:
             raise ValueError(
@@ -81,8 +83,9 @@ class HeldSize:
         The learning rate stays that of the present step.
         """
         assert self.structure is not None
-        self.structure.put_back(_read(self.folder / WEIGHTS_FILE))
-        restart_optimizer(self.trainer, _read(self.folder / OPTIMIZER_FILE))
+        folder = Path(on_every_machine(self.folder, self.trainer.args) or self.folder)
+        self.structure.put_back(_read(folder / WEIGHTS_FILE))
+        restart_optimizer(self.trainer, _read(folder / OPTIMIZER_FILE))
 
 
 def _read(file: Path) -> Any:

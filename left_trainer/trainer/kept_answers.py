@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from left_trainer.compression.kept_targets import KeptTargets
 from left_trainer.compression.teacher_targets import TargetWriter, Writing, longest_answer, with_targets
 from left_trainer.interrupts import TERMINATED, handling, interrupted, leave_to_default, say
 from left_trainer.trainer.features import tell_cuts
 from left_trainer.trainer.filled_cache import filled_cache
+from left_trainer.trainer.machines import of_first_process
 from left_trainer.trainer.telling import shown, tell
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -76,7 +77,7 @@ def train_on_targets(trainer: Any) -> None:
     writer = TargetWriter(teacher, how, args.device)
     ids = writer.encode(rows["prompt"])
     kept = KeptTargets(args.output_dir, writer.key(ids))
-    texts = _of_first_process(kept.read() if args.process_index == 0 else None)
+    texts = of_first_process(kept.read() if args.process_index == 0 else None)
     missing = [row for row in range(len(rows)) if row not in texts]
     if missing:
         tell(args, f"The teacher writes the targets of {len(missing)} of {len(rows)} rows into {str(kept.path)!r}.")
@@ -105,10 +106,3 @@ def _written(trainer: Any, writer: TargetWriter, kept: KeptTargets, prompts: Map
             append(texts)
             own |= texts
     return dict(gather_object(list(own.items())))
-
-
-def _of_first_process(value: Any) -> Any:
-    """What the first process has, in all of them."""
-    values = [value]
-    broadcast_object_list(values)
-    return values[0]

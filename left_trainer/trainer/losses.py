@@ -185,13 +185,26 @@ def _methods_loss(
 ) -> tuple[torch.Tensor, Any]:
     """What the record's `loss` returns, checked."""
     assert method.loss is not None
+    inputs, has_target = _with_some_target(inputs)
     result = method.loss(model, inputs, num_items, ranks)
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(
             f"The loss of peft_method={method.name!r} returned a {type(result).__name__}. It must return a pair: the "
             "loss, a scalar tensor, and the model's outputs."
         )
-    return result
+    return result if num_items is None else (result[0] * has_target, result[1])
+
+
+def _with_some_target(inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor | int]:
+    """A batch that has a target, and 0 in place of 1 where it had none: it only fills up the last one of all processes.
+
+    A mean over no target is undefined. What is computed of the batch is multiplied by 0.
+    """
+    labels = inputs.get("labels")
+    if labels is None:
+        return inputs, 1
+    has_target = labels.ne(IGNORE_INDEX).any()
+    return {**inputs, "labels": torch.where(has_target, labels, 0)}, has_target
 
 
 def _who_computes_the_loss(host: LossHost) -> str | None:
@@ -272,22 +285,24 @@ def _token_mean(
         host.log_token_metrics(tokens.n_tokens, tokens.n_correct, inputs)
         return loss, outputs
     labels, smoother = inputs["labels"], host.label_smoother
+    inputs, has_target = _with_some_target(inputs)
     if host.family == "encoder_decoder":
         outputs = outputs_with_logits(host, model, inputs)
-        mean = outputs["loss"] if smoother is None else smoother(outputs, labels)
+        mean = outputs["loss"] if smoother is None else smoother(outputs, inputs["labels"])
         return accumulated_token_loss(mean, labels, num_items, loss_ranks(host)), outputs
     if smoother is not None or has_adapter(without_adapter(unwrapped(model)).get_output_embeddings()):
         # TRL's loss multiplies by the weight of the output head, and would not train the adapter on it.
         outputs = outputs_with_logits(host, model, inputs)
         log_metrics_of_logits(host, outputs.logits, inputs)
         smoother = smoother or LabelSmoother(epsilon=0.0)
-        loss = smoother(outputs, labels, shift_labels=True, num_items_in_batch=num_items)
-        return loss if num_items is None else loss * loss_ranks(host), outputs
+        loss = smoother(outputs, inputs["labels"], shift_labels=True, num_items_in_batch=num_items)
+        return loss if num_items is None else loss * has_target * loss_ranks(host), outputs
     if not {"attention_mask", "position_ids"} & set(inputs):  # TRL needs one of them to count tokens
         inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
     # Outputs that nobody asked for would cost TRL a second forward pass.
     result = host.parent_loss(model, inputs, return_outputs, num_items)
-    return (result[0], _without_virtual_tokens(result[1], inputs)) if return_outputs else (result, None)
+    loss, outputs = (result[0], _without_virtual_tokens(result[1], inputs)) if return_outputs else (result, None)
+    return loss if num_items is None else loss * has_target, outputs
 
 
 def at_output_head(

@@ -29,6 +29,7 @@ from left_trainer.models import ModelFamily, ModelSource, build_skeleton, load_m
 from left_trainer.models.languages import generate_in_target_language
 from left_trainer.models.positions import Limits, position_limits
 from left_trainer.trainer.checks import Request, check_fits, check_text_tokenizer, check_tokenizer, check_vocabulary
+from left_trainer.trainer.device_checks import check_one_replica
 from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.trainer.guarded import check_folder_free_for
 from left_trainer.trainer.lesson_checks import check_lessons
@@ -109,6 +110,7 @@ def prepare(
             check_fits(dataset, free, argument)
     planned = _announced(request_to_plan(request, vocabulary), tokenizer)
     model, vocabulary = prepare_model(request, options, vocabulary)
+    check_one_replica(args, model)
     teacher = None
     if request.teacher is not None:
         teacher = Teacher.of(request.teacher, model, args.distillation, teachers_tokenizer)

@@ -54,6 +54,12 @@ class ReadingTrainer(GeneratingTrainer):
         columns = with_task_column(unwrapped(self.model), self._signature_columns)
         self._signature_columns = with_columns_for(self.request.data_collator, unwrapped(self.model), columns)
 
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, *args: Any, is_training: bool = False, **kwargs: Any
+    ) -> Any:
+        dataset = batching.shared_by_processes(self.args, dataset, batch_size, is_training)
+        return super()._get_dataloader(dataset, description, batch_size, *args, is_training=is_training, **kwargs)
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """As in `Trainer`; notes for the report whether the batches are grouped."""
         self.fast_paths[batching.GROUP_BY_LENGTH].record(batching.why_not_grouped(self, self.train_dataset))
@@ -72,10 +78,20 @@ class ReadingTrainer(GeneratingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """As in `Trainer`; in some steps with what the student has written in the place of the targets."""
-        batches, number = super().get_batch_samples(epoch_iterator, num_batches, device)
+        """As in `Trainer`; in some steps with what the student has written in the place of the targets.
+
+        What fills up the last batch of several processes is not trained on.
+        """
+        batches, number = super().get_batch_samples(map(self._to_train_on, epoch_iterator), num_batches, device)
         written = with_own_texts(self, batches)
         return (batches, number) if written is None else (written, self._get_num_items_in_batch(written, device))
+
+    def _to_train_on(self, batch: Any) -> Any:
+        # A process that counts its own tokens alone needs some.
+        if not self.accelerator.gradient_state.end_of_dataloader or not self.args.average_tokens_across_devices:
+            return batch
+        n_rows = batching.rows_in_last_batch(self.callback_handler.train_dataloader)
+        return batching.without_repeated_rows(self.args, batch, n_rows)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset

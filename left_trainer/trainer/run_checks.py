@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedConfig, Trainer
 from transformers.utils import GENERATION_CONFIG_NAME, is_liger_kernel_available
 
 from left_trainer.argument_checks import check_trackers_installed
-from left_trainer.evaluation.metrics import score_names
+from left_trainer.evaluation.named_metrics import score_names
 from left_trainer.evaluation.scores import BOOKKEEPING, NOT_QUALITY
 from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, METRICS_ATTRIBUTE
 from left_trainer.methods.option_ranges import check_config

@@ -11,7 +11,7 @@ from left_trainer.compression.architecture import architecture_of
 from left_trainer.compression.schedule import AT_START, check_steps
 from left_trainer.compression.sizes import check_target
 from left_trainer.compression_options import BASE_TEACHER, VOCABULARY
-from left_trainer.evaluation.metrics import score_names
+from left_trainer.evaluation.named_metrics import score_names
 from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, METRICS_ATTRIBUTE
 from left_trainer.registry import did_you_mean
@@ -20,6 +20,8 @@ from left_trainer.training_args import LeftTrainingArguments
 if TYPE_CHECKING:
     from left_trainer.trainer.checks import Request
 
+# Parts of the names of optimizers whose state has no entry for each weight: packed in blocks, or projected.
+UNCUTTABLE_STATES = ("8bit", "4bit", "galore", "apollo")
 ADVICE_AT_START = "Use shrink_kwargs={'schedule': 'at_start'}"
 
 
@@ -61,6 +63,7 @@ def check_shrinking(request: Request) -> None:
             "takes some of them away. Use layer_map='uniform' or 'last'."
         )
     _check_wrappers(args)
+    _check_optimizer(args)
     if isinstance(args.shrinking.schedule, list) and args.max_steps > 0:
         check_steps(args.shrinking.schedule, args.max_steps)
 
@@ -85,6 +88,18 @@ def _check_wrappers(args: LeftTrainingArguments) -> None:
                 f"shrink_kwargs has schedule={args.shrinking.schedule!r}, which removes parts during the training, and "
                 f"{name}: {reason}. {ADVICE_AT_START}."
             )
+
+
+def _check_optimizer(args: LeftTrainingArguments) -> None:
+    """Refuse an optimizer whose state cannot lose single neurons; of whole layers it is dropped."""
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    cuts_widths = any(not name.endswith("layers") and name != VOCABULARY for name in args.target_size)
+    if cuts_widths and args.shrinking.schedule != AT_START and any(part in optimizer for part in UNCUTTABLE_STATES):
+        raise ValueError(
+            f"shrink_to={args.shrink_to!r} removes neurons or heads during the training, and the state of "
+            f"optim={optimizer!r} has no entries for single weights that could go with them. Use optim='adamw_torch'. "
+            f"{ADVICE_AT_START} to keep this one."
+        )
 
 
 def check_shrinking_data(request: Request) -> None:

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from left_trainer.compression.hidden_states import HiddenStateLoss
 from left_trainer.compression.teacher import Lesson, Teacher, hidden_states
 from left_trainer.compression.teacher_cache import TeacherCache
+from left_trainer.compression.teacher_key import recognised_by
 from left_trainer.compression_options import DistillationOptions
 from left_trainer.kernels.linear_divergence import (
     DistillationLoss,
@@ -53,6 +54,7 @@ class Teaching:
 
     def __init__(self, teacher: Teacher, options: DistillationOptions, hidden: HiddenStateLoss | None = None) -> None:
         self.teacher, self.options, self.hidden = teacher, options, hidden
+        self.recognised_by = recognised_by(teacher)  # while its weights are there
         self.divergence = Divergence(options.loss, options.beta, options.temperature)
         self.cache: TeacherCache | None = None  # of what it says of the training rows
         self.answers_are_kept = False
@@ -100,7 +102,7 @@ class Teaching:
         """The teacher, and how it is learned from: what a checkpoint belongs to."""
         without_effect = ("teacher_dtype", "teacher_quantization_config")
         options = {name: value for name, value in asdict(self.options).items() if name not in without_effect}
-        return {"name": self.teacher.title, **options}
+        return {"name": self.teacher.title, "weights": self.recognised_by, **options}
 
     @property
     def is_on(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -27,12 +28,14 @@ from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
+from left_trainer.methods.saving import whole_to_save
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
 from left_trainer.trainer.checkpoints import asks_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
 from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets
+from left_trainer.trainer.first_batches import batches_of_all, share_weights
 from left_trainer.trainer.fresh_models import first_source, prepare_fresh_model, with_method_options
 from left_trainer.trainer.generation import use_generation_config
 from left_trainer.trainer.guarded import guarded_training
@@ -50,13 +53,14 @@ from left_trainer.trainer.preparation import (
     without_adapter_on_head,
 )
 from left_trainer.trainer.saving import saved_whole
-from left_trainer.trainer.shrinking import ShrinkingTrainer, shrinking_callbacks, shrinking_of
+from left_trainer.trainer.sharding import ShardingTrainer
+from left_trainer.trainer.shrinking import shrinking_callbacks, shrinking_of
 from left_trainer.trainer.teacher_checks import teacher_source
 from left_trainer.trainer.teaching import callbacks_of, make_teaching, with_projections
 from left_trainer.training_args import LeftTrainingArguments
 
 
-class LeftTrainer(ShrinkingTrainer):
+class LeftTrainer(ShardingTrainer):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
@@ -265,7 +269,8 @@ class LeftTrainer(ShrinkingTrainer):
     def initialize_method(self) -> None:
         """Shrink the model as far as that is due before the first step, and set the weights of a new adapter."""
         self.begin_shrinking()
-        self.hooks.initialize(unwrapped(self.model), self._first_batches, self.args.seed)
+        if self.hooks.initialize(unwrapped(self.model), partial(batches_of_all, self), self.args.seed):
+            share_weights(unwrapped(self.model))
 
     def call_model_init(self, trial: Any = None) -> Any:
         """The model of `model_init`, with the method on it that the arguments, or a trial of a search, ask for."""
@@ -326,7 +331,8 @@ class LeftTrainer(ShrinkingTrainer):
     # Files
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with saved_whole(self, output_dir or str(self.args.output_dir)) as directory:
+        whole = whole_to_save(unwrapped(self.model), self.args.should_save)
+        with whole, saved_whole(self, output_dir or str(self.args.output_dir)) as directory:
             super()._save(directory, state_dict)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import signal
@@ -18,6 +17,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from compared import finished, quality
 from left_trainer import LeftTrainer, get_method, list_methods
 from left_trainer.cli.main import main
 from left_trainer.comparison import cell as cell_module
@@ -25,14 +25,10 @@ from left_trainer.comparison.cell import Cell
 from left_trainer.comparison.flags import flags_of, parse_flags
 from left_trainer.comparison.general_text import MAX_WORDS, N_PASSAGES, general_loss, general_rows
 from left_trainer.comparison.grid import DEFAULT_METHODS, DEFAULT_TASKS, GridOptions, Plan, make_grid
-from left_trainer.comparison.results import read_cells, read_results
-from left_trainer.comparison.runner import edge_of, widen
+from left_trainer.comparison.results import read_results
+from left_trainer.comparison.tuned import edge_of, widen
 from processes import ENVIRONMENT, kill
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
-
-# Figures that depend on how busy the machine is.
-MEASURED = ("peak_memory_train_bytes", "peak_memory_generation_bytes", "train_steps_per_second")
-MEASURED += ("run_seconds", "target_tokens_per_second", "generation_samples_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +209,7 @@ def test_bad_input_is_refused_before_anything_runs(flags, message, tmp_path, cap
         ("methods: [{peft_method: lora, peft_kwargs: {rank: 8}}]", "rank"),
         ("tasks: [summarization\n", "is not valid YAML"),
         ("learning_rte: 1e-3", "learning_rte"),
-        ("seeds: two", "seeds='two', which must be an integer"),
+        ("seeds: two", "seeds='two' must be an integer, at least 1"),
         ("jobs: two", "jobs='two', which must be an integer"),
         ("{tune: learning_rate, tune_factors: 3}", "tune_factors=3, which must be a list"),
     ],
@@ -322,17 +318,6 @@ def test_general_text_fits_models_with_few_positions(model_type, rows, make_args
     args = make_args(peft_method="prefix_tuning", peft_kwargs={"num_virtual_tokens": 20})
     trainer = LeftTrainer(model, args, train_dataset=rows, processing_class=tokenizers[family])
     assert 0 < general_loss(trainer, general_rows(None)) < 20
-
-
-def finished(folder: Path) -> dict[str, object]:
-    """The reports of the cells that ended well."""
-    return {name: result.report for name, result in read_cells(folder).items() if result.report is not None}
-
-
-def quality(folder: Path) -> list[dict[str, str]]:
-    """The lines of `table.csv` without what depends on how busy the machine is."""
-    with (folder / "table.csv").open() as file:
-        return [{key: value for key, value in row.items() if key not in MEASURED} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import pytest
 import yaml
 
 from left_trainer.cli.main import main
-from left_trainer.comparison import runner as runner_module
-from left_trainer.comparison.cell import Cell, run_cell
+from left_trainer.comparison import worker as worker_module
+from left_trainer.comparison.attempt import Attempt
+from left_trainer.comparison.cell import FAILURE_FILE, Cell, run_cell
 from left_trainer.comparison.grid import Grid, GridOptions, make_grid
+from left_trainer.comparison.plan_file import PlanFile
 from left_trainer.comparison.results import CELLS, Result, check_comparable, read_cells
-from left_trainer.comparison.runner import Runner
 from left_trainer.comparison.sets import LOSSES, SETS, SIZES, set_options, smaller
 from left_trainer.comparison.settings import Setting, read_setting, split_settings
+from left_trainer.comparison.worker import Terms, Worker, prepare
+from left_trainer.runs.json_records import write_json
 from left_trainer.runs.report import REPORT_FILE
 from processes import ENVIRONMENT, kill
 from tiny import tiny_model, tiny_rows
@@ -207,28 +211,40 @@ def test_a_base_learns_from_nobody_and_keeps_its_size(tmp_path):
     assert not set(shared) & set(base.arguments)
 
 
-class Recorder(Runner):
-    """Runs nothing, notes what would be run, and leaves a report of a kind; `failing` settings have none."""
+class Recorder:
+    """An engine that runs nothing, notes what would be run, and leaves a report; `failing` settings have none."""
 
+    is_here, jobs, tick_seconds = True, 1, 0.0
     report: Any = None
 
     def __init__(self, output_dir: Path, failing: tuple[str, ...] = ()) -> None:
+        self.output_dir, self.failing = output_dir, failing
         self.results: list[Result] = []
         self.order: list[str] = []
-        self.failing = failing
-        super().__init__(output_dir, 1, self.results.append, lambda *_: None, lambda _: None)
 
-    def _run_cell(self, cell: Cell) -> Result:
+    def run_grid(self, grid: Grid) -> None:
+        plan = PlanFile(grid, str(self.output_dir))
+        prepare(plan, self.output_dir)
+        assert Worker(self.output_dir, PlanFile.read(self.output_dir), self, Terms(), self.results.append).run()
+
+    def submit(self, attempt: Attempt) -> Future[None]:
+        cell, folder = attempt.cell, attempt.claim.cell_folder
         self.order.append(f"{cell.label}-{cell.kind}-{cell.seed}")
-        folder = self.output_dir / CELLS / cell.name
-        folder.mkdir(parents=True, exist_ok=True)
-        cell.write(folder)
         if cell.label in self.failing:
-            return self._leave_out(cell, "it failed")
-        if cell.save_adapter:
-            (folder / "model.safetensors").write_text("weights")
-        self.report.write(folder)
-        return Result(cell, self.report)
+            write_json(folder / FAILURE_FILE, {"reason": "it failed"})
+        else:
+            if cell.save_adapter:
+                (folder / "model.safetensors").write_text("weights")
+            self.report.write(folder)
+        done = Future[None]()
+        done.set_result(None)
+        return done
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +253,8 @@ def recorder(tmp_path_factory, saved_models, data):
     folder = tmp_path_factory.mktemp("report")
     arguments = {"model_name_or_path": str(saved_models["encoder_decoder"]), "max_steps": 1, **data}
     patch = pytest.MonkeyPatch()
-    patch.setattr(runner_module, "arranged", lambda cells, *_: (list(cells), []))  # planning is tried elsewhere
+    # Planning is tried elsewhere.
+    patch.setattr(worker_module.Arranger, "__call__", lambda self, cells: (list(cells), []))
     Recorder.report = run_cell(Cell("method", "summarization", {**arguments, "peft_method": "lora"}, {}), folder)
     yield Recorder
     patch.undo()
@@ -335,7 +352,7 @@ def compare(python: str, output_dir: Path, config: Path) -> list[str]:
 # What has to be there before the comparison is killed.
 MOMENTS = {
     "the teacher is saved": "cells/*-teacher-*/model.safetensors",
-    "the student trains": "cells/*-student-*/progress.txt",
+    "the student trains": "cells/*-student-*/claim-*/run/progress.txt",
 }
 
 
@@ -379,13 +396,15 @@ def test_killed_at_teacher_and_student_it_gives_the_same_scores(small, python, t
 
 @pytest.mark.parametrize("model_type", ["t5", "bart", "llama", "gpt2"])
 def test_the_smaller_set_has_every_way(model_type):
-    settings = [read_setting(entry) for entry in smaller(tiny_model(model_type).config)]
+    settings = [read_setting(entry) for entry in smaller(tiny_model(model_type).config, {"max_steps": 3})]
     labels = [setting.label for setting in settings]
     assert labels[:2] == ["teacher", "student"]
     assert len(set(labels)) == len(labels) == 2 + len(LOSSES) + 2 * len(SIZES)
     taught = [setting for setting in settings if setting.arguments.get("teacher_model") == "{teacher}"]
     assert {setting.arguments["shrink_to"] for setting in taught} == {settings[1].arguments["shrink_to"]}
     assert ("encoder_layers" in settings[1].arguments["shrink_to"]) == (model_type in ("t5", "bart"))
+    assert {setting.arguments.get("max_steps") for setting in settings[1 : 2 + len(LOSSES)]} == {3}
+    assert not any("max_steps" in setting.arguments for setting in (settings[0], *settings[2 + len(LOSSES) :]))
 
 
 @pytest.mark.parametrize("name", SETS)

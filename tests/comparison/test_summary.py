@@ -25,9 +25,9 @@ from left_trainer.comparison.output import write_outputs
 from left_trainer.comparison.plots import draw_plots, pareto_front
 from left_trainer.comparison.results import Result, check_comparable, merge, read_results, write_results
 from left_trainer.comparison.rows import COLUMNS, Summary
-from left_trainer.comparison.runner import best_learning_rate
 from left_trainer.comparison.summary import summarize
 from left_trainer.comparison.tables import format_value, latex, markdown, terminal, to_csv
+from left_trainer.comparison.tuned import best_learning_rate
 from left_trainer.evaluation.intervals import Interval
 from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.runs.json_records import to_json

@@ -17,7 +17,8 @@ from left_trainer.evaluation.intervals import (
     over_seeds,
     student_quantile,
 )
-from left_trainer.evaluation.metrics import METRICS, load_metric, score_interval
+from left_trainer.evaluation.metrics import METRICS
+from left_trainer.evaluation.named_metrics import load_metric, score_interval
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "moon", "night", "good", "bad"]
 REFERENCES = [" ".join(random.Random(row).choices(WORDS, k=1 + row % 6)) for row in range(60)]

@@ -8,7 +8,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import EvalPrediction
 
 from left_trainer import text_metrics
-from left_trainer.evaluation.metrics import METRICS, load_metric
+from left_trainer.evaluation.metrics import METRICS
+from left_trainer.evaluation.named_metrics import SCORES, load_metric
 from left_trainer.evaluation.text_metrics import decode
 
 
@@ -70,3 +71,9 @@ def test_padding_ids_are_decoded_safely(tokenizers):
     scores = text_metrics(tokenizer)(EvalPrediction(predictions=padded, label_ids=padded))
     assert scores["exact_match"] == 100
     assert scores["generated_length"] == len(ids)
+
+
+def test_the_scores_of_each_metric_are_known_without_it():
+    assert SCORES.keys() == METRICS.keys()
+    for name, scores in SCORES.items():
+        assert tuple(load_metric(name).compute(predictions=["a", "b"], references=["a", "b"])) == scores

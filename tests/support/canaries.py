@@ -9,6 +9,8 @@ from __future__ import annotations
 STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("length_grouped_sampler", "accelerate"): ("test_a_sampler_does_not_hear_of_the_epoch_once_batches_are_skipped",),
     ("with_own_batches", "accelerate"): ("test_batches_of_several_lengths_cannot_be_joined",),
+    ("WholeBatches", "accelerate"): ("test_a_stream_of_several_files_is_shared_by_files",),
+    ("rows_in_last_batch", "accelerate"): ("test_the_rows_of_the_last_batch_are_not_known_once_batches_are_skipped",),
     ("keep_unpacked", "bitsandbytes"): ("test_an_evaluation_takes_the_gradients_of_a_4_bit_layer_away",),
     ("UPSTREAM_WARNINGS", "peft"): ("test_a_hidden_warning_is_still_given", "test_every_hidden_warning_has_a_canary"),
     ("UPSTREAM_WARNINGS", "transformers"): ("test_a_hidden_warning_is_still_given",),
@@ -141,6 +143,7 @@ INTERNALS: dict[str, str] = {
     "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": MODEL_NAMES,
     "_attn_implementation": ATTENTION,
     "_gen_kwargs": "test_seq2seq_trainer_reads_the_arguments_of_generation",
+    "_get_dataloader": TRAINER,
     "_get_eval_sampler": TRAINER,
     "_get_num_items_in_batch": "test_trainer_counts_the_targets_of_batches",
     "_get_grad_norm": TRAINER,
@@ -157,7 +160,6 @@ INTERNALS: dict[str, str] = {
     "_signature_columns": "test_the_columns_that_are_kept_are_a_list_that_may_grow",
     "_train_batch_size": "test_trainer_knows_the_rows_of_a_batch",
     "is_deepspeed_zero3_enabled": SHARDING,
-    "is_fsdp_managed_module": SHARDING,
     # trl
     "_VALID_DICT_FIELDS": "test_a_field_may_be_a_dict_in_json",
     "_formatting_func": "test_rows_are_prepared_as_we_ask",

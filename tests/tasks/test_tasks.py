@@ -11,7 +11,7 @@ from left_trainer import Task, get_task, list_tasks, load_tokenizer, register_ta
 from left_trainer.data.loading import embedded_data
 from left_trainer.embedded import MODEL_NAMES
 from left_trainer.embedded.pretrain import passage
-from left_trainer.evaluation.metrics import load_metric
+from left_trainer.evaluation.named_metrics import load_metric
 
 MAX_TRAIN_ROWS = 4000
 EACH_TASK = pytest.mark.parametrize("task", list_tasks(), ids=lambda task: task.name)

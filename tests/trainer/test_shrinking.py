@@ -282,7 +282,7 @@ def keeping(folder, model_type, method="full", smallest=0.6, **kwargs) -> LeftTr
         model_type,
         peft_method=method,
         shrink_to="params=0.4",
-        shrink_kwargs={"schedule": "linear", "n_shrinks": 3, "keep": "chrf>=0.95", **kwargs},
+        shrink_kwargs={"schedule": "linear", "n_shrinks": 3, "end": 0.7, "keep": "chrf>=0.95", **kwargs},
         predict_with_generate=True,
         generation_max_length=2,
         max_steps=8,
@@ -402,6 +402,7 @@ REFUSED = {
     "layer_map=": {"teacher_model": "self", "distillation_kwargs": {"hidden_weight": 1.0, "layer_map": [[1, 1]]}},
     "the base with the adapter off": {"peft_method": "lora", "teacher_model": "base"},
     "quantized base model": {"peft_method": "qlora"},
+    "optim='paged_adamw_8bit'": {"optim": "paged_adamw_8bit", "shrink_to": "ffn=0.5"},
 }
 
 

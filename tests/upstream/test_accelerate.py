@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import PartialState
-from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, prepare_data_loader, skip_first_batches
 from accelerate.utils import concatenate
-from torch.utils.data import BatchSampler, SequentialSampler
+from datasets import IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from package_walk import home
 
@@ -44,4 +45,32 @@ def test_batches_of_several_lengths_cannot_be_joined():
     pytest.fail(
         f"accelerate now joins batches of several lengths: {home('with_own_batches')} can go where Trainer's default "
         "reads a stream as well."
+    )
+
+
+def test_the_rows_of_the_last_batch_are_not_known_once_batches_are_skipped():
+    PartialState()
+    rows = list(range(7))
+    shard = BatchSamplerShard(BatchSampler(SequentialSampler(rows), 2, drop_last=False), num_processes=2)
+    loader = DataLoaderShard(rows, batch_sampler=shard)
+    remainders = []
+    for each in (loader, skip_first_batches(loader, 1)):
+        list(each)
+        remainders.append(each.remainder)
+    assert remainders == [3, -1], (
+        f"accelerate now knows them: {home('rows_in_last_batch')} can go for the remainder of its gradient state."
+    )
+
+
+def test_a_stream_of_several_files_is_shared_by_files():
+    PartialState()
+    stream = IterableDataset.from_generator(
+        lambda files: iter([{"file": file} for file in files for _ in range(file)]), gen_kwargs={"files": [3, 1]}
+    )
+    loaders = [
+        prepare_data_loader(DataLoader(stream, batch_size=1), num_processes=2, process_index=index) for index in (0, 1)
+    ]
+    assert [len(list(loader)) for loader in loaders] == [3, 1], (
+        "accelerate no longer gives each process files of its own, or makes up for their lengths: look whether "
+        f"{home('WholeBatches')} is still needed."
     )
