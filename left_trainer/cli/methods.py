@@ -12,6 +12,7 @@ from typing import Any
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
+from left_trainer.plugins import add_plugin_option
 from left_trainer.registry import did_you_mean
 
 DESCRIPTION = """List the fine-tuning methods that --peft_method and LeftTrainingArguments(peft_method=...) accept.
@@ -74,6 +75,7 @@ def main(argv: list[str]) -> int:
         metavar="MODEL",
         help="Hub name or path, embedded/t5 or embedded/llama: show only methods that work on it, with counts for it",
     )
+    add_plugin_option(parser)
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
     options = parser.parse_args(argv)
 
