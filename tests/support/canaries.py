@@ -19,6 +19,7 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("UPSTREAM_WARNINGS", "transformers"): ("test_a_hidden_warning_is_still_given",),
     ("adapter_disabled", "peft"): ("test_disable_adapter_leaves_generate_as_it_is",),
     ("lora_kind", "peft"): ("test_a_dora_is_converted_without_its_magnitudes",),
+    ("_set_head_size", "ctranslate2"): ("test_the_converter_of_ctranslate2_leaves_out_the_size_of_heads",),
     ("to_ctranslate2", "ctranslate2"): ("test_the_converter_of_ctranslate2_reads_fields_that_bart_no_longer_has",),
     ("call_inner_model", "peft"): (
         "test_adalora_adds_its_penalty_in_evaluation_too",
