@@ -16,14 +16,16 @@ from typing import Any
 
 from peft import PeftConfig
 
-from left_trainer.cli.method_records import learning_rate_text
-from left_trainer.cli.methods import FAMILIES, WORKS_WITH, feature_text, usage, works_with
+from left_trainer.cli.method_records import counting_models, default_model, learning_rate_text
+from left_trainer.cli.methods import FAMILIES, OF_THE_MODEL, WORKS_WITH, feature_text, usage, works_with
+from left_trainer.export.formats import FORMATS, formats_of
 from left_trainer.methods import PeftMethod, list_methods
 from left_trainer.methods.learning_rates import NARROW, WIDE, format_rate
 from left_trainer.methods.options import known_options
 
 OVERVIEW_MARK = "<!-- overview of the methods -->"
 INDEX = "methods/index.md"
+EXPORTS_MARK, EXPORTS = "<!-- exports of the methods -->", "exporting.md"
 PEFT_DOCUMENTATION = "https://huggingface.co/docs/peft"
 # Options that PEFT keeps for every method and a user has no need of.
 COMMON_OPTIONS = {field.name for field in dataclasses.fields(PeftConfig)}
@@ -91,7 +93,9 @@ def _needs(method: PeftMethod) -> str:
 
 
 def _works_with(method: PeftMethod) -> str:
-    works = ", ".join(text for what, (_, text) in WORKS_WITH.items() if works_with(method, what))
+    works = ", ".join(
+        text for what, (_, text) in WORKS_WITH.items() if what not in OF_THE_MODEL and works_with(method, what)
+    )
     lacks = [f"- Not with {feature_text(what)}: {reason}" for what, reason in method.unsupported.items()]
     if not method.mergeable and method.config_class is not None:
         lacks.append("- Not with merging into the base: the adapter stays beside the model.")
@@ -195,6 +199,20 @@ def overview() -> str:
     return "\n\n".join(parts)
 
 
+def exports() -> str:
+    """Which method can be exported to which format."""
+    models = counting_models(None)
+    header = ("method", *FORMATS)
+    rows = []
+    for method in _sorted_methods():
+        kind = models[default_model(method)].count(method).plain_lora
+        marks = dict.fromkeys(formats_of(method, kind), "yes")
+        if kind is not None:
+            marks["lora"] = "exact" if kind == "exact" else "approximated"
+        rows.append((f"[`{method.name}`](methods/{method.name}.md)", *(marks.get(name, "-") for name in FORMATS)))
+    return _table(*header, rows=rows)
+
+
 def _sorted_methods() -> list[PeftMethod]:
     return sorted(list_methods(), key=lambda method: method.name)
 
@@ -236,7 +254,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill the overview."""
+    """Fill the overview, and the table of exports."""
+    if page.file.src_uri == EXPORTS:
+        return markdown.replace(EXPORTS_MARK, exports())
     return markdown.replace(OVERVIEW_MARK, overview()) if page.file.src_uri == INDEX else markdown
 
 

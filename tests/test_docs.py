@@ -11,6 +11,7 @@ import re
 import pytest
 
 from left_trainer import DataArguments, LeftTrainer, ModelArguments, get_task, list_methods, list_tasks
+from left_trainer.export.formats import FORMATS
 from left_trainer.methods.learning_rates import format_rate
 from left_trainer.methods.options import known_options
 from left_trainer.methods.registry import METHODS
@@ -103,6 +104,22 @@ def test_the_overview_links_every_page(generator):
         assert f"| [`{method.name}`]({method.name}.md) | {method.summary} |" in overview
         merges = "-" if method.config_class is None else "yes" if method.mergeable else "no"
         assert re.search(rf"\({method.name}\.md\).* \| {merges} \|$", overview, flags=re.MULTILINE)
+
+
+def test_the_table_of_exports_has_every_method_and_format(generator):
+    page = (REPOSITORY / "docs" / generator.EXPORTS).read_text()
+    assert generator.EXPORTS_MARK in page
+    table = generator.exports()
+    assert all(f"`{name}`" in page for name in FORMATS)
+    assert table.count("\n") == len(list_methods()) + 1
+    for row in (
+        "| [`lora`](methods/lora.md) | yes | yes | yes | yes | exact |",
+        "| [`vera`](methods/vera.md) | yes | yes | yes | yes | approximated |",
+        "| [`dora`](methods/dora.md) | yes | yes | yes | yes | - |",
+        "| [`prompt_tuning`](methods/prompt_tuning.md) | - | - | - | - | - |",
+        "| [`full`](methods/full.md) | - | yes | yes | yes | - |",
+    ):
+        assert row in table
 
 
 def test_equations_become_mathml(generator):

@@ -9,7 +9,9 @@ import traceback
 from types import TracebackType
 
 from left_trainer.argument_parser import ArgumentParser
+from left_trainer.cli.errors import user_errors
 from left_trainer.cli.program import run_program
+from left_trainer.plugins import load_plugins, plugins_in
 from left_trainer.registry import did_you_mean
 from left_trainer.secret_values import masked, public_words
 
@@ -21,7 +23,8 @@ COMMANDS = {
     "methods": "list the fine-tuning methods",
     "evaluate": "score a fine-tuned model on a test file",
     "generate": "generate text with a fine-tuned model",
-    "merge": "merge an adapter into its base model",
+    "merge": "merge an adapter into its base model, or several adapters into one",
+    "export": "write a trained model for another runtime, verified",
 }
 EXAMPLES = """examples:
   left-trainer train --task summarization
@@ -31,6 +34,7 @@ EXAMPLES = """examples:
   echo "A long text ..." | left-trainer generate --adapter outputs/ia3
   left-trainer evaluate --adapter outputs/ia3 --test_file test.jsonl
   left-trainer merge --adapter outputs/ia3 --output_dir outputs/merged
+  left-trainer export --adapter outputs/ia3 --to ctranslate2
 
 left-trainer COMMAND --help shows the options of a command.
 """
@@ -75,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         )
 
     def run() -> int:
+        with user_errors():
+            load_plugins(plugins_in(arguments[1:]))
         return int(importlib.import_module(f"left_trainer.cli.{options.command}").main(arguments[1:]))
 
     return run_program(run)

@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 
 from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.embedded import MODEL_NAMES, MODEL_PATHS
+from left_trainer.export.formats import formats_of
 from left_trainer.methods import PeftMethod, apply_method
 from left_trainer.methods.apply import apply_config, build_config, check_model
 from left_trainer.methods.learning_rates import NARROW, SWEEP, WIDE, format_rate
+from left_trainer.methods.plain_lora import Kind, lora_kind
 from left_trainer.models import ModelSource, auto_class, build_skeleton
 
 # If the meta device is not enough, a model with weights is built, unless it has more parameters than this.
@@ -32,12 +34,14 @@ class Trainable:
         count: Trainable parameters; `None` if the model's config is not enough to count them.
         percent: Their share of all parameters, including those of the adapter.
         note: What is needed for a count, if there is none.
+        plain_lora: How the adapter can be written as a plain LoRA; `None` where it cannot, or could not be applied.
     """
 
     model: str
     count: int | None = None
     percent: float | None = None
     note: str = ""
+    plain_lora: Kind | None = None
 
 
 class CountingModel:
@@ -92,8 +96,9 @@ class CountingModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the warnings concern training
             config = build_config(model, method, {}, self.source.family)
-            count = count_parameters(apply_config(model, config) if config else apply_method(model, method.name))
-        return Trainable(self.name, count.trainable, count.percent)
+            wrapped = apply_config(model, config) if config else apply_method(model, method.name)
+        count = count_parameters(wrapped)
+        return Trainable(self.name, count.trainable, count.percent, plain_lora=lora_kind(wrapped) if config else None)
 
 
 @contextlib.contextmanager
@@ -135,6 +140,9 @@ def record_of(method: PeftMethod, trainable: Trainable, width: int | None) -> di
         **{name: dict(getattr(method, name)) for name in options},
         "model_families": method.model_families,
         "mergeable": method.mergeable,
+        "plain_lora": trainable.plain_lora,
+        "exports": formats_of(method, trainable.plain_lora),
+        "sharded": method.supports("sharded"),
         "quantizes_base": method.quantization is not None,
         "has_own_optimizer": method.optimizer is not None,
         "has_own_initialization": method.initialize is not None,

@@ -12,6 +12,7 @@ from typing import Any
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
+from left_trainer.plugins import add_plugin_option
 from left_trainer.registry import did_you_mean
 
 DESCRIPTION = """List the fine-tuning methods that --peft_method and LeftTrainingArguments(peft_method=...) accept.
@@ -44,7 +45,10 @@ WORKS_WITH = {
     "sharded": ("F", "weights spread over processes (FSDP, DeepSpeed ZeRO-3)"),
     "narrowing": ("N", "neurons and heads taken out of the layers it is on"),
     "merge": ("M", "merging into the base"),
+    "lora": ("L", "writing it as a plain LoRA"),
 }
+# What the record of a method alone does not say: it takes the layers that the method puts on a model.
+OF_THE_MODEL = ("lora",)
 FALLBACK_SIZE = (120, 24)
 SUMMARY_WIDTH = 30
 
@@ -71,6 +75,7 @@ def main(argv: list[str]) -> int:
         metavar="MODEL",
         help="Hub name or path, embedded/t5 or embedded/llama: show only methods that work on it, with counts for it",
     )
+    add_plugin_option(parser)
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
     options = parser.parse_args(argv)
 
@@ -112,7 +117,8 @@ def _records(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[st
     asked = [
         method
         for method in methods
-        if options.family in (None, method.family) and all(works_with(method, what) for what in options.works_with)
+        if options.family in (None, method.family)
+        and all(works_with(method, what) for what in options.works_with if what not in OF_THE_MODEL)
     ]
     if not asked:
         which = f"{options.name!r} does not match" if options.name else "No method matches"
@@ -130,7 +136,11 @@ def _records(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[st
                 raise
             left_out.append(method.name)
         else:
-            records.append(record_of(method, trainable, model.source.width))
+            record = record_of(method, trainable, model.source.width)
+            if not set(options.works_with) & set(_lacks(record)):
+                records.append(record)
+    if not records and not left_out:
+        raise ValueError(f"No method works with {' and '.join(options.works_with)}. Remove one of them.")
     return records, left_out
 
 
@@ -139,8 +149,14 @@ def works_with(method: Any, what: str) -> bool:
     return bool(method.mergeable if what == "merge" else method.supports(what))
 
 
+def _lacks(record: Mapping[str, Any]) -> set[str]:
+    """Keys of `WORKS_WITH` that a method does not work with."""
+    others = {"merge": record["mergeable"], "lora": record["plain_lora"]}
+    return {*record["unsupported"], *(what for what, works in others.items() if not works)}
+
+
 def _marks(record: Mapping[str, Any]) -> str:
-    lacks = {*record["unsupported"], *([] if record["mergeable"] else ["merge"])}
+    lacks = _lacks(record)
     return "".join("·" if what in lacks else mark for what, (mark, _) in WORKS_WITH.items())
 
 
@@ -149,6 +165,7 @@ def _table(records: Sequence[Mapping[str, Any]], left_out: Sequence[str], model:
     from left_trainer.callbacks.tables import format_table
     from left_trainer.cli.method_records import short_paper
     from left_trainer.embedded import DEFAULT_MODEL
+    from left_trainer.export.formats import FORMATS
     from left_trainer.methods.learning_rates import format_rate
 
     width = shutil.get_terminal_size(FALLBACK_SIZE).columns
@@ -160,8 +177,9 @@ def _table(records: Sequence[Mapping[str, Any]], left_out: Sequence[str], model:
         "trained": [_trained(record, shown) for record in records],
         "rate": [format_rate(record["learning_rate_on_model"]) for record in records],
         "works with": [_marks(record) for record in records],
+        "exports": [_exports(record["exports"]) for record in records],
     }
-    for expendable in ("paper", "family"):
+    for expendable in ("paper", "family", "exports"):
         if _width(columns) > width:
             del columns[expendable]
     room = width - _width(columns) - 2
@@ -172,6 +190,7 @@ def _table(records: Sequence[Mapping[str, Any]], left_out: Sequence[str], model:
         f"trained: trainable parameters with default options on {shown}, and their percentage; rate: default learning "
         "rate on that model.",
         f"works with: {marks}.",
+        f"exports: what `left-trainer export --to` takes, of {', '.join(FORMATS)}.",
     ]
     if any(record["model"] != shown for record in records):
         legend.insert(1, "* decoder-only: counted on embedded/llama.")
@@ -183,6 +202,14 @@ def _table(records: Sequence[Mapping[str, Any]], left_out: Sequence[str], model:
     legend.append("`left-trainer methods NAME` shows all details of a method.")
     table = format_table(f"Methods ({len(records)})", list(columns), list(zip(*columns.values(), strict=True)))
     return "\n".join([table, "", *(line for text in legend for line in textwrap.wrap(text, width - 2))])
+
+
+def _exports(names: Sequence[str]) -> str:
+    """Names of formats in short: the one that is missing, or those that there are."""
+    from left_trainer.export.formats import FORMATS
+
+    missing = [name for name in FORMATS if name not in names]
+    return "all" if not missing else f"not {missing[0]}" if len(missing) == 1 else " ".join(names) or "-"
 
 
 def _width(columns: Mapping[str, Sequence[str]]) -> int:
@@ -209,7 +236,8 @@ def _description(record: Mapping[str, Any]) -> str:
         trained = (
             f"{record['trainable_parameters']:,} parameters, {record['trainable_percent']:.3f} %, with default options"
         )
-    works = [text for what, (_, text) in WORKS_WITH.items() if works_with(method, what)]
+    lacks = _lacks(record)
+    works = [text for what, (_, text) in WORKS_WITH.items() if what not in lacks]
     facts = [
         ("paper", record["paper"]),
         ("aliases", ", ".join(record["aliases"])),
@@ -223,6 +251,8 @@ def _description(record: Mapping[str, Any]) -> str:
         *(("needs", f"{option}: {advice}") for option, advice in record["required"].items()),
         *(("needs", f"pip install {package}") for package in record["requires"].values()),
         ("works with", ", ".join(works)),
+        ("exports", ", ".join(record["exports"]) or "none: serve the adapter with PEFT"),
+        ("as a plain LoRA", {"exact": "without loss", "approximate": "approximated"}.get(record["plain_lora"], "")),
         *(("not with", f"{feature_text(what)}: {reason}") for what, reason in record["unsupported"].items()),
         ("PEFT config", record["config_class"] or ""),
         ("all options", ", ".join(known_options(method))),

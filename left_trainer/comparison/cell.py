@@ -8,6 +8,7 @@ processes, as `accelerate launch` or `torchrun` start them, run one cell togethe
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import hashlib
 import json
@@ -23,6 +24,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import PartialState
 from datasets import Dataset, disable_progress_bars
 from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
@@ -36,6 +38,7 @@ from left_trainer.compression_options import BASE_TEACHER, NO_TEACHER, SELF_TEAC
 from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.evaluation.named_metrics import score_interval
 from left_trainer.evaluation.text_metrics import decode
+from left_trainer.plugins import load_plugins
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share
 from left_trainer.runs.files_of_0_1 import upgrade_tuning
 from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, score_teacher, set_up
@@ -63,6 +66,7 @@ UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")  # of a folder's name, on some file sys
 LONGEST_LABEL = 40
 # Fields that version 0.1 did not have. They are part of a cell's name only where they are set.
 LATER_FIELDS = ("setting", "after", "launcher")
+NOT_IN_NAME = ("tuning", "plugins")
 # Nothing but steps happens between the first step and the last; scores come from the trained model.
 CELL_DEFAULTS: dict[str, Any] = {
     **TASK_DEFAULTS,
@@ -89,6 +93,7 @@ class Cell:
         save_adapter: Keep what was trained.
         setting: Name of the setting, where the user gave it one.
         after: Names of the cells whose results the arguments refer to, by the name of their setting.
+        plugins: Files and modules that bring methods and tasks; not part of what identifies the cell.
         launcher: What starts the process, or several of them, in the place of `python`.
     """
 
@@ -101,13 +106,14 @@ class Cell:
     save_adapter: bool = False
     setting: str | None = None
     after: Mapping[str, str] | None = None
+    plugins: tuple[str, ...] = ()
     launcher: str | None = None
 
     @property
     def name(self) -> str:
         """A folder's name that tells people what this is, and that no other cell has."""
         # All fields as version 0.1 had them: a new one would give every cell a new name, and run it again.
-        content = {key: value for key, value in asdict(self).items() if key != "tuning"}
+        content = {key: value for key, value in asdict(self).items() if key not in NOT_IN_NAME}
         content = {key: value for key, value in content.items() if key not in LATER_FIELDS or value is not None}
         content["arguments"] = {key: value for key, value in content["arguments"].items() if key not in OF_PLANS}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
@@ -202,7 +208,9 @@ def run_cell(cell: Cell, folder: Path, cells: Path | None = None) -> TrainingRep
     counter = memory_counter(args.device)
     memory_before = counter.current()
     counter.close()
-    write_progress(folder, "loading")
+    is_main = args.process_index == 0  # of several processes this one writes
+    say = functools.partial(write_progress, folder) if is_main else lambda text: None
+    say("loading")
     run = set_up(get_task(cell.task), model_args, data_args, args)
     trainer = run.trainer
     trainer.add_callback(ProgressFileCallback(folder))
@@ -213,7 +221,7 @@ def run_cell(cell: Cell, folder: Path, cells: Path | None = None) -> TrainingRep
     release_training_memory(trainer)
     split = "validation" if cell.kind == "trial" else "test"
     rows = run.data[split]
-    write_progress(folder, f"scoring {len(rows)} rows")
+    say(f"scoring {len(rows)} rows")
     predictions = score(trainer, rows)
     before, after = (predictions.metrics, None) if cell.kind == BASE else (None, predictions.metrics)
     token_ids = predictions.predictions
@@ -221,7 +229,8 @@ def run_cell(cell: Cell, folder: Path, cells: Path | None = None) -> TrainingRep
     samples = collect_samples(rows, trainer.processing_class, {"prediction": token_ids}, N_SAMPLES)
     share = majority_share(run.task, rows["target"])
     report = build_report(trainer, run.task, before, after, run.prompt, samples, share, teacher)
-    if not cell.save_adapter:
+    trainer.accelerator.wait_for_everyone()  # until all have counted what was saved
+    if not cell.save_adapter and is_main:
         remove_weights(folder)
     if cell.kind == BASE:
         report = as_untrained(report)
@@ -231,9 +240,9 @@ def run_cell(cell: Cell, folder: Path, cells: Path | None = None) -> TrainingRep
     report = replace(report, **judged(run.task, texts, rows["target"]))
     if cell.kind == "trial":
         return report
-    if texts is not None:
+    if texts is not None and is_main:
         write_predictions(folder, rows, texts)
-    write_progress(folder, "measuring the loss on general text")
+    say("measuring the loss on general text")
     return replace(report, **forgetting(trainer, cell.general_text_file))
 
 
@@ -334,12 +343,15 @@ def main() -> int:
     folder, cells = Path(words[0]), Path(words[1]) if len(words) > 1 else None
     try:
         began = time.perf_counter()
-        report = run_cell(Cell.read(folder), folder, cells)
+        cell = Cell.read(folder)
+        load_plugins(cell.plugins)
+        report = run_cell(cell, folder, cells)
         report = replace(report, run_seconds=time.perf_counter() - began)
     except Exception as error:
         write_json(folder / FAILURE_FILE, {"reason": _said(error)})
         return 1
-    report.write(folder)
+    if PartialState().is_main_process:
+        report.write(folder)
     return 0
 
 

@@ -61,15 +61,20 @@ def passage(rng: Random) -> list[str]:
     return [text, f"All in all, the impression was {feeling}."]
 
 
-def train_tokenizer(seed: int) -> Tokenizer:
-    """A byte-level BPE over the corpus: every string has a tokenization, none needs an unknown token."""
+def train_tokenizer(seed: int, third: str) -> Tokenizer:
+    """A byte-level BPE over the corpus: every string has a tokenization, none needs an unknown token.
+
+    Args:
+        seed: Of the texts.
+        third: The special token beside padding and end.
+    """
     rng = Random(seed)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
-        special_tokens=["<pad>", "</s>", "<s>", *SENTINELS],
+        special_tokens=["<pad>", "</s>", third, *SENTINELS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -78,17 +83,19 @@ def train_tokenizer(seed: int) -> Tokenizer:
 
 
 def build_tokenizer(family: str, seed: int) -> PreTrainedTokenizerFast:
-    backend = train_tokenizer(seed)
     encoder_decoder = family == "encoder_decoder"
+    third = "<unk>" if encoder_decoder else "<s>"  # no text needs it, and CTranslate2 asks for one
+    backend = train_tokenizer(seed, third)
     backend.post_processor = processors.TemplateProcessing(
         single="$A </s>" if encoder_decoder else "<s> $A",
-        special_tokens=[("</s>", 1), ("<s>", 2)],
+        special_tokens=[("</s>", 1), (third, 2)],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         eos_token="</s>",
-        bos_token=None if encoder_decoder else "<s>",
+        bos_token=None if encoder_decoder else third,
+        unk_token=third if encoder_decoder else None,
         extra_special_tokens=SENTINELS,
         model_max_length=1024,
         padding_side="right" if encoder_decoder else "left",

@@ -152,6 +152,7 @@ class TrainingReport:
         host: Name of the machine that ran it for a comparison.
         base_parameters: Of the model without what the method added, apart from embeddings and head.
         model_size_bytes: Of the weights of the same model, embeddings and head included, as they are saved.
+        data: The data arguments that were not left at their defaults, from which the rows are found again.
     """
 
     method: str
@@ -199,6 +200,7 @@ class TrainingReport:
     base_parameters: int | None = None
     model_size_bytes: int | None = None
     processes: int = 1
+    data: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

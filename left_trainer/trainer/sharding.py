@@ -26,6 +26,7 @@ from left_trainer.trainer.shrinking import ShrinkingTrainer
 class ShardingTrainer(ShrinkingTrainer):
     """A trainer whose model FSDP2 may shard."""
 
+    is_fsdp_enabled: bool
     _replicated: Sequence[nn.Parameter] = ()
     _resumed: str | None = None
 

@@ -48,7 +48,7 @@ def fails(capsys, *arguments: str) -> str:
 
 def test_names_in_the_help_are_those_of_the_registry():
     assert set(FAMILIES) == set(get_args(MethodFamily))
-    assert set(WORKS_WITH) - {"merge"} <= set(get_args(Feature))
+    assert set(WORKS_WITH) - {"merge", "lora"} <= set(get_args(Feature))
 
 
 def test_json_has_every_method_with_its_count(capsys):
@@ -88,6 +88,21 @@ def test_filters(capsys):
     found = records(capsys, "--works_with", "decoder_only", "packing", "merge", "--family", "selective")
     assert found
     assert all(record["mergeable"] and "packing" not in record["unsupported"] for record in found.values())
+
+
+def test_exports_are_shown_and_filtered(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    table = shown(capsys, "--family", "selective", "--works_with", "packing", "shrinking", "encoder_decoder", "merge")
+    assert "exports" in table
+    assert "not lora" in next(line for line in table.splitlines() if line.strip().startswith("bitfit"))
+    assert "ctranslate2, gguf, onnx" in shown(capsys, "full")
+    found = records(capsys, "--works_with", "lora", "--family", "reparameterization")
+    assert {found[name]["plain_lora"] for name in ("lora", "adalora", "qlora")} == {"exact"}
+    assert found["vera"]["plain_lora"] == "approximate"
+    assert not {"dora", "oft", "boft"} & set(found)
+    assert (found["qlora"]["exports"], found["lora"]["exports"][-1]) == (["lora"], "lora")
+    assert all(record["sharded"] == ("sharded" not in record["unsupported"]) for record in found.values())
+    assert "without loss" in shown(capsys, "lora")
 
 
 def test_a_model_of_the_users(capsys, tmp_path):

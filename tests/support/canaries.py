@@ -18,6 +18,9 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("UPSTREAM_WARNINGS", "peft"): ("test_a_hidden_warning_is_still_given", "test_every_hidden_warning_has_a_canary"),
     ("UPSTREAM_WARNINGS", "transformers"): ("test_a_hidden_warning_is_still_given",),
     ("adapter_disabled", "peft"): ("test_disable_adapter_leaves_generate_as_it_is",),
+    ("lora_kind", "peft"): ("test_a_dora_is_converted_without_its_magnitudes",),
+    ("_set_head_size", "ctranslate2"): ("test_the_converter_of_ctranslate2_leaves_out_the_size_of_heads",),
+    ("to_ctranslate2", "ctranslate2"): ("test_the_converter_of_ctranslate2_reads_fields_that_bart_no_longer_has",),
     ("call_inner_model", "peft"): (
         "test_adalora_adds_its_penalty_in_evaluation_too",
         "test_adaption_prompts_keep_the_forward_of_the_model_that_was_wrapped",
@@ -180,6 +183,7 @@ INTERNALS: dict[str, str] = {
     "Linear": IMPORT,
     "Linear4bit": IMPORT,
     "LoraLayer": IMPORT,
+    "SVDLinear": IMPORT,
     "PolyRouter": "test_a_router_of_poly_is_called_with_tasks_and_rows",
     "TrainableTokensWrapper": IMPORT,
     "TRANSFORMERS_MODEL_CONFIG": "test_the_types_of_adaption_prompts_are_a_mapping",

@@ -15,7 +15,7 @@ from typing import Any
 import left_trainer
 
 PACKAGE = Path(left_trainer.__file__).parent
-LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "peft", "torch", "transformers", "trl")
+LIBRARIES = ("accelerate", "bitsandbytes", "ctranslate2", "datasets", "peft", "torch", "transformers", "trl")
 STAMP = re.compile(rf"\b({'|'.join(LIBRARIES)})\b[\s#(]+\d+\.\d+", re.IGNORECASE)
 DEEP = 3  # A module path of so many parts is no public API, but for torch, whose documented modules are that deep.
 ATTRIBUTE_FUNCTIONS = ("getattr", "hasattr", "setattr", "delattr")

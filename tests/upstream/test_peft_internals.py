@@ -137,6 +137,7 @@ IMPORTS: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("peft.tuners.adaption_prompt.layer", "AdaptedAttention", "_without_tuner", ()),
     ("peft.tuners.adaption_prompt.layer", "AdaptedAttentionGPT", "_without_tuner", ()),
     ("peft.tuners.lora", "LoraLayer", "lora_layers", ()),
+    ("peft.tuners.adalora.layer", "SVDLinear", "_factors", ()),
     ("peft.tuners.lora", "Linear", "FusedLinear", ()),
     ("peft.tuners.lora.bnb", "Linear4bit", "_fused_linear_4bit", ()),
     ("peft.tuners.lora.config", "CordaConfig", "initialize_corda", ("corda_method",)),
