@@ -34,14 +34,13 @@ class ShardingTrainer(ShrinkingTrainer):
         self._resumed = str(resume_from_checkpoint) if resume_from_checkpoint else None
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As in `Trainer`, which makes it just before accelerate shards the model."""
+    def prepare_to_shard(self) -> None:
+        """Decide what stays whole, just before the optimizer is made and accelerate shards the rest."""
         if self.is_fsdp_enabled and not isinstance(self.model, FSDPModule):
             if self._resumed and self._keeps_adapter_whole:
                 self._load_from_checkpoint(self._resumed)
             self._replicated = keep_adapter_whole(self.accelerator, self.model)
             shard_tied_weights(self.accelerator, self.model, self._replicated)
-        return super().create_optimizer(model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in `Trainer`; gradients of weights that no engine averages are averaged once for a step."""

@@ -301,6 +301,7 @@ class LeftTrainer(ShardingTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The method's own optimizer where it has one and the user passed none."""
+        self.prepare_to_shard()
         if self.optimizer is None:
             self.optimizer_cls_and_kwargs = class_and_arguments(self.optimizer_cls_and_kwargs, self.args)
             chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
