@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from left_trainer.cli.errors import user_errors
+from left_trainer.processes import alone
 from left_trainer.ranges import Range
 
 if TYPE_CHECKING:
@@ -184,6 +186,8 @@ def work(options: argparse.Namespace, engine: Engine | None) -> int:
     """Run what is planned, beside other processes. Returns as `plan_and_run` does."""
     from left_trainer.comparison.plan_file import PlanFile
 
+    for name in os.environ.keys() - alone(os.environ).keys():
+        del os.environ[name]  # `srun` may start many of these processes, which are no run together
     output_dir = Path(options.output_dir)
     with user_errors():
         plan = PlanFile.read(output_dir)

@@ -182,9 +182,9 @@ def merge(folders: Sequence[Path], read: Callable[[Path], Sequence[Result]] = re
     for result, folder in found:
         if result.report is None and result.cell.name in finished:
             continue
-        is_placed = result.report is not None and result.cell.kind != BASE  # the untrained model is one row
-        place = (result.report.machine, result.report.host) if is_placed else ()
-        key = (result.cell.name, *place)
+        key: tuple[str | None, ...] = (result.cell.name,)
+        if result.report is not None and result.cell.kind != BASE:  # the untrained model is one row
+            key = (*key, result.report.machine, result.report.host)
         earlier, where = merged.setdefault(key, (result, folder))
         if result.report != earlier.report and result.cell.kind != BASE:
             raise ValueError(
