@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
+from left_trainer.plugins import load_installed_plugins
+
 
 class Named(Protocol):
     """A record with a name and further names."""
@@ -28,7 +30,7 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
 
 
 class Registry(Generic[RecordT]):
-    """Records by name and alias.
+    """Records by name and alias. Whoever looks for one finds those of installed packages too.
 
     Args:
         kind: What the records are, as it appears in errors: `method`, `task`.
@@ -57,6 +59,7 @@ class Registry(Generic[RecordT]):
 
         What is registered inside by other means is taken out as well. For tests and documentation.
         """
+        load_installed_plugins()
         before = dict(self._records)
         try:
             for record in records:
@@ -67,7 +70,7 @@ class Registry(Generic[RecordT]):
 
     def get(self, name: str) -> RecordT:
         """The record called `name`. Raises `ValueError`, with the allowed names, when there is none."""
-        if name not in self._records:
+        if self.find(name) is None:
             allowed = [record.name for record in self.list()]
             raise ValueError(
                 f"{self.argument}={name!r} is not a known {self.kind}.{did_you_mean(name, self._records)} "
@@ -77,8 +80,10 @@ class Registry(Generic[RecordT]):
 
     def find(self, name: str) -> RecordT | None:
         """The record called `name`, or `None`."""
+        load_installed_plugins()
         return self._records.get(name)
 
     def list(self) -> list[RecordT]:
         """Every record once, in the order of registration."""
+        load_installed_plugins()
         return list({record.name: record for record in self._records.values()}.values())

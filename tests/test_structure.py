@@ -27,6 +27,7 @@ LEVELS = [
         "ranges",
         "argument_parser",
         "yaml_files",
+        "plugins",
         "processes",
     ),
     ("tuners", "adapters", "models"),

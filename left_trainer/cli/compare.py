@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.compare_work import WORK_TYPES, add_work_options, check_work_alone, engine_of, plan_and_run, work
 from left_trainer.cli.errors import user_errors
+from left_trainer.plugins import add_plugin_option, load_plugins, plugins_in
 from left_trainer.secret_values import shown_command
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "general_text_file": (str,),
     "methods": (str, list),
     "output_dir": (str,),
+    "plugin": (str, list),
     "save_adapters": (bool,),
     "seeds": (int, str),
     "set": (str,),
@@ -84,6 +86,7 @@ OF_THE_GRID = (
     "set",
     "launcher",
     "title",
+    "plugin",
     "config",
     "print_config",
 )
@@ -108,6 +111,7 @@ def main(argv: list[str]) -> int:
         if options.work:
             check_work_alone(options, [*flags, *_given(options)])
         _read_config(options)
+        options.plugin = plugins_in(argv)
         options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
         engine = engine_of(options)
         if not options.work:
@@ -177,6 +181,7 @@ def _parser() -> ArgumentParser:
         action="store_true",
         help="print what would be compared as YAML for --config, and run nothing",
     )
+    add_plugin_option(parser)
     parser.add_argument("--title", metavar="TEXT", help="title of the tables and the page")
     parser.add_argument("--output_dir", metavar="DIR", help=f"output folder (default: {DEFAULT_OUTPUT_DIR})")
     add_work_options(parser)
@@ -220,6 +225,7 @@ def _grid_options(options: argparse.Namespace, flags: Sequence[str]) -> GridOpti
         for name in ("seeds", "tune", "tune_factors", "general_text_file", "save_adapters", "launcher")
         if getattr(options, name) is not None
     }
+    given["plugin"] = load_plugins(options.plugin)  # by absolute paths, for processes elsewhere
     arguments = parse_flags([*flags_of(options.arguments), *flags], tuple(DECIDED))
     of_set = set_options(options.set or "default", arguments)
     splits = {"methods": split_settings, "tasks": lambda text: [name.strip() for name in text.split(",")]}

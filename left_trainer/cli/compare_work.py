@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from left_trainer.cli.errors import user_errors
+from left_trainer.plugins import load_plugins
 from left_trainer.processes import alone
 from left_trainer.ranges import Range
 
@@ -191,6 +192,7 @@ def work(options: argparse.Namespace, engine: Engine | None) -> int:
     output_dir = Path(options.output_dir)
     with user_errors():
         plan = PlanFile.read(output_dir)
+        load_plugins(name for cell in plan.grid.cells for name in cell.plugins)
     assert engine is not None
     return _run(plan, output_dir, engine, _terms(options, leaves_out=False), options.log_table or (), is_alone=False)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
-from left_trainer.cli.options import add_loading_options, positive
+from left_trainer.cli.options import add_loading_options, check_adapter, hub_options, positive
 from left_trainer.shown_text import one_line
 
 DESCRIPTION = """Read one text per line from standard input or --input_file, and write one answer per line to standard
@@ -19,7 +21,9 @@ A text that is too long is cut as in training, and the command says so.
 def main(argv: list[str]) -> int:
     """Load the adapter and answer each line."""
     parser = ArgumentParser(prog="left-trainer generate", description=DESCRIPTION)
-    parser.add_argument("--adapter", required=True, metavar="DIR", help="output folder of a training run")
+    parser.add_argument(
+        "--adapter", required=True, metavar="DIR", help="output folder of a run, or its name on the Hub"
+    )
     parser.add_argument("--input_file", metavar="FILE", help="read texts from FILE instead of standard input")
     parser.add_argument("--prompt", help="prompt template with {source} (default: the one used in training)")
     parser.add_argument(
@@ -33,7 +37,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     with user_errors():
-        prompt = options.prompt or _trained_prompt(Path(options.adapter))
+        hub = hub_options(options)
+        prompt = options.prompt or _trained_prompt(options.adapter, hub)
         lines = _read_lines(options.input_file)
         from transformers.utils.logging import disable_progress_bar
 
@@ -50,6 +55,7 @@ def main(argv: list[str]) -> int:
             prompt=prompt,
             trust_remote_code=options.trust_remote_code,
             dtype=options.dtype,
+            hub=hub,
         )
     for start in range(0, len(lines), options.batch_size):
         prompts = [prompt.format(source=line) for line in lines[start : start + options.batch_size]]
@@ -58,14 +64,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _trained_prompt(folder: Path) -> str:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--adapter {str(folder)!r} does not exist. Pass the output_dir of a training run.")
+def _trained_prompt(adapter: str, hub: Mapping[str, Any]) -> str:
+    check_adapter(adapter)
+    from left_trainer.models.hub import used_folder
     from left_trainer.runs.report import REPORT_FILE, TrainingReport
 
+    folder = Path(used_folder(adapter, hub))
     if not (folder / REPORT_FILE).is_file():
         raise FileNotFoundError(
-            f"--adapter {str(folder)!r} has no {REPORT_FILE} to read the prompt from. Pass --prompt, for example "
+            f"--adapter {adapter!r} has no {REPORT_FILE} to read the prompt from. Pass --prompt, for example "
             "--prompt '{source}'."
         )
     return TrainingReport.read(folder).prompt

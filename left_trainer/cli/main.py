@@ -9,7 +9,9 @@ import traceback
 from types import TracebackType
 
 from left_trainer.argument_parser import ArgumentParser
+from left_trainer.cli.errors import user_errors
 from left_trainer.cli.program import run_program
+from left_trainer.plugins import load_plugins, plugins_in
 from left_trainer.registry import did_you_mean
 from left_trainer.secret_values import masked, public_words
 
@@ -77,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         )
 
     def run() -> int:
+        with user_errors():
+            load_plugins(plugins_in(arguments[1:]))
         return int(importlib.import_module(f"left_trainer.cli.{options.command}").main(arguments[1:]))
 
     return run_program(run)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
-from left_trainer.cli.options import add_loading_options, positive
+from left_trainer.cli.options import add_loading_options, check_adapter, hub_options, positive
 
 DESCRIPTION = """Merge an adapter into the weights of its base model and save the whole model with its tokenizer and the
 settings that it was scored with. The merged model does not need PEFT: it loads with AutoModel....from_pretrained and is
@@ -31,10 +31,11 @@ def main(argv: list[str]) -> int:
         output = Path(options.output_dir)
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"--output_dir {str(output)!r} exists and is not empty. Choose a new folder.")
-        for path in options.adapters or [options.adapter]:
+        for path in options.adapters or []:
             if not Path(path).is_dir():
-                name = "--adapters" if options.adapters else "--adapter"
-                raise FileNotFoundError(f"{name} {path!r} does not exist. Pass the output_dir of a training run.")
+                raise FileNotFoundError(f"--adapters {path!r} does not exist. Pass the output_dir of a training run.")
+        if options.adapter is not None:
+            check_adapter(options.adapter)
         from left_trainer.trainer.run_checks import check_writable
 
         check_writable(output)
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--{given[0]} is for --adapters, which combines several. Remove it.")
         from left_trainer.runs.merging import merge_adapter
 
-        dtype = merge_adapter(options.adapter, output, options.trust_remote_code, options.dtype)
+        dtype = merge_adapter(options.adapter, output, options.trust_remote_code, options.dtype, hub_options(options))
     print(f"The merged model, in {str(dtype).removeprefix('torch.')}, is in {output}")
     return 0
 
@@ -99,7 +100,7 @@ def _parser() -> ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--adapter", metavar="DIR", help="output folder of a training run")
+    which.add_argument("--adapter", metavar="DIR", help="output folder of a run, or its name on the Hub")
     which.add_argument("--adapters", nargs="+", metavar="DIR", help="output folders of runs on one base model")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="new folder for the merged model or adapter")
     parser.add_argument("--combine", metavar="HOW", help="for --adapters: linear, cat, ties or dare_ties")

@@ -12,6 +12,7 @@ from typing import Any
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
+from left_trainer.plugins import add_plugin_option
 from left_trainer.registry import did_you_mean
 
 DESCRIPTION = """List the fine-tuning methods that --peft_method and LeftTrainingArguments(peft_method=...) accept.
@@ -43,7 +44,6 @@ WORKS_WITH = {
     "shrinking": ("S", "blocks taken out of the base"),
     "sharded": ("F", "weights spread over processes (FSDP, DeepSpeed ZeRO-3)"),
     "narrowing": ("N", "neurons and heads taken out of the layers it is on"),
-    "sharded": ("F", "weights sharded over processes"),
     "merge": ("M", "merging into the base"),
     "lora": ("L", "writing it as a plain LoRA"),
 }
@@ -75,6 +75,7 @@ def main(argv: list[str]) -> int:
         metavar="MODEL",
         help="Hub name or path, embedded/t5 or embedded/llama: show only methods that work on it, with counts for it",
     )
+    add_plugin_option(parser)
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
     options = parser.parse_args(argv)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from left_trainer.plugins import add_plugin_option
 from left_trainer.ranges import COUNT, Range
+from left_trainer.secret_values import remember
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -30,10 +34,31 @@ positive = number(COUNT)
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
-    """How the base model is loaded."""
+    """How the base model is loaded, and what brings its method."""
+    add_plugin_option(parser)
     parser.add_argument(
         "--dtype", choices=DTYPES, help="dtype of the weights (default: that of the run, else that of the checkpoint)"
     )
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="run code that comes with the base model; read it first"
+    )
+    parser.add_argument("--model_revision", metavar="REV", help="branch, tag or commit of a name on the Hub")
+    parser.add_argument("--token", help="Hub token for private names (default: HF_TOKEN, or that of hf auth login)")
+
+
+def hub_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Revision and token of a name on the Hub, as `ModelSource` takes them."""
+    remember({"token": options.token})
+    return {"revision": options.model_revision, "token": options.token}
+
+
+def check_adapter(name: str) -> None:
+    """Raise `FileNotFoundError` where `--adapter` is neither a folder nor can be `user/name` on the Hub."""
+    from left_trainer.models.hub import is_hub_name
+
+    if Path(name).is_dir() or ("/" in name and is_hub_name(name)):
+        return
+    raise FileNotFoundError(
+        f"--adapter {name!r} does not exist. Pass the output_dir of a training run, or user/name of an adapter on the "
+        "Hub."
     )

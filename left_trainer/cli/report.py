@@ -9,6 +9,7 @@ from pathlib import Path
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.compare_work import add_table_option
 from left_trainer.cli.errors import user_errors
+from left_trainer.plugins import add_plugin_option
 from left_trainer.secret_values import shown_command
 
 DESCRIPTION = """Merge output folders of `left-trainer compare`, from one or several machines, into one table and one
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--allow_mixed", action="store_true", help="allow different models and data in one table")
     parser.add_argument("--title", default="", metavar="TEXT", help="title of the tables and the page")
+    add_plugin_option(parser)
     add_table_option(parser)
     options = parser.parse_args(argv)
 

@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
 
     from transformers.utils.logging import disable_progress_bar
 
+    from left_trainer.models.hub import HubRefusalError
     from left_trainer.runs.fine_tuning import fine_tune, set_up, training_parser
     from left_trainer.runs.report_text import format_report
     from left_trainer.tasks import get_task, list_tasks
@@ -44,6 +45,10 @@ def main(argv: list[str]) -> int:
         report = fine_tune(run)
     except TrainingDivergedError as error:
         print(f"\nleft-trainer: error: {error}", file=sys.stderr)  # below the progress bar
+        return 1
+    except HubRefusalError as error:
+        folder = run.trainer.args.output_dir
+        print(f"\nleft-trainer: error: {error} Adapter and report are in {folder}.", file=sys.stderr)
         return 1
     if run.trainer.is_world_process_zero():
         print(format_report(report, run.trainer.args.output_dir))

@@ -38,6 +38,7 @@ from left_trainer.compression_options import BASE_TEACHER, NO_TEACHER, SELF_TEAC
 from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.evaluation.named_metrics import score_interval
 from left_trainer.evaluation.text_metrics import decode
+from left_trainer.plugins import load_plugins
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share
 from left_trainer.runs.files_of_0_1 import upgrade_tuning
 from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, score_teacher, set_up
@@ -65,6 +66,7 @@ UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")  # of a folder's name, on some file sys
 LONGEST_LABEL = 40
 # Fields that version 0.1 did not have. They are part of a cell's name only where they are set.
 LATER_FIELDS = ("setting", "after", "launcher")
+NOT_IN_NAME = ("tuning", "plugins")
 # Nothing but steps happens between the first step and the last; scores come from the trained model.
 CELL_DEFAULTS: dict[str, Any] = {
     **TASK_DEFAULTS,
@@ -91,6 +93,7 @@ class Cell:
         save_adapter: Keep what was trained.
         setting: Name of the setting, where the user gave it one.
         after: Names of the cells whose results the arguments refer to, by the name of their setting.
+        plugins: Files and modules that bring methods and tasks; not part of what identifies the cell.
         launcher: What starts the process, or several of them, in the place of `python`.
     """
 
@@ -103,13 +106,14 @@ class Cell:
     save_adapter: bool = False
     setting: str | None = None
     after: Mapping[str, str] | None = None
+    plugins: tuple[str, ...] = ()
     launcher: str | None = None
 
     @property
     def name(self) -> str:
         """A folder's name that tells people what this is, and that no other cell has."""
         # All fields as version 0.1 had them: a new one would give every cell a new name, and run it again.
-        content = {key: value for key, value in asdict(self).items() if key != "tuning"}
+        content = {key: value for key, value in asdict(self).items() if key not in NOT_IN_NAME}
         content = {key: value for key, value in content.items() if key not in LATER_FIELDS or value is not None}
         content["arguments"] = {key: value for key, value in content["arguments"].items() if key not in OF_PLANS}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
@@ -339,7 +343,9 @@ def main() -> int:
     folder, cells = Path(words[0]), Path(words[1]) if len(words) > 1 else None
     try:
         began = time.perf_counter()
-        report = run_cell(Cell.read(folder), folder, cells)
+        cell = Cell.read(folder)
+        load_plugins(cell.plugins)
+        report = run_cell(cell, folder, cells)
         report = replace(report, run_seconds=time.perf_counter() - began)
     except Exception as error:
         write_json(folder / FAILURE_FILE, {"reason": _said(error)})

@@ -19,6 +19,7 @@ DECIDED = {
     "peft_kwargs": "a YAML file, --config FILE with methods: [{peft_method: NAME, peft_kwargs: {...}}]",
     "task": "--tasks",
     "do_train": "--methods",
+    "plugin": "--plugin of the comparison",
 }
 
 

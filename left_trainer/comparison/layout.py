@@ -42,6 +42,7 @@ class GridOptions:
         tune_factors: What the default rate is multiplied by in the trials.
         general_text_file: Plain text whose loss shows what a model forgets; by default generated English.
         save_adapters: Keep what each run trained.
+        plugin: Files and modules that bring methods and tasks, for the processes of the runs.
         launcher: What starts the processes of each run, in the place of `python`; a setting may have its own.
     """
 
@@ -53,6 +54,7 @@ class GridOptions:
     tune_factors: Sequence[float] = (1 / 3, 1.0, 3.0)
     general_text_file: str | None = None
     save_adapters: bool = False
+    plugin: Sequence[str] = ()
     launcher: str | None = None
 
     def seed_range(self) -> range:
@@ -142,6 +144,7 @@ class Layout:
             general_text_file=self.options.general_text_file,
             save_adapter=kind == "method" and (self.options.save_adapters or self._is_referred_to(setting)),
             setting=setting.name if setting else None,
+            plugins=tuple(self.options.plugin),
             launcher=(setting.launcher if setting else None) or self.options.launcher,
         )
         standing = self.standing(cell)

@@ -80,6 +80,7 @@ class DataArguments:
     Args:
         dataset_name: Dataset on the Hub, or a local folder that `datasets.load_dataset` can read.
         dataset_config_name: Configuration of the dataset.
+        dataset_revision: Branch, tag or commit of the dataset on the Hub.
         train_file: JSONL, JSON, CSV, TSV or Parquet file with training rows, perhaps compressed (`.gz`, `.bz2`,
             `.zst`). A name is taken literally. A pattern, `part-*.jsonl`, stands for the files that match it where no
             file has that name.
@@ -103,6 +104,7 @@ class DataArguments:
 
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a local folder."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset."})
     train_file: str | None = field(default=None, metadata={"help": "Training rows: JSONL, JSON, CSV, TSV or Parquet."})
     validation_file: str | None = field(
         default=None, metadata={"help": "Validation rows. Default: 5 percent of the training rows are held out."}

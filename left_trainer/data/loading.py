@@ -12,7 +12,7 @@ from random import Random
 
 import yaml
 from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from left_trainer.data.arguments import DataArguments
@@ -22,6 +22,7 @@ from left_trainer.data.files import read_file, stream_file
 from left_trainer.data.prompts import to_prompts
 from left_trainer.data.splits import first_rows, stored_splits, streamed_splits
 from left_trainer.methods import get_method
+from left_trainer.models.hub import asking_hub, check_readable
 from left_trainer.models.languages import set_languages
 from left_trainer.models.source import ModelSource
 from left_trainer.tasks import HubDataset, Task
@@ -63,7 +64,7 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
         rows = {split: _read(split, path, columns, data) for split, path in given.items()}
     else:
         name, config_name = data.dataset_name, data.dataset_config_name or known.config_name
-        loaded = embedded_data(task) if name is None else _load(name, config_name, token, data.streaming)
+        loaded = embedded_data(task) if name is None else _load(name, config_name, token, data)
         rows = {split: text_columns(loaded[split], columns, split) for split in SPLITS if split in loaded}
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
     name = data.dataset_name or "the data"
@@ -167,11 +168,21 @@ def _read(split: str, path: str, columns: Mapping[str, str], data: DataArguments
     return read_file(f"{split}_file", path, columns, data.encoding, data.overwrite_cache)
 
 
-def _load(name: str, config_name: str | None, token: str | None, streaming: bool) -> Mapping[str, AnyDataset]:
+def _load(name: str, config_name: str | None, token: str | None, data: DataArguments) -> Mapping[str, AnyDataset]:
+    revision = data.dataset_revision
     if Path(name).exists():
         _check_folder(name)
+        if revision is not None:
+            raise ValueError(
+                f"dataset_revision={revision!r} has no effect on dataset_name={name!r}, which is a folder here. Remove "
+                "it."
+            )
     try:
-        return load_dataset(name, config_name, token=token, streaming=streaming)
+        with asking_hub("dataset_name", name, "dataset", revision):
+            return load_dataset(name, config_name, token=token, streaming=data.streaming, revision=revision)
+    except (DatasetNotFoundError, ConnectionError):
+        check_readable("dataset_name", name, "dataset", revision, token)
+        raise
     except (RuntimeError, yaml.YAMLError) as error:  # a loading script, or a tag of YAML that would make objects
         raise ValueError(
             f"dataset_name={name!r} cannot be read: {' '.join(str(error).split())}. Code that comes with a data set is "

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from left_trainer.evaluation.intervals import Interval, over_rows
+from left_trainer.models.hub import asking_hub
+from left_trainer.registry import did_you_mean
 
 if TYPE_CHECKING:
     import evaluate
@@ -23,14 +25,25 @@ SCORES: Mapping[str, tuple[str, ...]] = {
 
 
 def load_metric(name: str) -> evaluate.Metric:
-    """Our metric of that name, else the one that the Hugging Face hub or a local path has."""
-    if name not in SCORES:
-        import evaluate
+    """Our metric of that name, else the one that the Hugging Face hub or a local path has.
 
-        return evaluate.load(name)
-    from left_trainer.evaluation.metrics import METRICS
+    Raises:
+        ValueError: There is none, or the hub cannot be asked.
+    """
+    if name in SCORES:
+        from left_trainer.evaluation.metrics import METRICS
 
-    return METRICS[name]()
+        return METRICS[name]()
+    import evaluate
+
+    try:
+        with asking_hub("metric", name, "space"):
+            return evaluate.load(name)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"metric={name!r} is neither one of ours ({', '.join(SCORES)}) nor one of the Hugging Face hub that can be "
+            f"read here.{did_you_mean(name, SCORES)}"
+        ) from error
 
 
 def score_names(names: Sequence[str]) -> tuple[str, ...] | None:

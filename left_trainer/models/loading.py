@@ -13,6 +13,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from left_trainer.models.family import auto_class
+from left_trainer.models.hub import HubRefusalError, asking_hub
 from left_trainer.models.source import ModelSource
 
 MAX_NAMES_SHOWN = 4
@@ -41,7 +42,8 @@ def load_model(model: str | ModelSource, quantization_config: Any = None) -> Pre
     config = copy.deepcopy(source.config)
     # Sizes are compared here, where they can be named: transformers raises an error that says to look at its log.
     options["ignore_mismatched_sizes"] = True
-    with without_pickled_code(f"model={source.base_name!r}"):
+    revision = options.get("revision")
+    with asking_hub("model", source.base_name, revision=revision), without_pickled_code(f"model={source.base_name!r}"):
         loaded, info = auto_class(source.family).from_pretrained(
             source.base_name, config=config, output_loading_info=True, **options
         )
@@ -97,9 +99,12 @@ def load_tokenizer(model: str | Path | ModelSource, **options: Any) -> PreTraine
         name = source.base_name
     advice = "Pass the one that the model was trained with: processing_class=AutoTokenizer.from_pretrained(...)."
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, config=source.config, trust_remote_code=source.trust_remote_code, **source.hub_options
-        )
+        with asking_hub("model", name, revision=source.hub_options.get("revision")):
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, config=source.config, trust_remote_code=source.trust_remote_code, **source.hub_options
+            )
+    except HubRefusalError:
+        raise
     except Exception as error:  # a broken file raises whatever it breaks
         cause = f"The loader said: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ValueError(f"There is no tokenizer for model={name!r}. {advice} {cause}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,14 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from left_trainer.adapters.run_settings import BASE_FOLDER, RunSettings, storable
 from left_trainer.models.family import ModelFamily, model_family
 from left_trainer.models.folder_files import check_folder, reading
+from left_trainer.models.hub import (
+    ADAPTER_CONFIG_FILE,
+    OF_THE_REPOSITORY,
+    HubRefusalError,
+    adapter_folder,
+    asking_hub,
+)
 
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # Options that say which base model it is, beside fields of its config. Consent to run code is not among them.
 BASE_ARGUMENTS = ("revision", "subfolder", "variant")
@@ -40,6 +46,7 @@ class ModelSource:
         options: For `from_pretrained` of the weights.
         base_options: Those of the user's options that say which base model it is, as JSON values.
         settings: Of the run that wrote the folder, where the path is one's.
+        hub_name: What the user passed, where that is an adapter on the hub; `model` is then the local copy.
     """
 
     model: str | PreTrainedModel | PeftModel
@@ -50,6 +57,7 @@ class ModelSource:
     options: Mapping[str, Any]
     base_options: Mapping[str, Any] = field(default_factory=dict)
     settings: RunSettings | None = None
+    hub_name: str | None = None
 
     @classmethod
     def of(cls, model: Any, options: Mapping[str, Any] | None = None) -> ModelSource:
@@ -74,11 +82,20 @@ class ModelSource:
                 "example LeftTrainer('google/flan-t5-small', args, ...)."
             )
         if isinstance(model, str):
-            return cls._of_path(model, options or {})
+            return cls._of_name(model, options or {})
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         adapter = model.active_peft_config if isinstance(model, PeftModel) else None
         base_name = base.config._name_or_path or type(base).__name__
         return cls(model, base_name, base.config, model_family(base), adapter, options or {})
+
+    @classmethod
+    def _of_name(cls, model: str, options: Mapping[str, Any]) -> ModelSource:
+        folder = adapter_folder(model, options)
+        if folder is None:
+            return cls._of_path(model, options)
+        # Revision and subfolder are those of the adapter. The ones of its base stand in its config.
+        of_base = {key: value for key, value in options.items() if key not in OF_THE_REPOSITORY}
+        return replace(cls._of_path(folder, of_base), hub_name=model)
 
     @classmethod
     def _of_path(cls, model: str, options: Mapping[str, Any]) -> ModelSource:
@@ -133,7 +150,7 @@ class ModelSource:
     @property
     def title(self) -> str:
         """The model in a sentence: the name or path that the user passed, or the model's class."""
-        return self.model if isinstance(self.model, str) else type(self.model).__name__
+        return self.hub_name or (self.model if isinstance(self.model, str) else type(self.model).__name__)
 
     @property
     def hub_options(self) -> dict[str, Any]:
@@ -171,7 +188,10 @@ def _load_config(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedConfi
     """The config of a hub name or path, and the options that remain for the weights: some are fields of the config."""
     for_config = {key: value for key, value in options.items() if key not in NOT_FOR_CONFIG}
     try:
-        config, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **for_config)
+        with asking_hub("model", name, revision=options.get("revision")):
+            config, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **for_config)
+    except HubRefusalError:
+        raise
     except Exception as error:  # a broken file raises whatever it breaks
         if "trust_remote_code" in str(error):
             raise ValueError(

@@ -11,7 +11,6 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from left_trainer.adapters.text_files import write_whole
 from left_trainer.callbacks.trainable_parameters import count_parameters
 from left_trainer.evaluation import baselines
 from left_trainer.evaluation.scores import is_quality, without_prefix
@@ -34,7 +33,7 @@ from left_trainer.runs.report_text import draw_losses, results_section
 from left_trainer.tasks import Task
 from left_trainer.trainer import LeftTrainer
 from left_trainer.trainer.figures import ProcessFigures
-from left_trainer.trainer.model_card import package_versions
+from left_trainer.trainer.model_card import CardNotes, package_versions
 from left_trainer.training_args import LeftTrainingArguments
 
 Figures: TypeAlias = Sequence[ProcessFigures]
@@ -163,9 +162,8 @@ def write_report(trainer: LeftTrainer, report: TrainingReport) -> Path:
     folder = Path(trainer.args.output_dir)
     if any("loss" in entry or "eval_loss" in entry for entry in trainer.state.log_history):
         draw_losses(trainer.state.log_history, folder / "loss.png", report.method)
-    trainer.create_model_card(tags=[report.task])
-    card = folder / "README.md"
-    write_whole(card, f"{card.read_text(encoding='utf-8').rstrip()}\n\n{results_section(report)}")
+    trainer.card_notes = CardNotes((report.task,), results_section(report))
+    trainer.create_model_card()
     return report.write(folder)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from left_trainer.methods.saving import adapter_method, adapter_positions
 from left_trainer.models import load_tokenizer, without_adapter
 from left_trainer.runs.build_report import collect_samples
 from left_trainer.runs.fine_tuning import N_SAMPLES, TASK_DEFAULTS
-from left_trainer.runs.inference import source_for_use, stored_generation_config
+from left_trainer.runs.inference import folder_of, source_for_use, stored_generation_config
 from left_trainer.runs.json_records import write_json
 from left_trainer.runs.measurements import machine_name
 from left_trainer.runs.report import REPORT_FILE, Sample, Scores, TrainingReport
@@ -86,7 +86,7 @@ class Evaluation:
     """What is asked for; `None` stands for what the run has stored, and where it has stored nothing, for the default.
 
     Args:
-        path: Folder of an adapter or of a whole model, or the name of a model on the Hub.
+        path: Folder of an adapter or of a whole model, or its name on the Hub.
         data: `test_file`, the columns, the prompt and `max_eval_samples` are read.
         task: Name of the task.
         generation_num_beams: 1 is greedy.
@@ -95,6 +95,7 @@ class Evaluation:
         per_device_eval_batch_size: Rows of a batch.
         trust_remote_code: Whether code that comes with the base model may run.
         dtype: Of the base model's weights.
+        hub: `revision` and `token` of a name on the Hub.
     """
 
     path: str
@@ -106,6 +107,7 @@ class Evaluation:
     per_device_eval_batch_size: int | None = None
     trust_remote_code: bool = False
     dtype: str | None = None
+    hub: Mapping[str, Any] = field(default_factory=dict)
 
 
 def evaluate_saved(asked: Evaluation) -> EvaluationReport:
@@ -115,9 +117,9 @@ def evaluate_saved(asked: Evaluation) -> EvaluationReport:
         ValueError: No task or prompt is known, or the rows, the model or an adapter cannot be used.
         FileNotFoundError: The test file does not exist.
     """
-    task, prompt = _task_and_prompt(asked)
+    source = source_for_use(asked.path, asked.trust_remote_code, asked.dtype, asked.hub)
+    task, prompt = _task_and_prompt(asked, folder_of(source))
     rows = load_test_rows(task, asked.data)
-    source = source_for_use(asked.path, asked.trust_remote_code, asked.dtype)
     check_generation(asked.generation_num_beams, asked.generation_max_length, source.config)
     settings = source.settings or RunSettings()
     tokenizer = load_tokenizer(source)
@@ -132,7 +134,7 @@ def evaluate_saved(asked: Evaluation) -> EvaluationReport:
         )
         model = without_adapter(trainer.model)
         given = {"num_beams": asked.generation_num_beams, "max_new_tokens": asked.generation_max_length}
-        stored = stored_generation_config(asked.path, trainer.model)
+        stored = stored_generation_config(folder_of(source), trainer.model)
         config = scored_generation_config(stored, {name: value for name, value in given.items() if value})
         model.generation_config = config
         prompts = _prompts(rows, task, prompt, trainer, config.max_new_tokens or 0)
@@ -157,10 +159,10 @@ def evaluate_saved(asked: Evaluation) -> EvaluationReport:
     )
 
 
-def _task_and_prompt(asked: Evaluation) -> tuple[Task, str]:
-    """Those asked for, else those of the run's report, else, for the prompt, that of the task."""
-    known = (Path(asked.path) / REPORT_FILE).is_file()
-    report = TrainingReport.read(asked.path) if known else None
+def _task_and_prompt(asked: Evaluation, folder: str) -> tuple[Task, str]:
+    """Those asked for, else those of the run's report in `folder`, else, for the prompt, that of the task."""
+    known = (Path(folder) / REPORT_FILE).is_file()
+    report = TrainingReport.read(folder) if known else None
     name = asked.task or (report.task if report else None)
     if name is None:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -11,11 +12,13 @@ from transformers.trainer_utils import PredictionOutput
 
 from left_trainer.callbacks import MemoryProfilerCallback, TrainableParametersCallback
 from left_trainer.callbacks.step_timer import StepTimerCallback
+from left_trainer.callbacks.trackers import log_pictures
 from left_trainer.compression_options import BASE_TEACHER, SELF_TEACHER
 from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.data.loading import prepare_task_data
 from left_trainer.evaluation.text_metrics import text_metrics
 from left_trainer.models import load_tokenizer, model_family, without_adapter
+from left_trainer.plugins import add_plugin_option
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share, write_report
 from left_trainer.runs.report import Scores, TrainingReport
 from left_trainer.runs.training_parser import TrainingParser
@@ -62,6 +65,7 @@ def training_parser(**defaults: Any) -> TrainingParser:
         defaults: What a recipe sets beside `TASK_DEFAULTS`; flags and the YAML file beat them.
     """
     parser = TrainingParser((ModelArguments, DataArguments, LeftTrainingArguments))
+    add_plugin_option(parser)
     parser.set_defaults(**{**TASK_DEFAULTS, **defaults})
     return parser
 
@@ -91,10 +95,12 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
 def with_task_settings(task: Task, args: LeftTrainingArguments) -> LeftTrainingArguments:
     """A copy of `args` in which the task has decided what the user left open about generation.
 
-    A `generation_config` leaves nothing open.
+    A `generation_config` leaves nothing open. The run is called as its folder, so that trackers find it again to add
+    scores and pictures after the training.
     """
+    args = args.replaced(run_name=args.run_name or Path(str(args.output_dir)).name)
     if args.generation_config is not None:
-        return args.replaced()
+        return args
     return args.replaced(
         generation_max_length=args.generation_max_length or task.max_new_tokens,
         generation_num_beams=args.generation_num_beams or task.num_beams,
@@ -135,6 +141,7 @@ def fine_tune(run: Run) -> TrainingReport:
         TrainingDivergedError: The training diverged. The report says so, and no adapter is saved.
         FolderInUseError: Another process runs in `output_dir`.
         WriteFailedError: The disk is full, read-only or gone.
+        HubRefusalError: The result is saved, and the hub does not take it.
     """
     args = run.trainer.args
     with folder_lock(str(args.output_dir)) if args.process_index == 0 else contextlib.nullcontext():
@@ -154,7 +161,7 @@ def _fine_tune(run: Run) -> TrainingReport:
             write_report(trainer, replace(report, diverged_at_step=error.step))
         raise
     after = score(trainer, rows)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # what pushes is below, with card and report
     texts = {"before": before.predictions, "after": after.predictions}
     samples = collect_samples(rows, trainer.processing_class, texts, N_SAMPLES)
     share = majority_share(run.task, rows["target"])
@@ -162,4 +169,7 @@ def _fine_tune(run: Run) -> TrainingReport:
     report = replace(report, data=run.data_args.given if run.data_args else None)
     if trainer.is_world_process_zero():
         write_report(trainer, report)
+        log_pictures(trainer.callback_handler.callbacks, trainer.args, trainer.state.global_step)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
     return report

@@ -47,13 +47,14 @@ class Generator:
     template, else by `truncation_mode`. A decoder-only model's prompt leaves room for the answer.
 
     Args:
-        path: Folder of an adapter or of a whole model.
+        path: Folder of an adapter or of a whole model, or its name on the hub.
         num_beams: 1 is greedy; by default that of the run.
         max_new_tokens: Length limit of an answer in tokens; by default that of the run, and 128 where nothing sets one.
         device: By default the accelerator if there is one.
         prompt: Template with `{source}` that the prompts are made with; by default that of `training_report.json`.
         trust_remote_code: Whether code that comes with the base model may run.
         dtype: Of the base model's weights; by default that of the run, else that of the checkpoint.
+        hub: `revision` and `token` of a name on the hub.
 
     Raises:
         ValueError: There is no such model, or an adapter does not fit its base.
@@ -69,19 +70,14 @@ class Generator:
         prompt: str | None = None,
         trust_remote_code: bool = False,
         dtype: str | None = None,
+        hub: Mapping[str, Any] | None = None,
     ) -> None:
-        source = source_for_use(path, trust_remote_code, dtype)
+        source = source_for_use(path, trust_remote_code, dtype, hub)
+        path = folder_of(source)
         check_generation(num_beams, max_new_tokens, source.config)
         self.family = source.family
         self.settings = source.settings or RunSettings()
-        self.tokenizer = load_tokenizer(source)
-        if self.family == "decoder_only":
-            self.tokenizer = without_appended_end(self.tokenizer)
-        self.model = load_trained(source, is_trainable=False)
-        prepare_for_use(self.model, source)
-        if self.family == "encoder_decoder":
-            generate_in_target_language(without_adapter(self.model), self.tokenizer)
-        self.model.to(device or torch.accelerator.current_accelerator() or "cpu").eval()
+        self.model, self.tokenizer = load_for_use(source, device)
         self.generation_config = stored_generation_config(path, self.model, num_beams, max_new_tokens)
         without_adapter(self.model).generation_config = self.generation_config
         self.limits = _Limits.of(source, self.settings, self.tokenizer, self.generation_config)
@@ -165,14 +161,49 @@ class _Limits:
         return cls(rendered, room_for_answers(rendered, new), min((n for n in bounds if n), default=None))
 
 
-def source_for_use(path: str, trust_remote_code: bool = False, dtype: str | None = None) -> ModelSource:
-    """The model in `path`, to be loaded with the dtype of its run, else that of the checkpoint."""
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"dtype": dtype} if dtype else {})}
-    source = ModelSource.of(path, options)
+def source_for_use(
+    path: str, trust_remote_code: bool = False, dtype: str | None = None, hub: Mapping[str, Any] | None = None
+) -> ModelSource:
+    """The model in `path`, to be loaded with the dtype of its run, else that of the checkpoint.
+
+    Args:
+        path: Folder, or name on the hub.
+        trust_remote_code: Whether code that comes with the base model may run.
+        dtype: Of the base model's weights.
+        hub: `revision` and `token` of a name on the hub.
+    """
+    given = {"dtype": dtype, **(hub or {})}
+    options = {name: value for name, value in given.items() if value is not None}
+    source = ModelSource.of(path, {"trust_remote_code": trust_remote_code, **options})
     if source.adapter is not None:
         check_config(source.adapter, path)
     check_has_weights(source.base_name)
     return dataclasses.replace(source, options={"dtype": "auto", **source.options})
+
+
+def load_for_use(
+    source: ModelSource, device: torch.device | str | None = None
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """The model of `source` with its adapter, in evaluation mode, and the tokenizer that prompts are written with.
+
+    Args:
+        source: As `source_for_use` returns it.
+        device: By default the accelerator if there is one.
+    """
+    tokenizer = load_tokenizer(source)
+    if source.family == "decoder_only":
+        tokenizer = without_appended_end(tokenizer)
+    model = load_trained(source, is_trainable=False)
+    prepare_for_use(model, source)
+    if source.family == "encoder_decoder":
+        generate_in_target_language(without_adapter(model), tokenizer)
+    model.to(device or torch.accelerator.current_accelerator() or "cpu").eval()
+    return model, tokenizer
+
+
+def folder_of(source: ModelSource) -> str:
+    """Where the files of a run are: the folder that the user named, or the local copy of an adapter on the hub."""
+    return str(source.model)
 
 
 def stored_generation_config(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -22,7 +24,8 @@ from left_trainer.models import (
     load_tokenizer,
     without_upstream_warnings,
 )
-from left_trainer.runs.inference import prepare_for_use, source_for_use, stored_generation_config
+from left_trainer.models.hub import is_hub_name
+from left_trainer.runs.inference import folder_of, prepare_for_use, source_for_use, stored_generation_config
 from left_trainer.storage.locks import beside_lock, folder_lock
 from left_trainer.storage.whole import whole_directory
 
@@ -32,7 +35,11 @@ PROBE_SHAPE = (2, 8)
 
 
 def merge_adapter(
-    path: str, output_dir: str | Path, trust_remote_code: bool = False, dtype: str | None = None
+    path: str,
+    output_dir: str | Path,
+    trust_remote_code: bool = False,
+    dtype: str | None = None,
+    hub: Mapping[str, Any] | None = None,
 ) -> torch.dtype:
     """Merge the adapter in `path` and save the whole model, its tokenizer and its generation settings.
 
@@ -40,10 +47,11 @@ def merge_adapter(
     with the adapter, nothing is written.
 
     Args:
-        path: Folder of the adapter.
+        path: Folder of the adapter, or its name on the hub.
         output_dir: New folder.
         trust_remote_code: Whether code that comes with the base model may run.
         dtype: Of the weights; by default that of the run, else that of the checkpoint.
+        hub: `revision` and `token` of a name on the hub.
 
     Returns:
         The dtype of the merged weights.
@@ -53,7 +61,7 @@ def merge_adapter(
         FolderInUseError: Another process merges into `output_dir`.
         WriteFailedError: The disk is full, read-only or gone; `output_dir` is as it was.
     """
-    source = _mergeable_source(path, trust_remote_code, dtype)
+    source = _mergeable_source(path, trust_remote_code, dtype, hub)
     tokenizer = load_tokenizer(source)
     model = load_trained(source, is_trainable=False)
     prepare_for_use(model, source)
@@ -61,7 +69,7 @@ def merge_adapter(
     was_tied = bool(getattr(model.get_base_model().config.get_text_config(), "tie_word_embeddings", False))
     if _adapts_tied_embeddings(model):
         _untie_output(model.get_base_model())
-    generation = stored_generation_config(path, model)
+    generation = stored_generation_config(folder_of(source), model)
     with without_upstream_warnings():
         merged = model.merge_and_unload(progressbar=True)
     if was_tied:
@@ -84,10 +92,13 @@ def merge_adapter(
     return weights_dtype
 
 
-def _mergeable_source(path: str, trust_remote_code: bool, dtype: str | None) -> ModelSource:
-    if not is_adapter_directory(path):
+def _mergeable_source(
+    path: str, trust_remote_code: bool, dtype: str | None, hub: Mapping[str, Any] | None
+) -> ModelSource:
+    source = source_for_use(path, trust_remote_code, dtype, hub) if is_hub_name(path) else None
+    if not is_adapter_directory(path if source is None else folder_of(source)):
         raise ValueError(f"{path!r} holds no adapter (no adapter_config.json), so there is nothing to merge.")
-    source = source_for_use(path, trust_remote_code, dtype)
+    source = source or source_for_use(path, trust_remote_code, dtype)
     method = adapter_method(source)
     name = method.name if method else str(source.adapter.peft_type.value).lower()  # type: ignore[union-attr]
     if source.is_quantized:

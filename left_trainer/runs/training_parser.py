@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from trl import TrlParser
 
 from left_trainer.argument_parser import ArgumentParser
+from left_trainer.plugins import load_plugins, plugins_in
 from left_trainer.training_args import FLAGS_OF_OTHERS
 from left_trainer.yaml_files import read_yaml_arguments
 
@@ -27,6 +29,7 @@ class ScriptParser(ArgumentParser, TrlParser):
         finder = ArgumentParser(prog=self.prog, add_help=False)
         finder.add_argument("--config")
         found, flags = finder.parse_known_args(None if args is None else list(args))
+        load_plugins(plugins_in(sys.argv[1:] if args is None else list(args)))
         if found.config is not None:
             self._read_config(found.config)
         return super().parse_args_and_config(flags, *given, **options)  # type: ignore[no-any-return]

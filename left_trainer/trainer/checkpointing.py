@@ -15,6 +15,7 @@ from left_trainer.adapters.files import TRAINING_STATE_FILE
 from left_trainer.methods.hooks import MethodHooks
 from left_trainer.methods.saving import check_saved_adapter, restore_training_state, training_state
 from left_trainer.models import unwrapped
+from left_trainer.models.hub import asking_hub
 from left_trainer.storage.errors import write_errors
 from left_trainer.storage.manifest import write_manifest
 from left_trainer.storage.whole import finish, hidden_name, put_in_place, sweep
@@ -27,6 +28,8 @@ from left_trainer.trainer.checkpoints import (
 )
 from left_trainer.trainer.figures import figures_of_all
 from left_trainer.trainer.machines import is_first_of_its_disk, of_first_process, on_every_machine
+from left_trainer.trainer.model_card import CardNotes
+from left_trainer.trainer.pushing import push_checkpoint, push_run, wait_for_pushes
 from left_trainer.trainer.reading import ReadingTrainer
 from left_trainer.trainer.run_identity import (
     ROWS,
@@ -42,6 +45,7 @@ from left_trainer.trainer.teaching import Teaching
 class CheckpointingTrainer(ReadingTrainer):
     """Writes each checkpoint under a hidden name, describes its files, and renames it. All processes write into it."""
 
+    card_notes = CardNotes()
     _written_beside: Path | None = None
     hooks: MethodHooks
     teaching: Teaching | None
@@ -96,10 +100,12 @@ class CheckpointingTrainer(ReadingTrainer):
             self._written_beside = None
             if self.args.should_save:
                 shutil.rmtree(beside, ignore_errors=True)
+        if self.args.save_total_limit:
+            wait_for_pushes(self)  # which read the checkpoint that may be removed
         if self.args.should_save:
             remove_old_checkpoints(target, self.args.save_total_limit, self.state.best_model_checkpoint)
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(target))
+            push_checkpoint(self, str(target))
 
     def _finish(self, beside: Path, target: Path) -> None:
         """Put what all processes have written in its place."""
@@ -156,8 +162,24 @@ class CheckpointingTrainer(ReadingTrainer):
             self.teaching.load(checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._written_beside is None:
-            super()._push_from_checkpoint(checkpoint_folder)
+        """Nothing: `Trainer` calls this with a folder that has not got its name yet."""
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in `Trainer`, with errors that say what to do."""
+        with asking_hub("hub_model_id", self.args.hub_model_id or Path(str(self.args.output_dir)).name):
+            super().init_hf_repo(token=token, private=private)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> Any:
+        """As in `Trainer`; `card` is for `create_model_card`."""
+        return push_run(self, commit_message, blocking, token, revision, private, **card)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.hooks.restore(unwrapped(self.model), resume_from_checkpoint)

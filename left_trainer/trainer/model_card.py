@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,6 +66,7 @@ def build_model_card(
     language: str | list[str] | None = None,
     license: str | None = None,
     base_beside: bool = False,
+    notes: str = "",
 ) -> ModelCard:
     """A card that says what the model is, how to load it, how it was trained and how it scored.
 
@@ -81,6 +83,7 @@ def build_model_card(
         language: For the metadata.
         license: For the metadata.
         base_beside: Whether the adapter fits a changed base model, which is saved beside it.
+        notes: Further sections.
     """
     is_adapter = method is None or method.config_class is not None
     name = method.name if method else "PEFT"
@@ -112,8 +115,21 @@ def build_model_card(
         rows = [(markdown(name), f"{value:.4g}") for name, value in metrics.items() if is_score(name)]
         sections += [f"Last evaluation, at step {evaluation['step']}:", _table(("metric", "value"), rows)]
     versions = ", ".join(f"{package} {version}" for package, version in package_versions().items() if version)
-    sections.append(f"Versions: {versions}.")
+    sections += [f"Versions: {versions}.", *([notes.strip()] if notes else [])]
     return ModelCard(masked("\n\n".join(sections) + "\n"))
+
+
+@dataclass(frozen=True)
+class CardNotes:
+    """What every card of a run has beside what its trainer knows.
+
+    Args:
+        tags: For the metadata.
+        text: Sections at the end.
+    """
+
+    tags: tuple[str, ...] = ()
+    text: str = ""
 
 
 class CardHost(Protocol):
@@ -124,6 +140,7 @@ class CardHost(Protocol):
     method: PeftMethod | None
     model: Any
     state: TrainerState
+    card_notes: CardNotes
 
     @property
     def base_model_name(self) -> str: ...
@@ -169,12 +186,13 @@ def create_model_card_as_transformers(
         method=self.method,
         args=self.args,
         log_history=self.state.log_history,
-        tags=[*_as_list(tags), *_as_list(tasks)],
+        tags=[*_as_list(tags), *_as_list(tasks), *self.card_notes.tags],
         datasets=dataset_tags or dataset_name or dataset,
         data=" ".join([*_as_list(dataset), *_as_list(dataset_args)]),
         language=language,
         license=license,
         base_beside=is_changed(unwrapped(self.model)),
+        notes=self.card_notes.text,
     )
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

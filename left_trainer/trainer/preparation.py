@@ -33,6 +33,7 @@ from left_trainer.trainer.device_checks import check_one_replica
 from left_trainer.trainer.generation import completed_generation_config
 from left_trainer.trainer.guarded import check_folder_free_for
 from left_trainer.trainer.lesson_checks import check_lessons
+from left_trainer.trainer.pushing import check_may_push
 from left_trainer.trainer.teacher_checks import check_teacher
 from left_trainer.trainer.vocabulary import (
     has_students_vocabulary,
@@ -90,6 +91,7 @@ def prepare(
         FolderInUseError: Another process trains in `output_dir`.
     """
     check_folder_free_for(request.args)
+    check_may_push(request.args)
     tokenizer = tokenizer or _own_tokenizer(request)
     if tokenizer is not None:
         check_tokenizer(tokenizer, request)

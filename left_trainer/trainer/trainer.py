@@ -28,7 +28,6 @@ from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
-from left_trainer.methods.saving import whole_to_save
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
 from left_trainer.trainer.checkpoints import asks_to_resume
@@ -331,8 +330,7 @@ class LeftTrainer(ShardingTrainer):
     # Files
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        whole = whole_to_save(unwrapped(self.model), self.args.should_save)
-        with whole, saved_whole(self, output_dir or str(self.args.output_dir)) as directory:
+        with saved_whole(self, output_dir or str(self.args.output_dir)) as directory:
             super()._save(directory, state_dict)
 
 
