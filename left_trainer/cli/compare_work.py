@@ -234,7 +234,7 @@ def _run(
         is_alone: Whether this process alone writes tables and page, and does so after each run.
     """
     from left_trainer.cli.run_display import RunDisplay
-    from left_trainer.comparison.results import read_cells
+    from left_trainer.comparison.results import are_shown, read_cells
     from left_trainer.comparison.table_log import log_table
     from left_trainer.comparison.tables import terminal
     from left_trainer.comparison.worker import Worker
@@ -248,7 +248,7 @@ def _run(
     def on_result(result: Result) -> None:
         is_new = result.cell.name not in earlier
         display.result(result.cell.title, _line(result) if is_new else None)
-        if is_new and is_alone:
+        if is_new and is_alone and are_shown(results()):
             _write(results(), output_dir, plan, plots=False)
 
     def on_added(cell: Cell) -> None:

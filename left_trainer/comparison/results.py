@@ -194,6 +194,11 @@ def merge(folders: Sequence[Path], read: Callable[[Path], Sequence[Result]] = re
     return [result for result, _ in merged.values()]
 
 
+def are_shown(results: Iterable[Result]) -> bool:
+    """Whether there is a row to show: trials of learning rates have none."""
+    return any(result.cell.kind != "trial" for result in results)
+
+
 def check_comparable(cells: Iterable[Cell]) -> None:
     """Raise `ValueError` unless all cells are of one model and, for each task, of the same data and settings.
 

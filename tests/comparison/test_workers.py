@@ -124,6 +124,9 @@ def test_two_processes_after_one_that_was_killed(config, alone, python, tmp_path
 
 def test_a_comparison_is_read_while_it_runs(config, tmp_path, capsys):
     plan(config, tmp_path / "out")
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path / "out")])
+    assert "no run is finished yet" in capsys.readouterr().err
     grid = PlanFile.read(tmp_path / "out").grid
     for cell, result in ((grid.bases[0], make_result("base")), (grid.plans[1].runs[0], make_result("full"))):
         result.report.write(tmp_path / "out" / "cells" / cell.name)
