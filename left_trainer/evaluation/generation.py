@@ -158,6 +158,7 @@ def adapter_disabled(model: PreTrainedModel | PeftModel) -> Iterator[None]:
             return generate(**{name: kwargs[name] for name in kwargs if name != TASK_IDS})
 
         model.generate, model.adapter_is_off = generate_as_base, True
+        gather_outer(model)  # the base may be called on its own
         try:
             yield
         finally:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_utils import set_zero3_state
 
 from left_trainer.models.family import auto_class
 from left_trainer.models.hub import HubRefusalError, asking_hub
@@ -115,8 +116,11 @@ def load_tokenizer(model: str | Path | ModelSource, **options: Any) -> PreTraine
 
 
 def build_skeleton(source: ModelSource) -> PreTrainedModel:
-    """The model of `source` on the meta device: every module and shape, no weight."""
-    with torch.device("meta"):
+    """The model of `source` on the meta device: every module and shape, no weight.
+
+    With DeepSpeed ZeRO-3, transformers would spread over the processes what has nothing to spread.
+    """
+    with set_zero3_state(), torch.device("meta"):
         return auto_class(source.family).from_config(
             copy.deepcopy(source.config), trust_remote_code=source.trust_remote_code
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 UPSTREAM_WARNINGS = (
@@ -51,10 +51,17 @@ def without_adapter(model: PreTrainedModel | PeftModel) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+@torch.no_grad()
 def gather_outer(model: torch.nn.Module) -> None:
-    """Have what FSDP2 shards of `model` outside of its layers whole, before a part of it is called on its own."""
+    """Have what FSDP2 shards of `model` outside of its layers whole, before a part of it is called on its own.
+
+    It does so before each call of `model`, and of a method that is named to it.
+    """
     if isinstance(model, FSDPModule):
-        model.unshard()
+        if "gather" not in vars(model):
+            model.gather = lambda: None
+            register_fsdp_forward_method(model, "gather")
+        model.gather()  # type: ignore[operator]
 
 
 def reshard(model: torch.nn.Module) -> None:

@@ -15,6 +15,7 @@ from left_trainer.evaluation.named_metrics import score_names
 from left_trainer.evaluation.scores import is_lower_better
 from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, METRICS_ATTRIBUTE
 from left_trainer.registry import did_you_mean
+from left_trainer.trainer.sharding_checks import uses_deepspeed, uses_fsdp
 from left_trainer.training_args import LeftTrainingArguments
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ def _check_wrappers(args: LeftTrainingArguments) -> None:
     if args.shrinking.schedule == AT_START:
         return
     wrappers = {
-        "fsdp": (bool(args.fsdp), "FSDP has sharded the weights by then"),
-        "deepspeed": (bool(args.deepspeed), "DeepSpeed has put the weights into buffers of its own by then"),
+        "fsdp": (uses_fsdp(args), "FSDP has sharded the weights by then"),
+        "deepspeed": (uses_deepspeed(args), "DeepSpeed has put the weights into buffers of its own by then"),
         "torch_compile=True": (bool(args.torch_compile), "the compiled model is made for its shapes"),
     }
     for name, (is_set, reason) in wrappers.items():

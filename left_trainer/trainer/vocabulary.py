@@ -19,6 +19,7 @@ from left_trainer.data.features import named_datasets
 from left_trainer.methods.patterns import TOKENS
 from left_trainer.models import ModelSource
 from left_trainer.trainer.checks import Request
+from left_trainer.trainer.sharding_checks import uses_deepspeed, uses_fsdp
 from left_trainer.training_args import LeftTrainingArguments
 
 ASKED = "shrink_to='vocabulary=data'"
@@ -80,7 +81,7 @@ def check_request(request: Request) -> None:
             "Trim the model first with left_trainer.compression.trim_vocabulary, save it, and pass its folder",
         ),
         (
-            trains_adapter and bool(args.fsdp or args.deepspeed),
+            (trains_adapter and uses_fsdp(args)) or uses_deepspeed(args),
             "the smaller model is saved beside the adapter, and FSDP or DeepSpeed spread it over processes",
             "Trim the model first with left_trainer.compression.trim_vocabulary, save it, and pass its folder",
         ),

@@ -1,0 +1,81 @@
+"""FSDP2 on two processes ends with what one process ends with: losses, texts, saved weights, and a run that goes on.
+
+`long`: every method of the registry, over both families.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sharded_runs as script
+from left_trainer import LeftTrainer, list_methods
+from processes import ENVIRONMENT
+from tiny import tiny_model, tiny_rows
+
+# They draw numbers in every pass, other ones in every process.
+RANDOM = ("poly", "pvera")
+# Adam makes a full step of a gradient that is nothing but rounding, as of the biases of keys.
+ROUNDING = {"bitfit": 5e-2}
+
+
+def in_two_processes(python: str, folder: Path, names: list[str]) -> dict[str, Any]:
+    launch = [python, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command = [*launch, script.__file__, str(folder), json.dumps(names)]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+def check_equal(folder: Path, two: Path, found: dict[str, Any], name: str, given: dict[str, Any]) -> None:
+    expected, method = script.run(folder, 1, given), given.get("peft_method", "full")
+    assert found.keys() == expected.keys()
+    if method in RANDOM:
+        return
+    for key, value in expected.items():
+        assert found[key] == (value if key == "texts" else pytest.approx(value, rel=1e-4)), f"{name}: {key}"
+    weights, own = script.saved_weights(two), script.saved_weights(folder)
+    assert weights.keys() == own.keys(), name
+    assert own, name
+    for key, tensor in own.items():
+        torch.testing.assert_close(
+            weights[key], tensor, rtol=1e-3, atol=ROUNDING.get(method, 2e-4), msg=f"{name}: {key}"
+        )
+
+
+@pytest.fixture(scope="module")
+def two(python, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("sharded")
+    return folder, in_two_processes(python, folder, list(script.RUNS))
+
+
+@pytest.mark.parametrize("name", script.RUNS)
+def test_a_sharded_run_ends_as_one_of_one_process(two, tmp_path, name):
+    folder, found = two
+    check_equal(tmp_path / "one", folder / name, found[name], name, script.RUNS[name])
+
+
+@pytest.mark.long
+def test_every_method_trains_sharded_as_in_one_process(python, tmp_path):
+    found = in_two_processes(python, tmp_path, list(script.METHODS))
+    for name, given in script.METHODS.items():
+        check_equal(tmp_path / "one" / name, tmp_path / name, found[name], name, given)
+
+
+@pytest.mark.parametrize("method", [method.name for method in list_methods() if not method.supports("sharded")])
+def test_a_method_that_cannot_be_sharded_is_refused(make_args, monkeypatch, method):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ValueError, match=r"sharded .*ddp\.yaml"):
+        LeftTrainer(tiny_model("llama"), make_args(peft_method=method), train_dataset=tiny_rows())
+
+
+def test_the_first_version_of_fsdp_is_refused(make_args, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="fsdp_version: 2"):
+        LeftTrainer(tiny_model("llama"), make_args(), train_dataset=tiny_rows())
