@@ -48,5 +48,5 @@ def whole_weights(model: nn.Module, weights: Iterable[nn.Parameter], is_main: bo
 
 
 def _gathered(weight: nn.Parameter, is_main: bool) -> nn.Parameter | None:
-    whole = weight.detach().full_tensor()  # type: ignore[operator]
+    whole = weight.detach().full_tensor()  # type: ignore[attr-defined]
     return nn.Parameter(whole.cpu(), requires_grad=weight.requires_grad) if is_main else None

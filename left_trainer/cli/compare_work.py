@@ -33,6 +33,7 @@ WORK_TYPES: dict[str, tuple[type, ...]] = {
     "engine_options": (dict,),
     "jobs": (int,),
     "launcher": (str,),
+    "log_table": (list,),
     "takeover_seconds": (int, float),
 }
 
@@ -89,6 +90,17 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         help="number of parallel runs; on one CPU they slow each other down (default: 1, on a cluster all that are "
         "ready)",
     )
+    add_table_option(parser)
+
+
+def add_table_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that logs a table."""
+    parser.add_argument(
+        "--log_table",
+        nargs="+",
+        metavar="TRACKER",
+        help="log the table to tensorboard, trackio or wandb, where that is installed",
+    )
 
 
 def check_work_alone(options: argparse.Namespace, given: Sequence[str]) -> None:
@@ -106,12 +118,14 @@ def engine_of(options: argparse.Namespace) -> Engine | None:
     """The engine that the options ask for; `None` where nothing is to be run.
 
     Raises:
-        ImportError: Its package is not installed.
-        ValueError: A number out of range, an engine or an option of it that there is not.
+        ImportError: Its package, or that of a tracker, is not installed.
+        ValueError: A number out of range, an engine, an option of it or a tracker that there is not.
     """
     from left_trainer.comparison.engines import ENGINES, make_engine
+    from left_trainer.comparison.table_log import check_trackers
     from left_trainer.registry import did_you_mean
 
+    check_trackers(options.log_table or ())
     for name, allowed in (("jobs", JOBS), ("attempts", ATTEMPTS)):
         value = getattr(options, name)
         if value is not None and (type(value) is not int or value not in allowed):
@@ -160,7 +174,7 @@ def plan_and_run(options: argparse.Namespace, grid_options: GridOptions, engine:
         plan = PlanFile(grid, str(Path.cwd()), options.title or "", command)
         schedule = prepare(plan, output_dir)
         if engine is not None:
-            return _run(plan, output_dir, engine, _terms(options), is_alone=True)
+            return _run(plan, output_dir, engine, _terms(options), options.log_table or (), is_alone=True)
     n_runs = len(schedule.cells) + schedule.n_unknown
     print(f"{n_runs} runs are planned in {output_dir}; {len(earlier)} results are there.")
     print(f"Run them on every machine that sees the folder: left-trainer compare --work --output_dir {output_dir}")
@@ -176,7 +190,7 @@ def work(options: argparse.Namespace, engine: Engine | None) -> int:
         plan = PlanFile.read(output_dir)
         load_plugins(name for cell in plan.grid.cells for name in cell.plugins)
     assert engine is not None
-    return _run(plan, output_dir, engine, _terms(options, leaves_out=False), is_alone=False)
+    return _run(plan, output_dir, engine, _terms(options, leaves_out=False), options.log_table or (), is_alone=False)
 
 
 def _terms(options: argparse.Namespace, **given: Any) -> Terms:
@@ -202,7 +216,9 @@ def _engine_options(given: Any) -> dict[str, Any]:
     return found
 
 
-def _run(plan: PlanFile, output_dir: Path, engine: Engine, terms: Terms, is_alone: bool) -> int:
+def _run(
+    plan: PlanFile, output_dir: Path, engine: Engine, terms: Terms, trackers: Sequence[str], is_alone: bool
+) -> int:
     """Run a plan, show how far it is, and write tables and page.
 
     Args:
@@ -210,10 +226,12 @@ def _run(plan: PlanFile, output_dir: Path, engine: Engine, terms: Terms, is_alon
         output_dir: Of the comparison.
         engine: What runs it.
         terms: Beside other processes.
+        trackers: That get the table.
         is_alone: Whether this process alone writes tables and page, and does so after each run.
     """
     from left_trainer.cli.run_display import RunDisplay
     from left_trainer.comparison.results import read_cells
+    from left_trainer.comparison.table_log import log_table
     from left_trainer.comparison.tables import terminal
     from left_trainer.comparison.worker import Worker
 
@@ -250,6 +268,7 @@ def _run(plan: PlanFile, output_dir: Path, engine: Engine, terms: Terms, is_alon
         print(f"{len(worker.too_large)} runs are left to processes on larger machines.", file=sys.stderr)
         return 1
     summary = _write(results(), output_dir, plan, plots=True)
+    log_table(trackers, summary, output_dir)
     print(terminal(summary, output_dir))
     return 1 if summary.failures else 0
 

@@ -44,7 +44,6 @@ WORKS_WITH = {
     "shrinking": ("S", "blocks taken out of the base"),
     "sharded": ("F", "weights spread over processes (FSDP, DeepSpeed ZeRO-3)"),
     "narrowing": ("N", "neurons and heads taken out of the layers it is on"),
-    "sharded": ("F", "weights sharded over processes"),
     "merge": ("M", "merging into the base"),
     "lora": ("L", "writing it as a plain LoRA"),
 }

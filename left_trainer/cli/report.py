@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from left_trainer.argument_parser import ArgumentParser
+from left_trainer.cli.compare_work import add_table_option
 from left_trainer.cli.errors import user_errors
 from left_trainer.plugins import add_plugin_option
 from left_trainer.secret_values import shown_command
@@ -38,16 +39,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--allow_mixed", action="store_true", help="allow different models and data in one table")
     parser.add_argument("--title", default="", metavar="TEXT", help="title of the tables and the page")
     add_plugin_option(parser)
+    add_table_option(parser)
     options = parser.parse_args(argv)
 
     from left_trainer.comparison.gathered import gather
     from left_trainer.comparison.output import copy_predictions, write_outputs
     from left_trainer.comparison.results import check_comparable, merge
+    from left_trainer.comparison.table_log import check_trackers, log_table
     from left_trainer.comparison.tables import terminal
     from left_trainer.storage.locks import folder_lock
     from left_trainer.storage.whole import sweep
 
     with user_errors():
+        check_trackers(options.log_table or ())
         folders = [Path(folder) for folder in options.folders]
         if options.output_dir is None and len(folders) > 1:
             raise ValueError("Several folders are merged into a new folder. Pass it with --output_dir DIR.")
@@ -69,5 +73,6 @@ def main(argv: list[str]) -> int:
         sweep(output_dir)
         copy_predictions(folders, results, output_dir)
         summary = write_outputs(results, output_dir, options.title, command)
+    log_table(options.log_table or (), summary, output_dir)
     print(terminal(summary, output_dir))
     return 0

@@ -8,6 +8,7 @@ processes, as `accelerate launch` or `torchrun` start them, run one cell togethe
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import hashlib
 import json
@@ -23,6 +24,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import PartialState
 from datasets import Dataset, disable_progress_bars
 from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
@@ -206,7 +208,9 @@ def run_cell(cell: Cell, folder: Path, cells: Path | None = None) -> TrainingRep
     counter = memory_counter(args.device)
     memory_before = counter.current()
     counter.close()
-    write_progress(folder, "loading")
+    is_main = args.process_index == 0  # of several processes this one writes
+    say = functools.partial(write_progress, folder) if is_main else lambda text: None
+    say("loading")
     run = set_up(get_task(cell.task), model_args, data_args, args)
     trainer = run.trainer
     trainer.add_callback(ProgressFileCallback(folder))
@@ -217,7 +221,7 @@ def run_cell(cell: Cell, folder: Path, cells: Path | None = None) -> TrainingRep
     release_training_memory(trainer)
     split = "validation" if cell.kind == "trial" else "test"
     rows = run.data[split]
-    write_progress(folder, f"scoring {len(rows)} rows")
+    say(f"scoring {len(rows)} rows")
     predictions = score(trainer, rows)
     before, after = (predictions.metrics, None) if cell.kind == BASE else (None, predictions.metrics)
     token_ids = predictions.predictions
@@ -225,7 +229,8 @@ def run_cell(cell: Cell, folder: Path, cells: Path | None = None) -> TrainingRep
     samples = collect_samples(rows, trainer.processing_class, {"prediction": token_ids}, N_SAMPLES)
     share = majority_share(run.task, rows["target"])
     report = build_report(trainer, run.task, before, after, run.prompt, samples, share, teacher)
-    if not cell.save_adapter:
+    trainer.accelerator.wait_for_everyone()  # until all have counted what was saved
+    if not cell.save_adapter and is_main:
         remove_weights(folder)
     if cell.kind == BASE:
         report = as_untrained(report)
@@ -235,9 +240,9 @@ def run_cell(cell: Cell, folder: Path, cells: Path | None = None) -> TrainingRep
     report = replace(report, **judged(run.task, texts, rows["target"]))
     if cell.kind == "trial":
         return report
-    if texts is not None:
+    if texts is not None and is_main:
         write_predictions(folder, rows, texts)
-    write_progress(folder, "measuring the loss on general text")
+    say("measuring the loss on general text")
     return replace(report, **forgetting(trainer, cell.general_text_file))
 
 
@@ -345,7 +350,8 @@ def main() -> int:
     except Exception as error:
         write_json(folder / FAILURE_FILE, {"reason": _said(error)})
         return 1
-    report.write(folder)
+    if PartialState().is_main_process:
+        report.write(folder)
     return 0
 
 

@@ -44,6 +44,6 @@ class ProgressFileCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the step, unless the last writing was just now."""
         now = time.monotonic()
-        if now - self._written >= LEAST_SECONDS:
+        if state.is_world_process_zero and now - self._written >= LEAST_SECONDS:
             self._written = now
             write_progress(self.folder, f"step {state.global_step} of {state.max_steps}")

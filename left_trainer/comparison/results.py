@@ -182,7 +182,8 @@ def merge(folders: Sequence[Path], read: Callable[[Path], Sequence[Result]] = re
     for result, folder in found:
         if result.report is None and result.cell.name in finished:
             continue
-        place = (result.report.machine, result.report.host) if result.report else ()
+        report = None if result.cell.kind == BASE else result.report  # the untrained model is one row
+        place = () if report is None else (report.machine, report.host)
         key = (result.cell.name, *place)
         earlier, where = merged.setdefault(key, (result, folder))
         if result.report != earlier.report and result.cell.kind != BASE:

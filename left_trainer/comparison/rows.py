@@ -43,6 +43,7 @@ class Column:
 
 
 COLUMNS = (
+    Column("host", "Host", "text", None, "Machines that ran it."),
     Column("model", "Model", "text", None, "Model that the setting starts from."),
     Column("batch_size", "Batch size", "integer", None, "Rows of one optimizer step."),
     Column("train_steps", "Steps", "integer", None, "Optimizer steps."),
@@ -109,7 +110,7 @@ COLUMNS = (
     Column("learning_rate_source", "Rate from", "text", None, "Where the learning rate comes from."),
 )
 # Columns that are shown only where rows differ in them.
-WHERE_ROWS_DIFFER = ("model", "base_parameters", "model_size_bytes", "teacher_share")
+WHERE_ROWS_DIFFER = ("host", "model", "base_parameters", "model_size_bytes", "teacher_share")
 
 
 @dataclass(frozen=True)

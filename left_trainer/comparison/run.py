@@ -62,8 +62,13 @@ class Run:
         return self.task, json.dumps(self.conditions, sort_keys=True)
 
     @property
+    def place(self) -> dict[str, Any]:
+        """Where it ran."""
+        return {"machine": self.report.machine, "host": self.report.host}
+
+    @property
     def group(self) -> tuple[Any, ...]:
-        """Equal for runs that differ in nothing but the seed."""
+        """Equal for runs that differ in nothing but the seed and the place."""
         set_apart = () if self.is_base else (self.label, *map(str, self.differs_by.values()))
         return (*self.measured_on, self.is_base, *set_apart)
 
@@ -77,22 +82,43 @@ class Run:
             "batch size": report.train_batch_size,
             "steps": report.train_steps,
             "learning rate": report.learning_rate,
-            "machine": report.machine,
             "model": self.conditions["base_model"],
             **{name: self.arguments.get(name) for name in COMPRESSION_FIELDS},
         }
+
+
+def rows_of(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of each row: those that differ in the seed alone, wherever they ran.
+
+    A seed that ran in several places is there to compare these: each of them has a row.
+    """
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    rows: dict[tuple[Any, ...], list[Run]] = {}
+    for group, members in groups.items():
+        is_repeated = len({run.report.seed for run in members}) < len(members) and not members[0].is_base
+        for run in members:
+            rows.setdefault((group, *(run.place.values() if is_repeated else ())), []).append(run)
+    return list(rows.values())
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
     """The label of each run, with what sets it apart from the others of the same label on the same task."""
     names = []
     for run in runs:
-        same = [other.differs_by for other in runs if (other.task, other.label) == (run.task, run.label)]
+        same = [other for other in runs if (other.task, other.label) == (run.task, run.label)]
+        alike = [other for other in same if other.group == run.group]  # but for the place
         parts = [
-            _shown(name, value) for name, value in run.differs_by.items() if any(other[name] != value for other in same)
+            *_differing(run.differs_by, [other.differs_by for other in same]),
+            *_differing(run.place, [other.place for other in alike]),
         ]
         names.append(f"{run.label} ({', '.join(parts)})" if parts else run.label)
     return names
+
+
+def _differing(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [_shown(name, value) for name, value in own.items() if any(other[name] != value for other in others)]
 
 
 def _shown(name: str, value: Any) -> str:

@@ -23,7 +23,7 @@ from left_trainer.comparison.rows import (
     TaskSummary,
     Value,
 )
-from left_trainer.comparison.run import Run, names_of
+from left_trainer.comparison.run import Run, names_of, rows_of
 from left_trainer.comparison.teachers import with_teacher_shares
 from left_trainer.methods.registry import METHODS
 from left_trainer.runs.report import Sample, TrainingReport
@@ -62,7 +62,7 @@ def summarize(
     return Summary(
         title=title or f"{_count(labels, noun)} on {_count(tasks, 'task')}",
         model=", ".join(dict.fromkeys(result.cell.conditions["base_model"] for result in shown)),
-        machines=tuple(dict.fromkeys(_environment(run.report) for run in runs)),
+        machines=tuple(_environments([run.report for run in runs])),
         command=command,
         run_seconds=_total_seconds(results),
         seeds=tuple(sorted({result.cell.seed for result in shown})),
@@ -104,13 +104,11 @@ def tuning_text(tuning: TuningResult) -> str:
 def _rows(runs: Sequence[Run], tasks: Sequence[TaskSummary]) -> list[Row]:
     """In the order of the runs, the references of all tasks first."""
     bases = {run.measured_on: run.report for run in runs if run.is_base}
-    groups: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    firsts = [group[0] for group in groups.values()]
+    groups = rows_of(runs)
+    firsts = [group[0] for group in groups]
     rows = [
         _row(name, sorted(group, key=lambda run: run.report.seed), bases.get(group[0].measured_on))
-        for name, group in zip(names_of(firsts), groups.values(), strict=True)
+        for name, group in zip(names_of(firsts), groups, strict=True)
     ]
     rows = with_teacher_shares(rows, firsts, tasks)
     references = [row for row in rows if row.is_reference]
@@ -143,8 +141,10 @@ def _row(name: str, group: Sequence[Run], base: TrainingReport | None) -> Row:
     reports = [run.report for run in group]
     first = reports[0]
     record = None if is_base else METHODS.find(first.method)
-    values: dict[str, Value] = {"model": group[0].conditions["base_model"]}
-    values |= _base_values(base) | (_measured(reports) if is_base else _measured(reports) | _trained_values(reports))
+    values: dict[str, Value] = {"model": group[0].conditions["base_model"], "host": _hosts(reports) or None}
+    of_one_machine = [report for report in reports if report.machine == first.machine]
+    values |= _base_values(base) | _measured(of_one_machine)
+    values |= {} if is_base else _trained_values(reports) | _speed(of_one_machine)
     return Row(
         id=f"{task}/{name}",
         task=task,
@@ -156,15 +156,30 @@ def _row(name: str, group: Sequence[Run], base: TrainingReport | None) -> Row:
         curves=() if is_base else tuple(report.loss_history for report in reports),
         samples=_samples(first, base),
         predictions=tuple(run.predictions for run in group) if all(run.predictions for run in group) else (),
-        notes=" ".join(_notes(first, is_base)),
+        notes=" ".join(_notes(reports, is_base)),
     )
 
 
-def _notes(report: TrainingReport, is_base: bool) -> Iterator[str]:
+def _notes(reports: Sequence[TrainingReport], is_base: bool) -> Iterator[str]:
+    report = reports[0]
+    machines = dict.fromkeys(report.machine for report in reports)
+    if len(machines) > 1:
+        shown = "; ".join(_seeds_on(machine, reports) for machine in machines)
+        yield f"Speed, memory and run time are of the first of these machines: {shown}."
     if report.tuning and not is_base:
         yield tuning_text(report.tuning)
     if report.general_loss_reason:
         yield f"No general loss: {report.general_loss_reason}"
+
+
+def _hosts(reports: Sequence[TrainingReport]) -> str:
+    return ", ".join(dict.fromkeys(report.host for report in reports if report.host))
+
+
+def _seeds_on(machine: str, reports: Sequence[TrainingReport]) -> str:
+    its = [report for report in reports if report.machine == machine]
+    host = f"{_hosts(its)}, " if _hosts(its) else ""
+    return f"{host}{machine} (seeds {', '.join(str(report.seed) for report in its)})"
 
 
 def _base_values(base: TrainingReport | None) -> dict[str, Value]:
@@ -195,20 +210,26 @@ def _measured(reports: Sequence[TrainingReport]) -> dict[str, Value]:
 def _trained_values(reports: Sequence[TrainingReport]) -> dict[str, Value]:
     """Figures that only training gives."""
     first = reports[0]
-    peaks = (_above_start(report, report.peak_memory_bytes.train) for report in reports)
     return {
         "batch_size": first.train_batch_size,
         "train_steps": first.train_steps,
         "trainable_parameters": first.trainable_parameters,
         "trainable_percent": first.trainable_percent,
         "adapter_size_bytes": _mean(report.adapter_size_bytes for report in reports),
-        "peak_memory_train_bytes": _mean(peaks),
-        "train_steps_per_second": _mean(report.train_steps_per_second for report in reports),
-        "target_tokens_per_second": _mean(report.train_target_tokens_per_second for report in reports),
         "test_loss_after": _mean(scores_of(report).get("loss") for report in reports),
         "general_loss_after": _mean(report.general_loss for report in reports),
         "learning_rate": first.learning_rate,
         "learning_rate_source": first.learning_rate_source,
+    }
+
+
+def _speed(reports: Sequence[TrainingReport]) -> dict[str, Value]:
+    """What training costs on one machine."""
+    peaks = (_above_start(report, report.peak_memory_bytes.train) for report in reports)
+    return {
+        "peak_memory_train_bytes": _mean(peaks),
+        "train_steps_per_second": _mean(report.train_steps_per_second for report in reports),
+        "target_tokens_per_second": _mean(report.train_target_tokens_per_second for report in reports),
     }
 
 
@@ -246,6 +267,14 @@ def _total_seconds(results: Sequence[Result]) -> float | None:
 def _failure(result: Result) -> Failure:
     cell = result.cell
     return Failure(cell.task, cell.label, cell.seed, result.failure or "no reason known")
+
+
+def _environments(reports: Sequence[TrainingReport]) -> Iterator[str]:
+    """Machines with versions; where there are several hosts, with their names."""
+    several = len({report.host for report in reports}) > 1
+    for shown in dict.fromkeys(map(_environment, reports)):
+        hosts = _hosts([report for report in reports if _environment(report) == shown])
+        yield f"{hosts}: {shown}" if several and hosts else shown
 
 
 def _environment(report: TrainingReport) -> str:

@@ -109,22 +109,25 @@ def markdown(summary: Summary) -> str:
     return "\n".join(parts) + "\n"
 
 
-def to_csv(summary: Summary) -> str:
-    """One line for each method on each task, unrounded, in bytes and rows; failures last."""
+def table_of(summary: Summary) -> Iterator[list[Any]]:
+    """The header, then one line for each method on each task, unrounded, in bytes and rows; failures last."""
     metrics = list(dict.fromkeys(metric for task in summary.tasks for metric in task.metrics))
     keys = [column.key for column in summary.columns]
     header = ["task", "method", "family", "seeds", *keys]
     header += [f"{metric}_{part.name}" for metric in metrics for part in fields(Score)] + ["failure"]
-    output = io.StringIO()
-    writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(header)
+    yield header
     for row in summary.rows:
         start = [row.task, row.method, row.family, " ".join(map(str, row.seeds))]
         scores = [part for metric in metrics for part in astuple(row.metrics.get(metric, NO_SCORE))]
-        writer.writerow([*start, *(row.values[key] for key in keys), *scores, ""])
+        yield [*start, *(row.values[key] for key in keys), *scores, ""]
     for failure in summary.failures:
-        empty = [""] * (len(header) - 5)
-        writer.writerow([failure.task, failure.method, "", failure.seed, *empty, failure.reason])
+        yield [failure.task, failure.method, "", str(failure.seed), *[""] * (len(header) - 5), failure.reason]
+
+
+def to_csv(summary: Summary) -> str:
+    """The lines of `table_of`."""
+    output = io.StringIO()
+    csv.writer(output, lineterminator="\n").writerows(table_of(summary))
     return output.getvalue()
 
 

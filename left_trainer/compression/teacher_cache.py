@@ -200,10 +200,14 @@ class TeacherCache:
         """
         labels = inputs["labels"]
         where = self.reading.targets(labels)
-        found = [self._read(row) for row in self.reading.digests(inputs)]
+        # Rows without a target only fill up the last batch of several processes.
+        counted = zip(self.reading.digests(inputs), where.any(dim=1).tolist(), strict=True)
+        found = [self._read(row) for row, has_target in counted if has_target]
         shape = (*labels.shape, self.k)
         token_ids = torch.zeros(shape, dtype=torch.long, device=labels.device)
         log_probs = torch.zeros(shape, dtype=torch.float32, device=labels.device)
+        if not found:
+            return Lesson(TopTokens(token_ids, log_probs))
         token_ids[where] = torch.from_numpy(np.concatenate([ids for ids, _ in found])).to(labels.device)
         log_probs[where] = torch.from_numpy(np.concatenate([values for _, values in found])).to(labels.device)
         return Lesson(TopTokens(token_ids, log_probs))

@@ -19,7 +19,7 @@ from left_trainer.export.formats import (
 )
 from left_trainer.export.greedy import Reference
 from left_trainer.export.rows import RowsAsked, prompts_of_run
-from left_trainer.export.verification import VERIFICATION_FILE, Verification, verify
+from left_trainer.export.verification import HALF, VERIFICATION_FILE, Verification, verify
 from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.plain_lora import may_be_lora
 from left_trainer.methods.saving import adapter_method
@@ -170,6 +170,8 @@ def _write(record: ExportFormat, trained: Trained, folder: Path) -> Verification
     record.code.write(trained, folder)
     answers, runtime = record.code.answers(trained, folder), record.code.runtime()
     tolerance = record.precisions.get(trained.precision) or record.code.tolerance(trained)
+    if trained.source.is_quantized:  # whose kernels compute in half precision
+        tolerance = max(tolerance, HALF)
     verification = verify(trained.reference, answers, tolerance, runtime)
     if not verification.holds:
         raise ValueError(

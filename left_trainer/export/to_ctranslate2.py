@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from left_trainer.export.formats import Answers, Trained
@@ -29,7 +30,12 @@ def write(trained: Trained, folder: Path) -> None:
     embeddings = trained.source.config.get_text_config().vocab_size
 
     class Converter(TransformersConverter):
-        """Takes our tokenizer, and lets the config say what the converter asks."""
+        """Takes our tokenizer, lets the config say what the converter asks, and keeps the size of the heads."""
+
+        def _load(self) -> Any:
+            spec = super()._load()
+            _set_head_size(spec, trained.source.config.get_text_config())
+            return spec
 
         def load_model(self, model_class: Any, model_name_or_path: str, **options: Any) -> Any:
             _complete(options["config"])
@@ -101,6 +107,18 @@ def _complete(config: PreTrainedConfig) -> None:
     for name, value in BART_SHAPES.get(config.model_type, {}).items():
         if not hasattr(config, name):
             setattr(config, name, value)
+
+
+def _set_head_size(spec: Any, config: PreTrainedConfig) -> None:
+    """Of a decoder-only model whose heads are not as wide as its width and their number make them: one of fewer heads.
+
+    Its loaders (ctranslate2 4.8) leave that out for Llama, Mistral and Qwen2, and CTranslate2 computes something else.
+    """
+    size = getattr(config, "head_dim", None)
+    if size and size * config.num_attention_heads != config.hidden_size:
+        for layer in spec.decoder.layer:
+            attention = layer.self_attention  # which takes no new attributes the ordinary way
+            object.__setattr__(attention, "head_dim", np.dtype("int32").type(size))
 
 
 def _complete_tokenizer(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> PreTrainedTokenizerBase:

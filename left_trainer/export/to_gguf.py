@@ -111,7 +111,10 @@ def _llama_cpp_answers(trained: Trained, folder: Path) -> Answers:
         model_path, adapter = folder / MODEL, None
         if trained.as_adapter:
             model_path, adapter = Path(place) / MODEL, str(folder / ADAPTER)
-            write_model(load_model(trained.source), reference.tokenizer, "f32", model_path)
+            base = load_model(trained.source)
+            write_model(
+                base.dequantize() if trained.source.is_quantized else base, reference.tokenizer, "f32", model_path
+            )
         longest = max(map(len, reference.inputs)) + search.max_new_tokens + MARGIN
         llama = llama_cpp.Llama(
             str(model_path),

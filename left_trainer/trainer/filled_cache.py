@@ -38,6 +38,7 @@ def filled_cache(trainer: Any) -> TeacherCache:
     loader = trainer.get_train_dataloader()
     rows = _Rows(loader.dataset, loader.collate_fn)
     missing = rows.missing(cache, args)
+    trainer.accelerator.wait_for_everyone()  # else one may see what another has written, and share out fewer rows
     if missing:
         n_targets = sum(rows.n_targets[row] for row in missing)
         _check_room(args, cache, n_targets)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import distributed, nn
 
+from left_trainer.models import unwrapped
 from left_trainer.token_mean import IGNORE_INDEX
 
 FILLED_WITH = {"labels": IGNORE_INDEX}
+
+
+def initialize_from_all_rows(trainer: Any) -> None:
+    """Set the weights of a new adapter of `trainer`, from the same rows and to the same values in every process."""
+    model = unwrapped(trainer.model)
+    if trainer.hooks.initialize(model, functools.partial(batches_of_all, trainer), trainer.args.seed):
+        share_weights(model)
 
 
 def batches_of_all(trainer: Any, number: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -83,19 +83,26 @@ def with_own_texts(trainer: OnPolicyHost, batches: list[dict[str, Any]]) -> list
         return [_with_own_text(trainer, generation, trainer._prepare_inputs(batch)) for batch in batches]
 
 
+def _without_others(written: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch without targets in the rows that had none, which fill up the last batch of several processes."""
+    has_target = inputs["labels"].ne(IGNORE_INDEX).any(dim=1, keepdim=True)
+    return {**written, "labels": written["labels"].masked_fill(~has_target, IGNORE_INDEX)}
+
+
 def _with_own_text(trainer: OnPolicyHost, generation: GenerationInEvaluation, inputs: dict[str, Any]) -> dict[str, Any]:
     """A batch with what the student has written for it in the place of the targets."""
     prompts = generation.prompts(inputs) if trainer.family == "decoder_only" else []
     tokens, _ = generation.next_batch(inputs)
     tokens, ends = tokens.to(inputs["input_ids"].device), generation.end_ids
     if trainer.family == "decoder_only":
-        return _continued(inputs, prompts, up_to_end(tokens, ends), trainer.processing_class.pad_token_id)
+        pad = trainer.processing_class.pad_token_id
+        return _without_others(_continued(inputs, prompts, up_to_end(tokens, ends), pad), inputs)
     labels = up_to_end(tokens[:, 1:], ends)
     written = tokens[:, :-1].masked_fill(labels.eq(IGNORE_INDEX), trainer.processing_class.pad_token_id)
     of_targets = ("labels", "decoder_input_ids", "decoder_attention_mask")
     kept = {name: value for name, value in inputs.items() if name not in of_targets}
     # Beside the labels, of which mBART would make another beginning: a target of its own ends with the language.
-    return {**kept, "labels": labels, "decoder_input_ids": written}
+    return _without_others({**kept, "labels": labels, "decoder_input_ids": written}, inputs)
 
 
 def up_to_end(tokens: torch.Tensor, end_ids: list[int]) -> torch.Tensor:

@@ -14,7 +14,12 @@ from left_trainer.adapters.base_model import is_changed
 from left_trainer.adapters.run_settings import RunSettings, storable
 from left_trainer.evaluation.generation import scored_generation_config, write_generation_config
 from left_trainer.methods import PeftMethod
-from left_trainer.methods.saving import complete_adapter_directory, saving_active_adapter, trainable_bytes
+from left_trainer.methods.saving import (
+    complete_adapter_directory,
+    saving_active_adapter,
+    trainable_bytes,
+    whole_to_save,
+)
 from left_trainer.models import ModelSource, unwrapped, without_adapter
 from left_trainer.storage.whole import HIDDEN, whole_files
 from left_trainer.trainer.generation import EvaluationHost, GenerationInEvaluation
@@ -39,12 +44,13 @@ def saved_whole(trainer: SavingHost, directory: str) -> Iterator[str]:
     Where another process saves for this one, it is `directory` itself, into which nothing is written.
     """
     model, card = unwrapped(trainer.model), Path(directory) / CARD_FILE
+    gathered = whole_to_save(model, trainer.args.should_save)
     if not trainer.args.should_save:
-        with saving_active_adapter(model, directory):
+        with gathered, saving_active_adapter(model, directory):
             yield directory
         return
     size = trainable_bytes(model) if isinstance(model, PeftModel) else model.num_parameters() * model.dtype.itemsize
-    with whole_files(directory, size) as folder:
+    with gathered, whole_files(directory, size) as folder:
         if card.is_file():  # PEFT adds to it
             shutil.copyfile(card, folder / CARD_FILE)
         with saving_active_adapter(model, folder):

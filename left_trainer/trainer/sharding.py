@@ -26,15 +26,23 @@ from left_trainer.trainer.shrinking import ShrinkingTrainer
 class ShardingTrainer(ShrinkingTrainer):
     """A trainer whose model FSDP2 may shard."""
 
+    is_fsdp_enabled: bool
     _replicated: Sequence[nn.Parameter] = ()
+    _resumed: str | None = None
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`."""
+        self._resumed = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in `Trainer`, which makes it just before accelerate shards the model."""
         if self.is_fsdp_enabled and not isinstance(self.model, FSDPModule):
-            if resume_from_checkpoint and self._keeps_adapter_whole:
-                super()._load_from_checkpoint(resume_from_checkpoint)
+            if self._resumed and self._keeps_adapter_whole:
+                self._load_from_checkpoint(self._resumed)
             self._replicated = keep_adapter_whole(self.accelerator, self.model)
             shard_tied_weights(self.accelerator, self.model, self._replicated)
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        return super().create_optimizer(model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in `Trainer`; gradients of weights that no engine averages are averaged once for a step."""
@@ -99,7 +107,7 @@ def keep_adapter_whole(accelerator: Accelerator, model: nn.Module) -> list[nn.Pa
     for weight in kept:
         weight.data = weight.data.to(accelerator.device)
     if plugin.cpu_ram_efficient_loading and (kept or tied_modules(model)):
-        # accelerate spreads what is sharded by it alone (accelerate 1.15).
+        # accelerate would make other parameters of them, which it takes for none that it is to leave (accelerate 1.15).
         copy_from_first([*model.parameters(), *model.buffers()], accelerator.device)
         plugin.cpu_ram_efficient_loading = False
     copy_from_first(kept, accelerator.device)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Self
 
 import torch
@@ -28,14 +27,13 @@ from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.methods.hooks import MethodHooks
-from left_trainer.methods.saving import whole_to_save
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
 from left_trainer.trainer.checkpoints import asks_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
 from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets
-from left_trainer.trainer.first_batches import batches_of_all, share_weights
+from left_trainer.trainer.first_batches import initialize_from_all_rows
 from left_trainer.trainer.fresh_models import first_source, prepare_fresh_model, with_method_options
 from left_trainer.trainer.generation import use_generation_config
 from left_trainer.trainer.guarded import guarded_training
@@ -269,8 +267,7 @@ class LeftTrainer(ShardingTrainer):
     def initialize_method(self) -> None:
         """Shrink the model as far as that is due before the first step, and set the weights of a new adapter."""
         self.begin_shrinking()
-        if self.hooks.initialize(unwrapped(self.model), partial(batches_of_all, self), self.args.seed):
-            share_weights(unwrapped(self.model))
+        initialize_from_all_rows(self)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """The model of `model_init`, with the method on it that the arguments, or a trial of a search, ask for."""
@@ -331,8 +328,7 @@ class LeftTrainer(ShardingTrainer):
     # Files
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        whole = whole_to_save(unwrapped(self.model), self.args.should_save)
-        with whole, saved_whole(self, output_dir or str(self.args.output_dir)) as directory:
+        with saved_whole(self, output_dir or str(self.args.output_dir)) as directory:
             super()._save(directory, state_dict)
 
 

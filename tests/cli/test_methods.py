@@ -92,9 +92,10 @@ def test_filters(capsys):
 
 def test_exports_are_shown_and_filtered(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    table = shown(capsys, "--family", "selective")
+    table = shown(capsys, "--family", "selective", "--works_with", "packing", "shrinking", "encoder_decoder", "merge")
     assert "exports" in table
-    assert "ctranslate2 gguf onnx" in next(line for line in table.splitlines() if line.strip().startswith("full"))
+    assert "not lora" in next(line for line in table.splitlines() if line.strip().startswith("bitfit"))
+    assert "ctranslate2, gguf, onnx" in shown(capsys, "full")
     found = records(capsys, "--works_with", "lora", "--family", "reparameterization")
     assert {found[name]["plain_lora"] for name in ("lora", "adalora", "qlora")} == {"exact"}
     assert found["vera"]["plain_lora"] == "approximate"

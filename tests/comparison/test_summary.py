@@ -209,6 +209,8 @@ def test_the_allocators_figure_is_taken_as_it_is_on_a_gpu():
         ({"peft_kwargs": {"r": 32}}, "lora (r: 32)"),
         ({"learning_rate": 1e-2}, "lora (learning rate 0.01)"),
         ({"machine": "another"}, "lora (machine another)"),
+        ({"host": "b"}, "lora (host b)"),
+        ({"host": "b", "learning_rate": 1e-2}, "lora (learning rate 0.01)"),
     ],
 )
 def test_runs_that_differ_in_more_are_told_apart(changes, label):
@@ -366,6 +368,29 @@ def test_seeds_of_several_machines_are_merged(tmp_path, capsys):
     assert main(["report", *folders, "--output_dir", str(tmp_path / "all")]) == 0
     assert "60.0 ± 24.8" in capsys.readouterr().out
     assert len(read_results(tmp_path / "all")) == 4
+
+
+def test_seeds_of_unlike_machines_are_one_row_with_the_speed_of_the_first(tmp_path):
+    places = {42: ("a", "fast", 9.0), 43: ("b", "slow", 3.0), 44: ("a", "fast", 11.0)}
+    results = [
+        make_result(seed=seed, rouge=SEEDS[seed], host=host, machine=machine, train_steps_per_second=speed)
+        for seed, (host, machine, speed) in places.items()
+    ]
+    summary = summarize([make_result("base", rouge=20.0, host="c"), *results])
+    base, row = summary.rows
+    assert (row.method, row.seeds, row.metrics["rougeL"].mean) == ("lora", (42, 43, 44), 60.0)
+    assert row.values["train_steps_per_second"] == 10
+    assert (base.values["host"], row.values["host"]) == ("c", "a, b")
+    assert "host" in {column.key for column in summary.columns}
+    assert "of the first of these machines: a, fast (seeds 42, 44); b, slow (seeds 43)." in row.notes
+    assert [text.split(";")[0] for text in summary.machines] == ["c: a machine", "a: fast", "b: slow"]
+
+
+def test_where_all_ran_on_one_host_none_is_named():
+    summary = summarize([make_result("base", host="a"), make_result(host="a")])
+    assert "host" not in {column.key for column in summary.columns}
+    assert summary.machines[0].startswith("a machine;")
+    assert not any(row.notes for row in summary.rows)
 
 
 def test_the_same_run_counts_once_and_two_measurements_of_it_are_refused(tmp_path):

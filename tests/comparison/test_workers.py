@@ -12,10 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from compared import finished, quality
 from left_trainer.cli.main import main
 from left_trainer.comparison.claims import OWNER_FILE
+from left_trainer.comparison.engines.local_engine import environment_of
 from left_trainer.comparison.engines.slurm_engine import SlurmEngine
 from left_trainer.comparison.plan_file import PlanFile
 from processes import ENVIRONMENT, kill
@@ -106,6 +108,33 @@ def test_two_processes_after_one_that_was_killed(config, alone, python, tmp_path
     same_results(alone, tmp_path)
     assert (claim.parent / "claim-2").is_dir()
     assert not list(tmp_path.glob("cells/*/claim-*/run"))
+
+
+@pytest.mark.timeout(300)
+def test_a_launcher_starts_the_processes_of_each_run(config, python, monkeypatch, tmp_path, capsys):
+    """Two processes of a run make one result, of batches that are twice as large."""
+    launcher = f"{python} -m torch.distributed.run --standalone --nproc_per_node 2"
+    flags = ["--methods", f"two=lora+launcher={launcher}", "--use_cpu", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "executable", python)
+    assert main(["compare", "--config", str(config), *flags]) == 0
+    base, two = sorted(finished(tmp_path).values(), key=lambda report: report.train_steps)
+    assert (base.train_steps, two.train_steps, two.train_batch_size, two.setting) == (0, 2, 8, "two")
+    (cell,) = tmp_path.glob("cells/*-two-*")
+    assert json.loads((cell / "cell.json").read_text())["launcher"] == launcher
+    assert len((cell / "predictions.jsonl").read_text().splitlines()) == two.test_rows == 4
+    assert not list(cell.glob("*.safetensors"))
+
+
+def test_gpus_are_shared_out_among_jobs_and_whole_where_there_is_a_launcher(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    seen = [[environment_of(slot, jobs, launcher)["CUDA_VISIBLE_DEVICES"] for slot in range(jobs)]
+            for jobs, launcher in ((1, False), (5, False), (1, True), (2, True), (4, True))]  # fmt: skip
+    assert seen == [["0"], ["0", "1", "2", "3", "0"], ["0,1,2,3"], ["0,1", "2,3"], ["0", "1", "2", "3"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert environment_of(0, 1, True) == {"CUDA_VISIBLE_DEVICES": "5,7"}
+    assert environment_of(1, 2, False) == {"CUDA_VISIBLE_DEVICES": "7"}
 
 
 @pytest.mark.timeout(300)

@@ -27,6 +27,7 @@ CASES = {
     "pegasus": ("pegasus", tokenizer_kinds.pegasus, {}),
     "llama": ("llama", None, {}),
     "llama-tied": ("llama", tokenizer_kinds.llama, {"tie_word_embeddings": True}),
+    "llama-narrow-heads": ("llama", None, {"head_dim": 4}),
     "mistral": ("mistral", None, {}),
     "qwen2": ("qwen2", None, {}),
     "gpt2": ("gpt2", None, {}),

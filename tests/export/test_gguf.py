@@ -25,6 +25,7 @@ CASES = {
     "llama-tied-sentencepiece": ("llama", tokenizer_kinds.llama, {"tie_word_embeddings": True}),
     "llama-biases": ("llama", None, {"attention_bias": True}),
     "llama-3": ("llama", None, {"rope_parameters": LLAMA_3}),
+    "llama-narrow-heads": ("llama", None, {"head_dim": 4}),
     "mistral": ("mistral", None, {}),
     "qwen2": ("qwen2", None, {}),
     "gpt2": ("gpt2", None, {}),

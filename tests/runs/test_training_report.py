@@ -55,6 +55,7 @@ OPTIONAL = (
     "general_loss_reason",
     "majority_share",
     "planned",
+    "processes",
     "shrinking",
     "teacher",
     "setting",
@@ -78,7 +79,9 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_the_file_has_one_key_for_each_field_and_none_for_what_was_not_asked_for():
     content = REPORT.to_json()
     fields = [field.name for field in dataclasses.fields(TrainingReport)]
-    assert list(content) == [name for name in fields if name not in OPTIONAL or name in ("cut_rows", "tuning")]
+    assert list(content) == [
+        name for name in fields if name not in OPTIONAL or name in ("cut_rows", "tuning", "processes")
+    ]
     assert content["samples"] == [{"source": "s", "reference": "r", "before": "b", "after": "a"}]
     assert content["peak_memory_bytes"] == {"train": 100, "eval": None}
     assert content["loss_history"] == [[1, 2.5], [2, 2.0]]

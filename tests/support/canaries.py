@@ -9,6 +9,9 @@ from __future__ import annotations
 STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("length_grouped_sampler", "accelerate"): ("test_a_sampler_does_not_hear_of_the_epoch_once_batches_are_skipped",),
     ("with_own_batches", "accelerate"): ("test_batches_of_several_lengths_cannot_be_joined",),
+    ("keep_adapter_whole", "accelerate"): ("test_weights_that_are_to_be_left_are_sharded_where_one_process_loads",),
+    ("shard_tied_weights", "accelerate"): ("test_modules_that_share_a_weight_are_sharded_one_by_one",),
+    ("save_model", "transformers"): ("test_no_model_is_saved_where_checkpoints_are_sharded",),
     ("WholeBatches", "accelerate"): ("test_a_stream_of_several_files_is_shared_by_files",),
     ("rows_in_last_batch", "accelerate"): ("test_the_rows_of_the_last_batch_are_not_known_once_batches_are_skipped",),
     ("keep_unpacked", "bitsandbytes"): ("test_an_evaluation_takes_the_gradients_of_a_4_bit_layer_away",),
@@ -16,6 +19,7 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("UPSTREAM_WARNINGS", "transformers"): ("test_a_hidden_warning_is_still_given",),
     ("adapter_disabled", "peft"): ("test_disable_adapter_leaves_generate_as_it_is",),
     ("lora_kind", "peft"): ("test_a_dora_is_converted_without_its_magnitudes",),
+    ("_set_head_size", "ctranslate2"): ("test_the_converter_of_ctranslate2_leaves_out_the_size_of_heads",),
     ("to_ctranslate2", "ctranslate2"): ("test_the_converter_of_ctranslate2_reads_fields_that_bart_no_longer_has",),
     ("call_inner_model", "peft"): (
         "test_adalora_adds_its_penalty_in_evaluation_too",

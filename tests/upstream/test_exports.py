@@ -34,3 +34,14 @@ def test_the_converter_of_ctranslate2_reads_fields_that_bart_no_longer_has(tmp_p
     tokenizer.save_pretrained(base)
     with pytest.raises(AttributeError, match="normalize_before"):
         converters.TransformersConverter(str(base)).convert(str(tmp_path / "out"))
+
+
+def test_the_converter_of_ctranslate2_leaves_out_the_size_of_heads(tmp_path):
+    """Once it does not, `_set_head_size` can go."""
+    converters = pytest.importorskip("ctranslate2.converters")
+    base = make_base(tmp_path / "base", "llama", head_dim=4)
+    spec = converters.TransformersConverter(str(base))._load()
+    attention = spec.decoder.layer[0].self_attention
+    assert not hasattr(attention, "head_dim")
+    object.__setattr__(attention, "head_dim", 4)
+    assert vars(attention)["head_dim"] == 4
