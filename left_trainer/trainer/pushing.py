@@ -101,7 +101,7 @@ def push_run(
     _warn_of_local_base(trainer)
     wait_for_pushes(trainer)
     with asking_hub("hub_model_id", name, revision=revision):
-        return HfApi().upload_folder(
+        return HfApi().upload_folder(  # type: ignore[call-overload]
             repo_id=name,
             folder_path=str(args.output_dir),
             commit_message=commit_message,
