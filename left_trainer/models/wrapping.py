@@ -59,7 +59,7 @@ def gather_outer(model: torch.nn.Module) -> None:
     """
     if isinstance(model, FSDPModule):
         if "gather" not in vars(model):
-            model.gather = lambda: None
+            model.gather = lambda: None  # type: ignore[assignment]
             register_fsdp_forward_method(model, "gather")
         model.gather()  # type: ignore[operator]
 
