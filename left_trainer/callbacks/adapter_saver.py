@@ -13,7 +13,6 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from left_trainer.methods.saving import save_adapter, whole_to_save
-from left_trainer.models.wrapping import reshard
 from left_trainer.storage.errors import write_errors
 from left_trainer.storage.whole import hidden_name, sweep, whole_directory
 
@@ -135,7 +134,6 @@ class AdapterSaverCallback(TrainerCallback):
         """All processes are here, as weights that are spread over them have to be gathered; the first one writes."""
         path = self._root() / f"step-{state.global_step}"
         if state.global_step not in self._written:
-            reshard(model)
             with whole_to_save(model, state.is_world_process_zero):
                 if state.is_world_process_zero:
                     save_adapter(model, path, notes)

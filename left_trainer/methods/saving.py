@@ -27,6 +27,7 @@ from left_trainer.methods.method import PeftMethod
 from left_trainer.methods.registry import METHODS
 from left_trainer.methods.virtual_tokens import Positions
 from left_trainer.models import ModelSource, load_model, without_upstream_warnings
+from left_trainer.models.wrapping import reshard
 from left_trainer.storage.whole import whole_directory
 from left_trainer.tuners.input_prompts.config import InputPrompt
 
@@ -157,6 +158,7 @@ def whole_to_save(model: nn.Module, is_main: bool) -> contextlib.AbstractContext
         model: With or without an adapter, and without wrappers.
         is_main: Whether this process writes.
     """
+    reshard(model)
     if not isinstance(model, PeftModel):
         return contextlib.nullcontext()
     base = model.get_base_model()

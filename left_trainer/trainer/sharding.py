@@ -19,7 +19,6 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from left_trainer.models import unwrapped
-from left_trainer.models.wrapping import reshard
 from left_trainer.trainer.shrinking import ShrinkingTrainer
 
 
@@ -66,7 +65,6 @@ class ShardingTrainer(ShrinkingTrainer):
             self.is_fsdp_enabled = self.is_fsdp_enabled or is_whole
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        reshard(self.model)
         super()._save(output_dir, state_dict and without_repeats(self.model, state_dict))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
