@@ -123,7 +123,7 @@ def test_a_report_loads():
     report = TrainingReport.read(FILES / "trained")
     assert report.learning_rate_source == "default"
     assert report.tuning is None
-    assert report.to_json() == {**content, "learning_rate_source": "default", "cut_rows": {}}
+    assert report.to_json() == {**content, "learning_rate_source": "default", "cut_rows": {}, "processes": 1}
 
 
 def test_every_result_of_a_comparison_loads_with_its_name():
@@ -139,7 +139,7 @@ def test_every_result_of_a_comparison_loads_with_its_name():
     for result, line in zip(results, lines, strict=True):
         old, new = json.loads(line)["report"], result.report.to_json()
         for report in (old, new):
-            for name in ("learning_rate_source", "learning_rate_factor", "tuning", "cut_rows"):
+            for name in ("learning_rate_source", "learning_rate_factor", "tuning", "cut_rows", "processes"):
                 report.pop(name, None)
         assert new == old
 

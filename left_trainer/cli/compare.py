@@ -86,6 +86,7 @@ OF_THE_GRID = (
     "set",
     "launcher",
     "title",
+    "plugin",
     "config",
     "print_config",
 )

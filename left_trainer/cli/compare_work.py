@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from left_trainer.cli.errors import user_errors
 from left_trainer.plugins import load_plugins
+from left_trainer.processes import alone
 from left_trainer.ranges import Range
 
 if TYPE_CHECKING:
@@ -185,6 +187,8 @@ def work(options: argparse.Namespace, engine: Engine | None) -> int:
     """Run what is planned, beside other processes. Returns as `plan_and_run` does."""
     from left_trainer.comparison.plan_file import PlanFile
 
+    for name in os.environ.keys() - alone(os.environ).keys():
+        del os.environ[name]  # `srun` may start many of these processes, which are no run together
     output_dir = Path(options.output_dir)
     with user_errors():
         plan = PlanFile.read(output_dir)
@@ -230,7 +234,7 @@ def _run(
         is_alone: Whether this process alone writes tables and page, and does so after each run.
     """
     from left_trainer.cli.run_display import RunDisplay
-    from left_trainer.comparison.results import read_cells
+    from left_trainer.comparison.results import are_shown, read_cells
     from left_trainer.comparison.table_log import log_table
     from left_trainer.comparison.tables import terminal
     from left_trainer.comparison.worker import Worker
@@ -244,7 +248,7 @@ def _run(
     def on_result(result: Result) -> None:
         is_new = result.cell.name not in earlier
         display.result(result.cell.title, _line(result) if is_new else None)
-        if is_new and is_alone:
+        if is_new and is_alone and are_shown(results()):
             _write(results(), output_dir, plan, plots=False)
 
     def on_added(cell: Cell) -> None:

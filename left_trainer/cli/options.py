@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from left_trainer.embedded import MODEL_NAMES
 from left_trainer.plugins import add_plugin_option
 from left_trainer.ranges import COUNT, Range
 from left_trainer.secret_values import remember
@@ -56,7 +57,7 @@ def check_adapter(name: str) -> None:
     """Raise `FileNotFoundError` where `--adapter` is neither a folder nor can be `user/name` on the Hub."""
     from left_trainer.models.hub import is_hub_name
 
-    if Path(name).is_dir() or ("/" in name and is_hub_name(name)):
+    if Path(name).is_dir() or ("/" in name and name not in MODEL_NAMES and is_hub_name(name)):
         return
     raise FileNotFoundError(
         f"--adapter {name!r} does not exist. Pass the output_dir of a training run, or user/name of an adapter on the "

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
     from left_trainer.comparison.gathered import gather
     from left_trainer.comparison.output import copy_predictions, write_outputs
-    from left_trainer.comparison.results import check_comparable, merge
+    from left_trainer.comparison.results import are_shown, check_comparable, merge
     from left_trainer.comparison.table_log import check_trackers, log_table
     from left_trainer.comparison.tables import terminal
     from left_trainer.storage.locks import folder_lock
@@ -63,6 +63,8 @@ def main(argv: list[str]) -> int:
             )
         gathered = {folder: gather(folder) for folder in folders}
         results = merge(folders, lambda folder: gathered[folder].results)
+        if not are_shown(results):
+            raise ValueError(f"{', '.join(map(str, folders))}: no run is finished yet. Wait until one is.")
         if not options.allow_mixed:
             check_comparable(result.cell for result in results)
     for folder, found in gathered.items():

@@ -182,9 +182,9 @@ def merge(folders: Sequence[Path], read: Callable[[Path], Sequence[Result]] = re
     for result, folder in found:
         if result.report is None and result.cell.name in finished:
             continue
-        report = None if result.cell.kind == BASE else result.report  # the untrained model is one row
-        place = () if report is None else (report.machine, report.host)
-        key = (result.cell.name, *place)
+        key: tuple[str | None, ...] = (result.cell.name,)
+        if result.report is not None and result.cell.kind != BASE:  # the untrained model is one row
+            key = (*key, result.report.machine, result.report.host)
         earlier, where = merged.setdefault(key, (result, folder))
         if result.report != earlier.report and result.cell.kind != BASE:
             raise ValueError(
@@ -192,6 +192,11 @@ def merge(folders: Sequence[Path], read: Callable[[Path], Sequence[Result]] = re
                 f"and {str(folder)!r}. Leave out one of the two folders."
             )
     return [result for result, _ in merged.values()]
+
+
+def are_shown(results: Iterable[Result]) -> bool:
+    """Whether there is a row to show: trials of learning rates have none."""
+    return any(result.cell.kind != "trial" for result in results)
 
 
 def check_comparable(cells: Iterable[Cell]) -> None:

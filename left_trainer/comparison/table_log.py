@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from left_trainer.comparison.rows import Summary
 from left_trainer.comparison.tables import markdown, table_of
@@ -67,10 +68,10 @@ def _to_trackio(summary: Summary, folder: Path) -> None:
     trackio.finish()
 
 
-def _columns_and_rows(summary: Summary) -> tuple[list[str], list[Sequence[object]]]:
+def _columns_and_rows(summary: Summary) -> tuple[list[Any], list[list[Any]]]:
     """Of the CSV file, with nothing where there is no figure: a column has one type."""
     columns, *rows = table_of(summary)
-    return list(map(str, columns)), [[None if value == "" else value for value in row] for row in rows]
+    return columns, [[None if value == "" else value for value in row] for row in rows]
 
 
 LOGGERS: dict[str, Callable[[Summary, Path], None]] = {

@@ -173,16 +173,25 @@ def formats_of(method: PeftMethod, as_lora: Kind | None) -> tuple[str, ...]:
 
 def check_model(record: ExportFormat, family: ModelFamily, model_type: str, path: str) -> None:
     """Raise `ValueError` where `record` is not for models of this kind."""
+    others = [
+        name
+        for name, other in FORMATS.items()
+        if other is not record
+        and not other.takes_adapter
+        and name != "merged"
+        and family in other.families
+        and model_type in (other.model_types or (model_type,))
+    ]
     if family not in record.families:
         kind = " or ".join(family.replace("_", "-") for family in record.families)
         raise ValueError(
             f"--to {record.name} is for {kind} models, and {path!r} holds a {model_type}. Export it with --to "
-            "ctranslate2, onnx or merged."
+            f"{' or '.join(others)}."
         )
     if record.model_types is not None and model_type not in record.model_types:
         raise ValueError(
             f"--to {record.name} knows {', '.join(record.model_types)}, and {path!r} holds a {model_type}. "
-            f"{record.otherwise}"
+            f"{record.otherwise} It can also be exported with --to {' or '.join(others)}."
         )
 
 

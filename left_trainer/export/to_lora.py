@@ -78,4 +78,6 @@ def usage(trained: Trained, folder: Path) -> str:
     allowed = next((each for each in VLLM_RANKS if each >= rank), None)
     if allowed is None:
         return f"{load}  # vLLM serves ranks up to {VLLM_RANKS[-1]}, and this one has {rank}: lower it with --rank"
-    return f"{load}\nvllm serve {base} --enable-lora --max-lora-rank {allowed} --lora-modules mine={folder}"
+    tokenizer = f" --tokenizer {folder}" if trained.source.has_base_beside else ""  # which lies beside the adapter
+    serve = f"vllm serve {base}{tokenizer} --enable-lora --max-lora-rank {allowed}"
+    return f"{load}\n{serve} --lora-modules mine={folder}"

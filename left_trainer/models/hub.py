@@ -106,8 +106,8 @@ def why_refused(error: BaseException, name: str, kind: Kind = "model", revision:
         )
     if any(type(cause).__module__.startswith(CONNECTION_LIBRARIES) for cause in causes):
         return (
-            f"could not be read from {url}, as the connection failed: check it and start again. Files that have "
-            "arrived whole are kept."
+            f"is no folder here, and could not be read from {url}, as the connection failed: check both and start "
+            "again. Files that have arrived whole are kept."
         )
     return None
 

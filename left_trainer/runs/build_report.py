@@ -191,7 +191,7 @@ def _peak_memory(figures: Figures) -> PeakMemory:
         _most(trained),
         _most(each.eval_peak_bytes for each in figures),
         _most(each.step_peak_bytes for each in figures),
-        train_of_all=sum(known) if len(known) == len(trained) else None,
+        train_of_all=sum(known) if len(known) == len(trained) > 1 else None,
     )
 
 

@@ -36,7 +36,7 @@ class PeakMemory:
         train: In training.
         eval: In evaluation.
         step: In training, less what was in use before it beside the weights: on a CPU, interpreter and libraries.
-        train_of_all: In training, the sum over all processes.
+        train_of_all: In training, the sum over all of several processes.
     """
 
     train: int | None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterable
 from typing import Any
 
 from trl import TrlParser
 
 from left_trainer.argument_parser import ArgumentParser
-from left_trainer.plugins import load_plugins, plugins_in
+from left_trainer.plugins import PLUGIN, load_plugins, plugins_in
 from left_trainer.training_args import FLAGS_OF_OTHERS
 from left_trainer.yaml_files import read_yaml_arguments
 
@@ -76,4 +77,16 @@ class TrainingParser(ScriptParser):
         """As in `ScriptParser`."""
         model_args, data_args, training_args, *rest = super().parse_args_into_dataclasses(args, *given, **options)
         values = {name: getattr(model_args, name) for name in FLAGS_OF_OTHERS}
-        return (model_args, data_args, training_args.replaced(**values), *rest)
+        return (model_args, data_args, training_args.replaced(**values), *_without_plugin(rest))
+
+
+def _without_plugin(rest: Iterable[Any]) -> list[Any]:
+    """What flags of no dataclass have become, less `--plugin`, which has been loaded."""
+    kept = []
+    for each in rest:
+        if isinstance(each, Namespace):
+            others = {name: value for name, value in vars(each).items() if name != PLUGIN}
+            kept += [Namespace(**others)] if others else []
+        else:
+            kept.append(each)
+    return kept

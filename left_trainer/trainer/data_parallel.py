@@ -1,4 +1,4 @@
-"""`DistributedDataParallel` around a model whose parameters change their shapes."""
+"""`DistributedDataParallel` around a model that was evaluated before, and one whose parameters change their shapes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,28 @@ from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+# Set by accelerate on a model that it has prepared.
+PREPARED = "_is_accelerate_prepared"
+
+
+def wrap_for_training(trainer: Any) -> None:
+    """Have `Trainer` wrap a model for its training that was prepared for an evaluation alone.
+
+    accelerate (1.15) takes it for one that is wrapped already. Each process would train alone, on its own rows, and
+    the weights of the first would be saved. FSDP and DeepSpeed wrap for an evaluation too.
+
+    Args:
+        trainer: Before its training.
+    """
+    model, accelerator = trainer.model, trainer.accelerator
+    inner = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)  # torch.compile's wrapper holds it there
+    wraps_itself = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if trainer.args.world_size == 1 or inner is not model or wraps_itself or not getattr(model, PREPARED, False):
+        return
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # takes mixed precision off its forward
+    setattr(model, PREPARED, False)
+    trainer.model_wrapped = model
 
 
 @contextlib.contextmanager

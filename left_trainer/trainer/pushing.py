@@ -100,8 +100,9 @@ def push_run(
     trainer.create_model_card(**given)
     _warn_of_local_base(trainer)
     wait_for_pushes(trainer)
+    api: Any = HfApi()
     with asking_hub("hub_model_id", name, revision=revision):
-        return HfApi().upload_folder(  # type: ignore[call-overload]
+        return api.upload_folder(
             repo_id=name,
             folder_path=str(args.output_dir),
             commit_message=commit_message,

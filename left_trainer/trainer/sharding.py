@@ -19,6 +19,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from left_trainer.models import unwrapped
+from left_trainer.trainer.data_parallel import wrap_for_training
 from left_trainer.trainer.shrinking import ShrinkingTrainer
 
 
@@ -31,6 +32,7 @@ class ShardingTrainer(ShrinkingTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`."""
+        wrap_for_training(self)
         self._resumed = str(resume_from_checkpoint) if resume_from_checkpoint else None
         return super().train(resume_from_checkpoint, *args, **kwargs)
 

@@ -177,7 +177,7 @@ class Shrinking:
     def after_step(self, step: int) -> None:
         """Judge the size that the model had and make the removal that is due after `step`, if there is one."""
         due = [stage for stage in self._stages if stage.step <= step and stage.progress > self.state.progress]
-        if due and not self.state.is_final:
+        if due and not self.state.is_final and self._size_at(due[-1].progress) != size_of(self.base.config):
             self._judge(step)
         if due and not self.state.is_final:
             self._shrink(dataclasses.replace(due[-1], step=step))
@@ -370,6 +370,7 @@ def unnoticed(trainer: Any) -> Iterator[None]:
     No random number is drawn of its, no figure is added to its log, and what is due after the step stays due.
     """
     metrics, control = copy.deepcopy(vars(trainer).get("_metrics")), dict(vars(trainer.control))
+    is_training = trainer.model.training
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
@@ -379,5 +380,6 @@ def unnoticed(trainer: Any) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         vars(trainer.control).update(control)
+        trainer.model.train(is_training)  # by which SFTTrainer knows what its figures are of
         if metrics is not None:
             trainer._metrics = metrics

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,11 +18,19 @@ import torch
 
 from compared import finished, quality
 from left_trainer.cli.main import main
-from left_trainer.comparison.claims import OWNER_FILE
+from left_trainer.comparison.attempt import Attempt
+from left_trainer.comparison.cell import FAILURE_FILE
+from left_trainer.comparison.claims import OWNER_FILE, claims, n_lost
+from left_trainer.comparison.engines import make_engine
 from left_trainer.comparison.engines.local_engine import environment_of
 from left_trainer.comparison.engines.slurm_engine import SlurmEngine
 from left_trainer.comparison.plan_file import PlanFile
+from left_trainer.comparison.results import Result
+from left_trainer.comparison.worker import Terms, Worker
+from left_trainer.runs.json_records import write_json
+from left_trainer.storage import owners
 from processes import ENVIRONMENT, kill
+from run_results import make_result
 from tiny import tiny_rows
 
 STUDENT = {"name": "student", "peft_method": "full", "teacher_model": "{teacher}", "distillation_kwargs": "alpha=0.5"}
@@ -101,6 +111,8 @@ def test_two_processes_after_one_that_was_killed(config, alone, python, tmp_path
     (claim,) = tmp_path.glob("cells/*-teacher-*/claim-1")
     owner = json.loads((claim / OWNER_FILE).read_text())
     (claim / OWNER_FILE).write_text(json.dumps({**owner, "host": "gone", "process": "00000000-1-1"}))
+    # As `srun` and `torchrun` would start them.
+    options["env"] = {**ENVIRONMENT, "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "WORLD_SIZE": "2", "RANK": "0"}
     with subprocess.Popen(command, **options) as one, subprocess.Popen(command, **options) as other:
         for worker in (one, other):
             worker.stdout.read()
@@ -108,6 +120,48 @@ def test_two_processes_after_one_that_was_killed(config, alone, python, tmp_path
     same_results(alone, tmp_path)
     assert (claim.parent / "claim-2").is_dir()
     assert not list(tmp_path.glob("cells/*/claim-*/run"))
+
+
+def test_a_comparison_is_read_while_it_runs(config, tmp_path, capsys):
+    plan(config, tmp_path / "out")
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path / "out")])
+    assert "no run is finished yet" in capsys.readouterr().err
+    grid = PlanFile.read(tmp_path / "out").grid
+    for cell, result in ((grid.bases[0], make_result("base")), (grid.plans[1].runs[0], make_result("full"))):
+        result.report.write(tmp_path / "out" / "cells" / cell.name)
+    assert main(["report", str(tmp_path / "out"), "--output_dir", str(tmp_path / "now")]) == 0
+    shown = capsys.readouterr()
+    assert "2 runs are not finished, and are not in the table" in shown.err
+    assert [row["method"] for row in quality(tmp_path / "now")] == ["base", "teacher"]
+
+
+def test_a_cell_that_takes_every_process_with_it_fails_and_is_tried_again_by_a_new_plan(config, tmp_path, monkeypatch):
+    """Its student is left out."""
+    plan(config, tmp_path)
+    teacher = PlanFile.read(tmp_path).grid.plans[1].runs[0]
+    gone = f"{owners.token().split('-')[0]}-999999999-1"  # of this machine
+
+    def lose(attempt: Attempt) -> Future[None]:
+        owner = attempt.claim.take(60)
+        write_json(attempt.claim.folder / OWNER_FILE, replace(owner, process=gone))
+        done = Future[None]()
+        done.set_result(None)
+        return done
+
+    results: list[Result] = []
+    engine = make_engine("local", 1, {}, tmp_path)
+    monkeypatch.setattr(engine, "submit", lose)
+    worker = Worker(tmp_path, PlanFile.read(tmp_path), engine, Terms(attempts=2), results.append)
+    assert worker.run()
+    failures = {result.cell.label: result.failure for result in results}
+    assert failures["teacher"].startswith("The process that ran it was lost 2 times, the last one on ")
+    assert failures["student"] == "Left out: it refers to the result of 'teacher', which has none."
+    folder = tmp_path / "cells" / teacher.name
+    assert n_lost(folder) == len(claims(folder)) == 2
+    plan(config, tmp_path)
+    assert n_lost(folder) == 0
+    assert not (folder / FAILURE_FILE).exists()
 
 
 @pytest.mark.timeout(300)
@@ -214,6 +268,7 @@ def test_an_engine_whose_package_is_missing_is_refused(name, package, monkeypatc
         (["--work", "--methods", "lora"], "--work runs what --plan has written in --output_dir and takes no --methods"),
         (["--work", "--max_steps", "5"], "takes no --max_steps"),
         (["--work"], "has no plan.json. Plan the comparison first"),
+        (["--config", "ENGINE"], "engine='rays' is not known."),
         (["--attempts", "0"], "attempts=0 must be an integer, at least 1"),
         (["--takeover_seconds", "0"], "takeover_seconds=0.0 must be a number, at least 1"),
         (["--launcher", "no-such-launcher --x"], "launcher='no-such-launcher --x' must be a command"),
@@ -227,6 +282,8 @@ def test_an_engine_whose_package_is_missing_is_refused(name, package, monkeypatc
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(flags, message, tmp_path, capsys, no_weights):
+    (tmp_path / "engine.yaml").write_text("{engine: rays, engine_options: {num_gpus: 1}}")
+    flags = [flag.replace("ENGINE", str(tmp_path / "engine.yaml")) for flag in flags]
     with pytest.raises(SystemExit) as exit_info:
         main(["compare", "--output_dir", str(tmp_path / "out"), *flags])
     assert exit_info.value.code == 2

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from processes import ENVIRONMENT
 
 CASES = Path(__file__).with_name("hub_cases.py")
 
 
+@pytest.mark.timeout(900)
 def test_a_hub_that_answers():
     """The cases have a process of their own, as the client reads the hub's address when it is imported."""
     environment = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("PYTEST_")}

@@ -59,6 +59,8 @@ OPTIONAL = (
     "shrinking",
     "teacher",
     "setting",
+    "host",
+    "data",
     "base_parameters",
     "model_size_bytes",
     "memory_before_model_bytes",

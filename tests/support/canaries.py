@@ -9,6 +9,7 @@ from __future__ import annotations
 STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("length_grouped_sampler", "accelerate"): ("test_a_sampler_does_not_hear_of_the_epoch_once_batches_are_skipped",),
     ("with_own_batches", "accelerate"): ("test_batches_of_several_lengths_cannot_be_joined",),
+    ("wrap_for_training", "accelerate"): ("test_a_model_that_was_prepared_for_an_evaluation_is_not_wrapped",),
     ("keep_adapter_whole", "accelerate"): ("test_weights_that_are_to_be_left_are_sharded_where_one_process_loads",),
     ("shard_tied_weights", "accelerate"): ("test_modules_that_share_a_weight_are_sharded_one_by_one",),
     ("save_model", "transformers"): ("test_no_model_is_saved_where_checkpoints_are_sharded",),

@@ -47,6 +47,8 @@ EVALUATIONS: dict[str, dict[str, Any]] = {
 }
 TRAININGS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "after an evaluation": {"evaluated": True},
+    "after an evaluation, in bf16": {"evaluated": True, "bf16": True},
     "accumulated": {"gradient_accumulation_steps": 2},
     "by length": {"train_sampling_strategy": "group_by_length"},
     "smoothed": {"label_smoothing_factor": 0.1},
@@ -119,10 +121,15 @@ def trainings(folder: Path, processes: int) -> Iterator[tuple[str, Any]]:
         for name, given in TRAININGS.items():
             options = {"train_sampling_strategy": "sequential", **given}
             rows, files = tiny_rows(UNEVEN), options.pop("files", 0)
+            evaluates = options.pop("evaluated", False)
             source = shards(rows, files) if files else Dataset.from_list(rows)
             made = trainer(folder, tiny_model(model_type), source, processes, **options)
+            if evaluates:
+                made.evaluate(Dataset.from_list(tiny_rows(EVALUATED)))
             made.train()
-            yield f"{model_type}, {name}", [losses(made), gradient_norms(made)]
+            if not made.args.bf16:  # which rounds rows of other batches otherwise
+                yield f"{model_type}, {name}", [losses(made), gradient_norms(made)]
+            yield f"{model_type}, {name}, weights", 1.0 * is_same_everywhere(made)
 
 
 def methods(folder: Path, processes: int, cases: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:

@@ -290,6 +290,9 @@ def test_push_to_hub_uploads_the_adapter_with_its_card(rows, make_args, saved_mo
     class Hub:
         uploaded: dict[str, object] = {}
 
+        def whoami(self, token=None):
+            return {"name": "me"}
+
         def create_repo(self, name, **kwargs):
             return type("Url", (), {"repo_id": name})()
 
@@ -298,6 +301,7 @@ def test_push_to_hub_uploads_the_adapter_with_its_card(rows, make_args, saved_mo
 
     hub = Hub()
     monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    monkeypatch.setattr("left_trainer.trainer.pushing.HfApi", lambda: hub)
     for family, path in saved_models.items():
         args = make_args(push_to_hub=True, hub_model_id="me/mine", overwrite_output_dir=True, max_steps=1)
         trainer = LeftTrainer(str(path), args, train_dataset=rows)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, prepare_data_loader, skip_first_batches
 from accelerate.utils import concatenate
 from datasets import IterableDataset
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from left_trainer.trainer.data_parallel import PREPARED
 from package_walk import home
 
 
@@ -73,4 +74,12 @@ def test_a_stream_of_several_files_is_shared_by_files():
     assert [len(list(loader)) for loader in loaders] == [3, 1], (
         "accelerate no longer gives each process files of its own, or makes up for their lengths: look whether "
         f"{home('WholeBatches')} is still needed."
+    )
+
+
+def test_a_model_that_was_prepared_for_an_evaluation_is_not_wrapped():
+    model = Accelerator(cpu=True).prepare_model(torch.nn.Linear(1, 1), evaluation_mode=True)
+    assert getattr(model, PREPARED, False), (
+        "accelerate no longer takes a model that was evaluated for one that is wrapped for training: "
+        f"{home('wrap_for_training')} can go."
     )
