@@ -65,6 +65,7 @@ def test_a_sharded_run_ends_as_one_of_one_process(two, tmp_path, name):
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # FRoD has a sparse core
 def test_every_method_trains_sharded_as_in_one_process(python, tmp_path):
     runs = {**script.MORE_RUNS, **script.METHODS}
     found = in_two_processes(python, tmp_path, list(runs))
