@@ -22,12 +22,12 @@ def wrap_for_training(trainer: Any) -> None:
     Args:
         trainer: Before its training.
     """
-    model, accelerator = trainer.model, trainer.accelerator
-    inner = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)  # torch.compile's wrapper holds it there
-    wraps_itself = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if trainer.args.world_size == 1 or inner is not model or wraps_itself or not getattr(model, PREPARED, False):
+    model = trainer.model
+    is_wrapped = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    is_wrapped = is_wrapped or isinstance(trainer.model_wrapped, DistributedDataParallel)
+    if trainer.args.world_size == 1 or is_wrapped or not getattr(model, PREPARED, False):
         return
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # takes mixed precision off its forward
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # takes mixed precision off its forward
     setattr(model, PREPARED, False)
     trainer.model_wrapped = model
 
