@@ -53,8 +53,12 @@ def _digest_of_weights(teacher: Teacher, dtype: torch.dtype) -> str:
         for weight in teacher.model.parameters()
         if not (teacher.is_base and weight.requires_grad) and not weight.is_meta and not isinstance(weight, DTensor)
     ]
-    values = [weight[:: max(1, len(weight) // VALUES_OF_A_WEIGHT)][:VALUES_OF_A_WEIGHT] for weight in weights]
-    return digest([value.to(dtype).tolist() for value in values])
+    return digest([some_values(weight).to(dtype).tolist() for weight in weights])
+
+
+def some_values(weight: torch.Tensor) -> torch.Tensor:
+    """A few values of a flat weight, by which it is recognised."""
+    return weight[:: max(1, len(weight) // VALUES_OF_A_WEIGHT)][:VALUES_OF_A_WEIGHT]
 
 
 def vocabulary_key(tokenizer: PreTrainedTokenizerBase | None) -> str:

@@ -22,6 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from left_trainer.compression.teacher_key import some_values
 from left_trainer.compression.vocabulary import TrimmedVocabulary
 from left_trainer.data.dataset_types import is_lazy
 from left_trainer.methods import PeftMethod
@@ -34,7 +35,7 @@ from left_trainer.training_args import LeftTrainingArguments
 RUN = "run"
 ROWS, WRITTEN_ROWS = "training data", "training data with the teacher's targets"
 ROWS_LOOKED_AT = 4096
-WEIGHTS_LOOKED_AT, VALUES_OF_A_WEIGHT = 64, 8
+WEIGHTS_LOOKED_AT = 64
 # What stands in the optimizer's saved state, from which it would come back whatever the new run says.
 IN_OPTIMIZER = ("learning_rate", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 OF_THE_ROWS = ("seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last")
@@ -199,7 +200,7 @@ def _base_weights(model: nn.Module) -> str | None:
         and weight.numel()
     ]
     some = [
-        weight[:: max(1, len(weight) // VALUES_OF_A_WEIGHT)][:VALUES_OF_A_WEIGHT].to(torch.bfloat16).tolist()
+        some_values(weight).to(torch.bfloat16).tolist()
         for weight in frozen[:: max(1, len(frozen) // WEIGHTS_LOOKED_AT)]
     ]
     return _digest(some) if some else None
