@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "start.json"
 MAX_LENGTH = 256
 
 
-class FirstStep(Exception):
+class FirstStepReached(Exception):  # noqa: N818
     """Ends a side."""
 
 
@@ -117,7 +117,7 @@ def stop_at(trainer: type) -> None:
     """Have the first step of a trainer end the run."""
 
     def training_step(*arguments: object, **options: object) -> None:
-        raise FirstStep
+        raise FirstStepReached
 
     trainer.training_step = training_step  # type: ignore[attr-defined]
 
@@ -126,7 +126,7 @@ def to_first_step(train: object) -> dict[str, float]:
     """The seconds since the start of the process when the first step begins."""
     try:
         train()  # type: ignore[operator]
-    except FirstStep:
+    except FirstStepReached:
         return {"first_step": seconds_since_start()}
     raise SystemExit("the run has ended without a step")
 
