@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora.variants import DoraLinearVariant
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
+from left_trainer.kernels.dora_linear import dora_linear, norms_of
 from left_trainer.kernels.fast_paths import FastPath
 from left_trainer.kernels.fused_modules import has_torch_hooks, plain_class, use_fused_modules
 from left_trainer.kernels.lora_linear import lora_linear
@@ -44,24 +46,25 @@ def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     if reason:
         return plain.forward(self, x, *args, **kwargs)
     base, lora_a, lora_b, dropout = parts
-    weight = base.weight
-    quant_state = getattr(weight, "quant_state", None)
-    result = lora_linear(
-        x,
-        weight.T if type(base) is Conv1D else weight,
-        base.bias,
-        lora_a.weight,
-        lora_b.weight,
-        self.scaling[first],
-        dropout.p if type(dropout) is nn.Dropout and dropout.training else 0.0,
-        compute_dtype=_compute_dtype(base, x),
-        quant_state=quant_state,
-    )
+    quant_state = getattr(base.weight, "quant_state", None)
+    weight = base.weight.T if type(base) is Conv1D else base.weight
+    factors = (lora_a.weight, lora_b.weight, self.scaling[first])
+    computed: dict[str, Any] = {"compute_dtype": _compute_dtype(base, x), "quant_state": quant_state}
+    if self.lora_variant.get(first) is not None:
+        magnitude = self.lora_magnitude_vector[first].weight
+        norms = norms_of(self, weight, *factors, quant_state)
+        result = dora_linear(x, weight, base.bias, *factors, magnitude, norms, **computed)
+    else:
+        result = lora_linear(x, weight, base.bias, *factors, _active_dropout(dropout), **computed)
     for name in names[1:]:
         part = self.lora_dropout[name](x.to(self.lora_A[name].weight.dtype))
         part = self.lora_B[name](self.lora_A[name](part)) * self.scaling[name]
         result = result + part.to(result.dtype)
     return result if quant_state is None else result.to(x.dtype)
+
+
+def _active_dropout(dropout: nn.Module) -> float:
+    return dropout.p if type(dropout) is nn.Dropout and dropout.training else 0.0
 
 
 class FusedLinear(Linear):
@@ -104,14 +107,20 @@ def _why_not_fused(layer: Any, x: torch.Tensor, names: list[str], *parts: Any) -
     base, lora_a, lora_b, dropout = parts
     if has_torch_hooks(base) or has_torch_hooks(lora_a) or has_torch_hooks(lora_b) or has_torch_hooks(dropout):
         return "a part of the layer has hooks, as offloading and sharding put there"
-    return _why_not_this_adapter(layer, names, lora_a, dropout) or _why_not_this_base(base, lora_a, x)
+    return _why_not_this_adapter(layer, names, lora_a, dropout) or _why_not_this_base(base, lora_a.weight, x)
 
 
 def _why_not_this_adapter(layer: Any, names: list[str], lora_a: nn.Module, dropout: nn.Module) -> str | None:
     if layer.lora_variant:
         for name in names:
-            if name in layer.lora_variant:
-                return f"{type(layer.lora_variant[name]).__name__} computes another update"
+            variant = layer.lora_variant.get(name)
+            if type(variant) is DoraLinearVariant:
+                if len(names) > 1 or _active_dropout(dropout):
+                    return "DoRA with dropout, or beside another adapter"
+                if has_torch_hooks(layer.lora_magnitude_vector[name]):
+                    return "a part of the layer has hooks, as offloading and sharding put there"
+            elif variant is not None:
+                return f"{type(variant).__name__} computes another update"
     if layer.lora_bias[names[0]]:
         return "lora_bias=True"
     if type(lora_a) is not nn.Linear or type(dropout) not in (nn.Identity, nn.Dropout):
@@ -119,7 +128,7 @@ def _why_not_this_adapter(layer: Any, names: list[str], lora_a: nn.Module, dropo
     return None
 
 
-def _why_not_this_base(base: Any, lora_a: Any, x: torch.Tensor) -> str | None:
+def _why_not_this_base(base: Any, lora_a: torch.Tensor, x: torch.Tensor) -> str | None:
     weight = base.weight
     if weight.requires_grad:
         return "the base weight is trained"
@@ -127,7 +136,7 @@ def _why_not_this_base(base: Any, lora_a: Any, x: torch.Tensor) -> str | None:
         return _why_not_this_4bit_base(base)
     if type(base) is not nn.Linear and type(base) is not Conv1D:
         return f"the base layer is a {type(base).__name__}"
-    if isinstance(weight, DTensor) or isinstance(lora_a.weight, DTensor) or weight.is_meta:
+    if isinstance(weight, DTensor) or isinstance(lora_a, DTensor) or weight.is_meta:
         return "the weights are sharded or offloaded"
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         return "the input has another dtype than the base weight"

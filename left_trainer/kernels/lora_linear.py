@@ -79,7 +79,7 @@ def _forward(
     dtype = x.dtype
     rows = x.reshape(-1, x.shape[-1])
     with _without_autocast(x):
-        base = _unpacked(weight, quant_state, dtype)
+        base = unpacked(weight, quant_state, dtype)
         a, b = lora_a.to(dtype), lora_b.to(dtype)
         low, mask = None, None
         merged = not dropout and _merging_is_cheaper(rows, base)
@@ -123,7 +123,7 @@ class _LoraLinear(torch.autograd.Function):
         with _without_autocast(gradient):
             g_low = torch.mm(g, b).mul_(ctx.scaling) if wants_x or wants_a else None
             if g_low is not None and wants_x:
-                dx = g @ _unpacked(weight, ctx.quant_state, g.dtype)
+                dx = g @ unpacked(weight, ctx.quant_state, g.dtype)
                 if mask is None:
                     dx.addmm_(g_low, a)
                 else:
@@ -149,7 +149,7 @@ def _merging_is_cheaper(rows: torch.Tensor, base: torch.Tensor) -> bool:
     )
 
 
-def _unpacked(weight: torch.Tensor, quant_state: Any, dtype: torch.dtype) -> torch.Tensor:
+def unpacked(weight: torch.Tensor, quant_state: Any, dtype: torch.dtype) -> torch.Tensor:
     """`(out, in)` in the dtype of the products."""
     if quant_state is None:
         return weight.to(dtype)

@@ -61,7 +61,7 @@ def assert_same(model: PeftModel, do: Callable[[PeftModel], Any] = run) -> dict[
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart", "llama", "gpt2", "opt", "qwen2"])
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"lora_dropout": 0.3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"lora_dropout": 0.3}, {"use_dora": True}], ids=str)
 def test_values_and_gradients(options, model_type):
     for training in (False, True):
         report = assert_same(lora_model(model_type, **options).train(training))
@@ -77,9 +77,27 @@ def test_gradient_checkpointing():
         assert not assert_same(model)["fell_back"]
 
 
+def test_norms_of_dora_follow_every_change_of_the_weights():
+    model = lora_model(use_dora=True)
+    use_lora_linear(model, True)
+    with torch.no_grad():
+        first = run(model)[0]
+        for name in ("lora_A", "lora_B", "base_layer.weight"):
+            for key, parameter in model.named_parameters():
+                if name in key:
+                    parameter.mul_(1.5)
+            path = use_lora_linear(model, False)
+            expected = run(model)[0]
+            path = use_lora_linear(model, True)
+            torch.testing.assert_close(run(model)[0], expected, **TOLERANCE)
+            assert path.ran
+            assert not torch.allclose(expected, first)
+
+
 @pytest.mark.parametrize("model_type", ["t5", "llama"])
-def test_autocast(model_type):
-    model = lora_model(model_type).float()
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_autocast(use_dora, model_type):
+    model = lora_model(model_type, use_dora=use_dora).float()
 
     def in_bfloat16(model):
         with torch.autocast("cpu", torch.bfloat16):
@@ -201,8 +219,13 @@ def train_the_base(model):
             parameter.requires_grad_(True)
 
 
+def two_adapters(model):
+    model.base_model.set_adapter(["default", "other1"])
+
+
 FALLBACKS = {
-    "DoraLinearVariant": ({"use_dora": True}, None),
+    "DoRA with dropout": ({"use_dora": True, "lora_dropout": 0.3}, nn.Module.train),
+    "or beside another adapter": ({"use_dora": True, "adapters": 2}, two_adapters),
     "lora_bias=True": ({"lora_bias": True, "target_modules": ["c_attn"]}, None),
     "has hooks": ({}, add_hook),
     "the base weight is trained": ({}, train_the_base),

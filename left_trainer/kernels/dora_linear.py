@@ -1,0 +1,73 @@
+"""DoRA of a frozen linear layer: the fused LoRA layer, whose outputs are scaled (Liu et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from left_trainer.kernels.lora_linear import lora_linear, unpacked
+
+NORMS = "dora_norms"  # attribute of a layer: its last norms, and what they were made from
+
+
+def dora_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    scaling: float,
+    magnitude: torch.Tensor,
+    norms: torch.Tensor,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    quant_state: Any = None,
+) -> torch.Tensor:
+    r"""$y = \frac{m}{\lVert W + s B A \rVert} \odot x (W + s B A)^\top + b$; the norms are constants (section 4.3).
+
+    Args:
+        x: As the next four and the last two, see `lora_linear`.
+        weight: `(out, in)`.
+        bias: `(out,)`.
+        lora_a: `(r, in)`.
+        lora_b: `(out, r)`.
+        scaling: $s$.
+        magnitude: $m$, `(out,)`.
+        norms: Of the rows of the merged weight, `(out,)`.
+        compute_dtype: Of the result.
+        quant_state: Of a 4-bit weight.
+    """
+    product = lora_linear(
+        x, weight, None, lora_a, lora_b, scaling, compute_dtype=compute_dtype, quant_state=quant_state
+    )
+    factor = magnitude / norms  # in its own dtype: a lower one would scale whole outputs wrongly
+    if bias is None:
+        return (product * factor).to(product.dtype)
+    return torch.addcmul(bias.to(factor.dtype), product, factor).to(product.dtype)
+
+
+def norms_of(
+    layer: nn.Module, weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, quant_state: Any
+) -> torch.Tensor:
+    """Norms of the rows of $W + s B A$, `(out,)`, without a gradient. They are kept until a factor changes.
+
+    Decoding asks for them at every step, and every time they would cost more than the step's own products.
+    """
+    key = (scaling, *((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in (weight, lora_a, lora_b)))
+    found = layer.__dict__.get(NORMS)
+    if found is None or found[0] != key:
+        found = (key, _norms(weight, lora_a, lora_b, scaling, quant_state))
+        layer.__dict__[NORMS] = found
+    norms: torch.Tensor = found[1]
+    return norms
+
+
+@torch.no_grad()
+def _norms(
+    weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, quant_state: Any
+) -> torch.Tensor:
+    with torch.autocast(weight.device.type, enabled=False):
+        merged = torch.addmm(unpacked(weight, quant_state, lora_a.dtype), lora_b, lora_a, alpha=scaling)
+    return torch.linalg.vector_norm(merged, dim=1)
