@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -85,6 +86,15 @@ def wait_for(pattern: str, folder: Path) -> None:
         time.sleep(0.02)
 
 
+def owners_in(folder: Path) -> set[str]:
+    """The processes that have cells now."""
+    found = set()
+    for path in folder.glob(f"cells/*/claim-*/{OWNER_FILE}"):
+        with contextlib.suppress(OSError, ValueError):  # given back, or being written
+            found.add(json.loads(path.read_text())["process"])
+    return found
+
+
 def test_a_plan_has_every_cell_and_runs_nothing(config, tmp_path, capsys, no_weights):
     plan(config, tmp_path, "--seeds", "2")
     cells = list(tmp_path.glob("cells/*/cell.json"))
@@ -112,13 +122,22 @@ def test_two_processes_after_one_that_was_killed(config, alone, python, tmp_path
     owner = json.loads((claim / OWNER_FILE).read_text())
     (claim / OWNER_FILE).write_text(json.dumps({**owner, "host": "gone", "process": "00000000-1-1"}))
     # As `srun` and `torchrun` would start them.
-    options["env"] = {**ENVIRONMENT, "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "WORLD_SIZE": "2", "RANK": "0"}
-    with subprocess.Popen(command, **options) as one, subprocess.Popen(command, **options) as other:
+    started = {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "WORLD_SIZE": "2"}
+    envs = [{**ENVIRONMENT, **started, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "RANK": rank} for rank in "01"]
+    with (
+        subprocess.Popen(command, **{**options, "env": envs[0]}) as one,
+        subprocess.Popen(command, **{**options, "env": envs[1]}) as other,
+    ):
+        seen: set[str] = set()
+        while None in (one.poll(), other.poll()):
+            seen |= owners_in(tmp_path)
+            time.sleep(0.02)
         for worker in (one, other):
             worker.stdout.read()
             assert worker.wait() == 1  # one run fails
     same_results(alone, tmp_path)
     assert (claim.parent / "claim-2").is_dir()
+    assert len(seen - {"00000000-1-1"}) == 2  # each has had cells of its own
     assert not list(tmp_path.glob("cells/*/claim-*/run"))
 
 
@@ -269,6 +288,8 @@ def test_an_engine_whose_package_is_missing_is_refused(name, package, monkeypatc
         (["--work", "--max_steps", "5"], "takes no --max_steps"),
         (["--work"], "has no plan.json. Plan the comparison first"),
         (["--config", "ENGINE"], "engine='rays' is not known."),
+        (["--push_to_hub"], "--push_to_hub cannot be set here. Use left-trainer train --push_to_hub with the"),
+        (["--methods", "a=lora+push_to_hub=true"], "a comparison would push each run"),
         (["--attempts", "0"], "attempts=0 must be an integer, at least 1"),
         (["--takeover_seconds", "0"], "takeover_seconds=0.0 must be a number, at least 1"),
         (["--launcher", "no-such-launcher --x"], "launcher='no-such-launcher --x' must be a command"),
