@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import subprocess
@@ -21,7 +20,7 @@ from compared import finished, quality
 from left_trainer.cli.main import main
 from left_trainer.comparison.attempt import Attempt
 from left_trainer.comparison.cell import FAILURE_FILE
-from left_trainer.comparison.claims import OWNER_FILE, claims, n_lost
+from left_trainer.comparison.claims import OWNER_FILE, RELEASED_FILE, claims, n_lost
 from left_trainer.comparison.engines import make_engine
 from left_trainer.comparison.engines.local_engine import environment_of
 from left_trainer.comparison.engines.slurm_engine import SlurmEngine
@@ -86,15 +85,6 @@ def wait_for(pattern: str, folder: Path) -> None:
         time.sleep(0.02)
 
 
-def owners_in(folder: Path) -> set[str]:
-    """The processes that have cells now."""
-    found = set()
-    for path in folder.glob(f"cells/*/claim-*/{OWNER_FILE}"):
-        with contextlib.suppress(OSError, ValueError):  # given back, or being written
-            found.add(json.loads(path.read_text())["process"])
-    return found
-
-
 def test_a_plan_has_every_cell_and_runs_nothing(config, tmp_path, capsys, no_weights):
     plan(config, tmp_path, "--seeds", "2")
     cells = list(tmp_path.glob("cells/*/cell.json"))
@@ -128,16 +118,14 @@ def test_two_processes_after_one_that_was_killed(config, alone, python, tmp_path
         subprocess.Popen(command, **{**options, "env": envs[0]}) as one,
         subprocess.Popen(command, **{**options, "env": envs[1]}) as other,
     ):
-        seen: set[str] = set()
-        while None in (one.poll(), other.poll()):
-            seen |= owners_in(tmp_path)
-            time.sleep(0.02)
         for worker in (one, other):
             worker.stdout.read()
             assert worker.wait() == 1  # one run fails
     same_results(alone, tmp_path)
     assert (claim.parent / "claim-2").is_dir()
-    assert len(seen - {"00000000-1-1"}) == 2  # each has had cells of its own
+    released = [json.loads(path.read_text()) for path in tmp_path.glob(f"cells/*/claim-*/{RELEASED_FILE}")]
+    assert len(released) == 4
+    assert len({owner["process"] for owner in released}) == 2  # each has had cells of its own
     assert not list(tmp_path.glob("cells/*/claim-*/run"))
 
 
