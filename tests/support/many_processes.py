@@ -106,7 +106,7 @@ def shards(rows: list[dict[str, str]], files: int) -> IterableDataset:
     return IterableDataset.from_generator(read, gen_kwargs={"numbers": list(range(files))})
 
 
-def cases(given: dict[str, dict[str, Any]], model_type: str) -> list[tuple[str, dict[str, Any]]]:
+def of_type(given: dict[str, dict[str, Any]], model_type: str) -> list[tuple[str, dict[str, Any]]]:
     """Those of a kind of model."""
     return [case for case in given.items() if model_type == "llama" or case[1] is not PACKED]
 
@@ -114,7 +114,7 @@ def cases(given: dict[str, dict[str, Any]], model_type: str) -> list[tuple[str, 
 def evaluations(folder: Path, processes: int) -> Iterator[tuple[str, Any]]:
     """Losses and scores of rows that fill no batch."""
     for model_type in TYPES:
-        for name, given in cases(EVALUATIONS, model_type):
+        for name, given in of_type(EVALUATIONS, model_type):
             options = dict(given)
             rows: Any = Dataset.from_list(tiny_rows(EVALUATED))
             rows = rows.to_iterable_dataset() if options.pop("streamed", False) else rows
@@ -126,7 +126,7 @@ def evaluations(folder: Path, processes: int) -> Iterator[tuple[str, Any]]:
 def trainings(folder: Path, processes: int) -> Iterator[tuple[str, Any]]:
     """Losses and gradient norms of a step of whole batches and one of batches that are filled up."""
     for model_type in (*TYPES, "bart"):
-        for name, given in cases(TRAININGS, model_type):
+        for name, given in of_type(TRAININGS, model_type):
             options = {"train_sampling_strategy": "sequential", **given}
             rows, files = tiny_rows(UNEVEN), options.pop("files", 0)
             evaluates = options.pop("evaluated", False)
