@@ -31,8 +31,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "full, t5": {},
     "full, tables that two modules share": {"model": "own_table_marian"},
     "full, sharded checkpoints": {"fsdp": {"state_dict_type": "SHARDED_STATE_DICT"}},
-    "lora, loaded once": {"peft_method": "lora", **ONCE},
-    "pissa, llama": {"model": "llama", "peft_method": "pissa"},
     "osf, llama": {"model": "llama", "peft_method": "osf"},
     "p_tuning, llama": {"model": "llama", "peft_method": "p_tuning"},
     "pissa, taught by its base": {"model": "llama", "peft_method": "pissa", **TEACHER},
@@ -45,6 +43,8 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 MORE_RUNS: dict[str, dict[str, Any]] = {
     "full, bart": {"model": "bart"},
+    "lora, loaded once": {"peft_method": "lora", **ONCE},
+    "pissa, llama": {"model": "llama", "peft_method": "pissa"},
     "full, gpt2": {"model": "gpt2"},
     "full, accumulated": {"gradient_accumulation_steps": 2},
     "adalora, t5": {"peft_method": "adalora"},
