@@ -30,6 +30,8 @@ class ShardingTrainer(ShrinkingTrainer):
     """A trainer whose model FSDP2 may shard."""
 
     is_fsdp_enabled: bool
+    model: Any
+    optimizer: torch.optim.Optimizer | None
     _replicated: Sequence[nn.Parameter] = ()
     _resumed: str | None = None
 
