@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
-from left_trainer.cli.options import add_loading_options, check_adapter, hub_options, number, positive
+from left_trainer.cli.options import add_loading_options, add_row_options, check_adapter, hub_options, number, positive
 from left_trainer.ranges import NOT_NEGATIVE
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _parser() -> ArgumentParser:
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--adapter", metavar="DIR", help="output folder of a run, or its name on the Hub")
     model.add_argument("--model_name_or_path", metavar="MODEL", help="a whole model: a folder, or its name on the Hub")
-    parser.add_argument("--test_file", metavar="FILE", help="test rows: JSONL, CSV or Parquet")
+    add_row_options(parser, "test rows", "task whose metrics are computed (default: that of the run)")
     parser.add_argument(
         "--lm_eval",
         nargs="+",
@@ -139,10 +139,7 @@ def _parser() -> ArgumentParser:
         "--num_fewshot", type=number(NOT_NEGATIVE), metavar="N", help="examples in each prompt of --lm_eval"
     )
     parser.add_argument("--output_dir", metavar="DIR", help="folder for evaluation_report.json (default: only printed)")
-    parser.add_argument("--task", help="task whose metrics are computed (default: that of the run)")
     parser.add_argument("--prompt", help="prompt template with {source} (default: that of the run, else of the task)")
-    parser.add_argument("--source_column", metavar="NAME", help="column to read (default: that of the task)")
-    parser.add_argument("--target_column", metavar="NAME", help="column of the references (default: that of the task)")
     parser.add_argument("--max_eval_samples", type=positive, metavar="N", help="score only the first N rows")
     parser.add_argument(
         "--generation_num_beams", type=positive, metavar="N", help="beams; 1 is greedy (default: as the run was scored)"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
-from left_trainer.cli.options import add_loading_options, positive
+from left_trainer.cli.options import add_loading_options, add_row_options, positive
 
 DESCRIPTION = """Write a trained model in the format of the runtime that serves it: ctranslate2, gguf, onnx, merged
 (transformers) or lora (vLLM, PEFT).
@@ -59,6 +60,8 @@ def main(argv: list[str]) -> int:
                 dtype=options.dtype,
             )
         )
+    if exported.verification.differs_often:
+        print(exported.verification.warning(exported.precision), file=sys.stderr)
     print(f"{exported.verification}\nThe export, in {exported.precision}, is in {exported.folder}. To load it:")
     print(exported.usage)
     return 0
@@ -98,10 +101,11 @@ def _parser() -> ArgumentParser:
         "--verify_rows", type=positive, default=50, metavar="N", help="test rows to compare (default: %(default)s)"
     )
     parser.add_argument("--max_new_tokens", type=positive, metavar="N", help="of the answers that are compared")
-    parser.add_argument("--test_file", metavar="FILE", help="rows to compare (default: the run's own test rows)")
-    parser.add_argument("--task", help="task of --test_file (default: that of the run)")
+    add_row_options(
+        parser,
+        "rows to compare, in place of the run's own test rows",
+        "task of --test_file (default: that of the run)",
+    )
     parser.add_argument("--prompt", help="prompt template with {source} (default: that of the run)")
-    parser.add_argument("--source_column", metavar="NAME", help="column to read (default: that of the task)")
-    parser.add_argument("--target_column", metavar="NAME", help="column of the references (default: that of the task)")
     add_loading_options(parser)
     return parser

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
-from left_trainer.cli.options import add_loading_options, check_adapter, hub_options, positive
+from left_trainer.cli.options import add_loading_options, add_row_options, check_adapter, hub_options, positive
 
 DESCRIPTION = """Merge an adapter into the weights of its base model and save the whole model with its tokenizer and the
 settings that it was scored with. The merged model does not need PEFT: it loads with AutoModel....from_pretrained and is
@@ -106,10 +106,11 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--combine", metavar="HOW", help="for --adapters: linear, cat, ties or dare_ties")
     parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="one for each (default: equal, sum 1)")
     parser.add_argument("--density", type=float, metavar="D", help="share that ties and dare_ties keep (default: 0.5)")
-    parser.add_argument("--test_file", metavar="FILE", help="rows to score each adapter and the combination on")
-    parser.add_argument("--task", help="task whose metrics are computed (default: that of the first run)")
-    parser.add_argument("--source_column", metavar="NAME", help="column to read (default: that of the task)")
-    parser.add_argument("--target_column", metavar="NAME", help="column of the references (default: that of the task)")
+    add_row_options(
+        parser,
+        "rows to score each adapter and the combination on",
+        "task whose metrics are computed (default: that of the first run)",
+    )
     parser.add_argument("--max_eval_samples", type=positive, metavar="N", help="score only the first N rows")
     add_loading_options(parser)
     return parser

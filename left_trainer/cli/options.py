@@ -47,6 +47,20 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token", help="Hub token for private names (default: HF_TOKEN, or that of hf auth login)")
 
 
+def add_row_options(parser: argparse.ArgumentParser, purpose: str, of_task: str) -> None:
+    """Which rows of a file are read, and as what.
+
+    Args:
+        parser: To add them to.
+        purpose: What the rows are for.
+        of_task: What the task is for, and which one it is by default.
+    """
+    parser.add_argument("--test_file", metavar="FILE", help=f"{purpose}: JSONL, CSV or Parquet")
+    parser.add_argument("--task", help=of_task)
+    parser.add_argument("--source_column", metavar="NAME", help="column to read (default: that of the task)")
+    parser.add_argument("--target_column", metavar="NAME", help="column of the references (default: that of the task)")
+
+
 def hub_options(options: argparse.Namespace) -> dict[str, Any]:
     """Revision and token of a name on the Hub, as `ModelSource` takes them."""
     remember({"token": options.token})

@@ -20,6 +20,7 @@ DECIDED = {
     "task": "--tasks",
     "do_train": "--methods",
     "plugin": "--plugin of the comparison",
+    "push_to_hub": "left-trainer train --push_to_hub with the setting you choose: a comparison would push each run",
 }
 
 
@@ -50,7 +51,7 @@ def parse_flags(flags: Sequence[str], decided: Sequence[str] = ()) -> dict[str, 
         action.default = argparse.SUPPRESS
     given = vars(parser.parse_args(list(flags)))
     for name in decided:
-        if name in given:
+        if given.get(name, False) is not False:
             raise ValueError(f"--{name} cannot be set here. Use {DECIDED[name]}.")
     return take_tokens(given)
 

@@ -176,7 +176,7 @@ def _scores(asked: Combination, output: str) -> dict[str, Scores]:
         data = DataArguments(**{**data.given, "prompt": report.prompt})
     return {
         path: evaluate_saved(
-            Evaluation(path, data, task, trust_remote_code=asked.trust_remote_code, dtype=asked.dtype)
+            Evaluation(path=path, data=data, task=task, trust_remote_code=asked.trust_remote_code, dtype=asked.dtype)
         ).metrics
         for path in (*asked.adapters, output)
     }

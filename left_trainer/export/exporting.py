@@ -29,6 +29,7 @@ from left_trainer.runs.json_records import write_json
 from left_trainer.runs.merging import merge_adapter
 from left_trainer.storage.locks import beside_lock, folder_lock
 from left_trainer.storage.whole import whole_directory
+from left_trainer.trainer.checkpoints import RESULT_FILES, checkpoints_in, why_not_loadable
 
 AS_IT_IS = (
     "Serve it as it is, with PEFT: PeftModel.from_pretrained(base, path), or left-trainer generate --adapter path."
@@ -100,6 +101,7 @@ def export_model(asked: Export) -> Exported:
     record.check_installed()
     check_precision(record, asked.precision)
     _check_empty(asked.folder)
+    _check_finished(Path(asked.path))
     source = source_for_use(asked.path, asked.trust_remote_code, asked.dtype)
     check_method(record, adapter_method(source), source, asked)
     check_model(record, source.family, source.config.model_type, asked.path)
@@ -180,6 +182,16 @@ def _write(record: ExportFormat, trained: Trained, folder: Path) -> Verification
         )
     write_json(folder / VERIFICATION_FILE, verification)
     return verification
+
+
+def _check_finished(run: Path) -> None:
+    """Refuse the folder of a run that was interrupted: what it has trained is in its checkpoints."""
+    whole = [path for path in checkpoints_in(run) if why_not_loadable(path) is None]
+    if whole and not any((run / name).exists() for name in RESULT_FILES):
+        raise ValueError(
+            f"--adapter {str(run)!r} holds no trained model: its run was interrupted. Finish it, with the command that "
+            f"started it and --resume_from_checkpoint true, or export its last checkpoint: --adapter {whole[-1]}"
+        )
 
 
 def _check_empty(folder: Path) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from left_trainer.adapters.run_settings import BASE_FOLDER
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.loading import load_task_data, load_test_rows
 from left_trainer.runs.report import REPORT_FILE, TrainingReport
 from left_trainer.tasks import get_task
 from left_trainer.tasks.task import check_prompt
+from left_trainer.trainer.checkpoints import NAME
 
 OTHER_ROWS = "Pass rows with --test_file FILE, and --task where the folder has no report."
 
@@ -48,7 +50,8 @@ def prompts_of_run(path: str, asked: RowsAsked) -> tuple[str, list[str]]:
         ValueError: There are no rows, or nothing says how prompts are made.
         FileNotFoundError: The file with the rows is not where the run has read it.
     """
-    report = TrainingReport.read(path) if (Path(path) / REPORT_FILE).is_file() else None
+    folder = _folder_of_run(Path(path))
+    report = TrainingReport.read(folder) if (folder / REPORT_FILE).is_file() else None
     if asked.test_file is None and (report is None or report.data is None):
         missing = f"has no {REPORT_FILE}" if report is None else f"has a {REPORT_FILE} that does not name its data"
         raise ValueError(f"{path!r} {missing}, so there are no test rows to verify an export on. {OTHER_ROWS}")
@@ -66,3 +69,9 @@ def prompts_of_run(path: str, asked: RowsAsked) -> tuple[str, list[str]]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"The rows that the run was scored on are not there: {error} {OTHER_ROWS}") from error
     return template, [template.format(source=text) for text in rows["source"][: asked.number]]
+
+
+def _folder_of_run(path: Path) -> Path:
+    """Where the report of `path` is: its base model and its checkpoints are in folders of the run."""
+    is_part = path.name == BASE_FOLDER or NAME.fullmatch(path.name)
+    return path.parent if is_part and not (path / REPORT_FILE).is_file() else path

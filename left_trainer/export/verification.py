@@ -57,6 +57,24 @@ class Verification:
         beyond = sum(not difference.gap <= self.tolerance for difference in self.differences)  # nor may it be NaN
         return beyond <= (SHARE_BEYOND * self.rows if self.tolerance > EXACT else 0)
 
+    @property
+    def differs_often(self) -> bool:
+        """Whether so many answers differ, if only by rounding, that a user should score the export."""
+        return self.rows - self.equal > SHARE_BEYOND * self.rows
+
+    def warning(self, precision: str) -> str:
+        """What to do about `differs_often`.
+
+        Args:
+            precision: Of the weights.
+        """
+        return (
+            f"Warning: {self.rows - self.equal} of {self.rows} answers are not those of the trained model. Weights in "
+            f"{precision} explain that, as the model hardly prefers its own token where the answers part, but the "
+            "scores of the run are not those of the export. Score its answers before you serve it, or keep more bits "
+            "with --quantization."
+        )
+
     def __str__(self) -> str:
         lines = [f"{self.equal} of {self.rows} answers are those of the trained model ({self.runtime}, greedy)."]
         for difference in self.differences[:SHOWN]:

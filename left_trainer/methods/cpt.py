@@ -47,6 +47,8 @@ def context_loss(
     labels = inputs["labels"]
     if num_items_in_batch is None:
         outputs = model(**inputs)
+        if outputs.logits.shape[1] == labels.shape[1]:  # the adapter is off, and no context stands before the rows
+            labels = labels[:, 1:]
         logits = outputs.logits[:, -labels.shape[1] - 1 : -1]
         return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX), outputs
     config, is_own = unwrapped(model).active_peft_config, labels.ne(IGNORE_INDEX).any(dim=1)

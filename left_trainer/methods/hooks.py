@@ -42,6 +42,11 @@ class MethodHooks:
         callback = self.method.callback(model) if self.method and self.method.callback else None
         return [callback] if callback else []
 
+    @property
+    def changes_start(self) -> bool:
+        """Whether `initialize` or `restore` is yet to set weights, or shapes, by those of the whole model."""
+        return bool(self.method and (self.method.initialize or self.method.restore) and self.is_new)
+
     def initialize(self, model: nn.Module, batches: Batches, seed: int) -> bool:
         """Set the weights of a new adapter from the model or data, once. The random state is left as it was.
 

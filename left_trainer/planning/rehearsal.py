@@ -132,7 +132,7 @@ def trainer_on_shapes(
     trainer.accelerator = types.SimpleNamespace(
         num_processes=1,
         parallelism_config=None,
-        gather_for_metrics=lambda tensor: tensor,
+        gather=lambda tensor: tensor,
         autocast=contextlib.nullcontext,
     )
     trainer.label_smoother = LabelSmoother(args.label_smoothing_factor) if args.label_smoothing_factor else None

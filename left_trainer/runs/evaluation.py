@@ -81,33 +81,42 @@ class EvaluationReport:
         return path
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What is asked for; `None` stands for what the run has stored, and where it has stored nothing, for the default.
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """A model that is to be scored, and how to load it.
 
     Args:
         path: Folder of an adapter or of a whole model, or its name on the Hub.
-        data: `test_file`, the columns, the prompt and `max_eval_samples` are read.
-        task: Name of the task.
-        generation_num_beams: 1 is greedy.
-        generation_max_length: Most new tokens of an answer.
-        max_length: As in training.
-        per_device_eval_batch_size: Rows of a batch.
+        per_device_eval_batch_size: Rows of a batch; by default those of the run.
         trust_remote_code: Whether code that comes with the base model may run.
         dtype: Of the base model's weights.
         hub: `revision` and `token` of a name on the Hub.
     """
 
     path: str
+    per_device_eval_batch_size: int | None = None
+    trust_remote_code: bool = False
+    dtype: str | None = None
+    hub: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(SavedModel):
+    """What is asked for; `None` stands for what the run has stored, and where it has stored nothing, for the default.
+
+    Args:
+        data: `test_file`, the columns, the prompt and `max_eval_samples` are read.
+        task: Name of the task.
+        generation_num_beams: 1 is greedy.
+        generation_max_length: Most new tokens of an answer.
+        max_length: As in training.
+    """
+
     data: DataArguments
     task: str | None = None
     generation_num_beams: int | None = None
     generation_max_length: int | None = None
     max_length: int | None = None
-    per_device_eval_batch_size: int | None = None
-    trust_remote_code: bool = False
-    dtype: str | None = None
-    hub: Mapping[str, Any] = field(default_factory=dict)
 
 
 def evaluate_saved(asked: Evaluation) -> EvaluationReport:

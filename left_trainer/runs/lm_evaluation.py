@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from left_trainer.evaluation.generation import generate_completions
 from left_trainer.methods.saving import adapter_method, adapter_positions
 from left_trainer.models import ModelFamily, without_upstream_warnings
 from left_trainer.registry import did_you_mean
-from left_trainer.runs.evaluation import EvaluationReport
+from left_trainer.runs.evaluation import EvaluationReport, SavedModel
 from left_trainer.runs.fine_tuning import N_SAMPLES, TASK_DEFAULTS
 from left_trainer.runs.inference import load_for_use, source_for_use
 from left_trainer.runs.measurements import machine_name
@@ -30,29 +30,19 @@ NO_FILTER = "none"
 OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
-@dataclass(frozen=True)
-class LmEvaluation:
-    """What is asked for.
+@dataclass(frozen=True, kw_only=True)
+class LmEvaluation(SavedModel):
+    """What is asked for, beside the model.
 
     Args:
-        path: Folder of an adapter or of a whole model, or its name on the Hub.
         tasks: Names that lm-evaluation-harness knows, or YAML files of tasks.
         num_fewshot: Examples in each prompt; by default those of the task.
         max_eval_samples: Score only so many rows of each task.
-        per_device_eval_batch_size: Rows of a batch; by default those of the run.
-        trust_remote_code: Whether code that comes with the base model may run.
-        dtype: Of the base model's weights.
-        hub: `revision` and `token` of a name on the Hub.
     """
 
-    path: str
     tasks: Sequence[str]
     num_fewshot: int | None = None
     max_eval_samples: int | None = None
-    per_device_eval_batch_size: int | None = None
-    trust_remote_code: bool = False
-    dtype: str | None = None
-    hub: Mapping[str, Any] = field(default_factory=dict)
 
 
 def evaluate_with_lm_eval(asked: LmEvaluation) -> EvaluationReport:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler, SequentialSampler
@@ -21,6 +22,8 @@ from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.training_args import LeftTrainingArguments
 
 GROUP_BY_LENGTH = "group_by_length"
+# In a batch whose rows are joined into one: how many tokens each of them has. Taken out before the model is called.
+JOINED_LENGTHS = "joined_lengths"
 
 
 class BatchingHost(Protocol):
@@ -119,8 +122,12 @@ def without_repeated_rows(args: LeftTrainingArguments, inputs: dict[str, Any], n
     labels = inputs.get("labels")
     if args.world_size == 1 or n_rows < 1 or labels is None:
         return inputs
-    labels = labels.clone()
-    labels[max(0, n_rows - args.process_index * len(labels)) :] = IGNORE_INDEX
+    labels, lengths = labels.clone(), inputs.get(JOINED_LENGTHS)
+    n_own = max(0, n_rows - args.process_index * len(labels if lengths is None else lengths))
+    if lengths is None:
+        labels[n_own:] = IGNORE_INDEX
+    else:
+        labels[:, int(lengths[:n_own].sum()) :] = IGNORE_INDEX
     return {**inputs, "labels": labels}
 
 
@@ -144,6 +151,24 @@ def why_not_grouped(trainer: BatchingHost, dataset: Any) -> str | None:
         "the rows have no input_ids": "input_ids" not in (getattr(dataset, "column_names", None) or ()),
     }
     return first_reason(reasons)
+
+
+@contextlib.contextmanager
+def lengths_of_joined_rows(trainer: BatchingHost) -> Iterator[None]:
+    """Inside, several processes are given a collator that tells where the rows end that it joins into one."""
+    collator = trainer.data_collator
+
+    def telling(rows: list[Any]) -> Any:
+        batch = collator(rows)
+        if isinstance(batch, Mapping) and batch.get("labels") is not None and len(batch["labels"]) < len(rows):
+            return {**batch, JOINED_LENGTHS: torch.tensor([len(row["input_ids"]) for row in rows])}
+        return batch
+
+    trainer.data_collator = telling if trainer.args.world_size > 1 else collator
+    try:
+        yield
+    finally:
+        trainer.data_collator = collator
 
 
 @contextlib.contextmanager

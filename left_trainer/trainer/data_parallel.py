@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 # Set by accelerate on a model that it has prepared.
@@ -17,13 +18,13 @@ def wrap_for_training(trainer: Any) -> None:
     """Have `Trainer` wrap a model for its training that was prepared for an evaluation alone.
 
     accelerate (1.15) takes it for one that is wrapped already. Each process would train alone, on its own rows, and
-    the weights of the first would be saved. FSDP and DeepSpeed wrap for an evaluation too.
+    the weights of the first would be saved. DeepSpeed wraps for an evaluation too, and FSDP2 where it can.
 
     Args:
         trainer: Before its training.
     """
     model = trainer.model
-    is_wrapped = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    is_wrapped = trainer.is_deepspeed_enabled or isinstance(trainer.model, FSDPModule)
     is_wrapped = is_wrapped or isinstance(trainer.model_wrapped, DistributedDataParallel)
     if trainer.args.world_size == 1 or is_wrapped or not getattr(model, PREPARED, False):
         return

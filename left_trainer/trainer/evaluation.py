@@ -151,10 +151,10 @@ class GeneratingTrainer(Trainer):
             The loss; the generated token ids, `(batch, new tokens)`, a tuple of them with `num_return_sequences`; the
             labels, `(batch, target)`.
         """
-        inputs = self._prepare_inputs(inputs)
         state = self.accelerator.gradient_state
         if self._loss is not None and state.end_of_dataloader:
             inputs = without_repeated_rows(self.args, inputs, state.remainder)
+        inputs = self._prepare_inputs(inputs)
         if not self.args.predict_with_generate or prediction_loss_only:
             loss, outputs, labels = super().prediction_step(model, dict(inputs), prediction_loss_only, ignore_keys)
             self._note_loss(loss, inputs)

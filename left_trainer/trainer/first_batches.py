@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 
 from left_trainer.models import unwrapped
 from left_trainer.token_mean import IGNORE_INDEX
+from left_trainer.trainer.machines import copy_from_first
 
 FILLED_WITH = {"labels": IGNORE_INDEX}
 
@@ -19,7 +20,8 @@ def initialize_from_all_rows(trainer: Any) -> None:
     """Set the weights of a new adapter of `trainer`, from the same rows and to the same values in every process."""
     model = unwrapped(trainer.model)
     if trainer.hooks.initialize(model, functools.partial(batches_of_all, trainer), trainer.args.seed):
-        share_weights(model)
+        # Each has computed them, maybe on other hardware.
+        copy_from_first([*model.parameters(), *model.buffers()], trainer.args.device)
 
 
 def batches_of_all(trainer: Any, number: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -71,15 +73,5 @@ def _gathered(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     return batches
 
 
-def _moved(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-@torch.no_grad()
-def share_weights(model: nn.Module) -> None:
-    """Give every process the weights of the first one: each has computed them, maybe on other hardware."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return
-    for tensor in (*model.parameters(), *model.buffers()):
-        if not tensor.is_meta:
-            distributed.broadcast(tensor.data, src=0)
+def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import distributed
 
 from left_trainer.storage.manifest import checksum
 from left_trainer.storage.whole import whole_files
@@ -54,6 +57,17 @@ def of_first_process(value: Any) -> Any:
     values = [value]
     broadcast_object_list(values)
     return values[0]
+
+
+@torch.no_grad()
+def copy_from_first(tensors: Iterable[torch.Tensor], device: torch.device) -> None:
+    """Give every process the values that the first one has in `tensors`, over `device`: of the process."""
+    if PartialState().num_processes == 1:
+        return
+    for tensor in (each.data for each in tensors if not each.is_meta):
+        on_device = tensor.to(device).contiguous()
+        distributed.broadcast(on_device, src=0)
+        tensor.copy_(on_device)
 
 
 def is_first_of_its_disk(folder: Path, args: LeftTrainingArguments) -> bool:

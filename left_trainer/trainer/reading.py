@@ -47,6 +47,8 @@ class ReadingTrainer(GeneratingTrainer):
         return only_columns(dataset, columns) if columns else dataset
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if batching.JOINED_LENGTHS in inputs:
+            inputs = {name: value for name, value in inputs.items() if name != batching.JOINED_LENGTHS}
         return super()._prepare_inputs(with_task_ids(unwrapped(self.model), inputs))
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -58,7 +60,8 @@ class ReadingTrainer(GeneratingTrainer):
         self, dataset: Any, description: str, batch_size: int, *args: Any, is_training: bool = False, **kwargs: Any
     ) -> Any:
         dataset = batching.shared_by_processes(self.args, dataset, batch_size, is_training)
-        return super()._get_dataloader(dataset, description, batch_size, *args, is_training=is_training, **kwargs)
+        with batching.lengths_of_joined_rows(self):
+            return super()._get_dataloader(dataset, description, batch_size, *args, is_training=is_training, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """As in `Trainer`; notes for the report whether the batches are grouped."""

@@ -16,10 +16,13 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import distributed, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from transformers.trainer_utils import EvalLoopOutput
 
 from left_trainer.models import unwrapped
+from left_trainer.models.wrapping import reshard
 from left_trainer.trainer.data_parallel import wrap_for_training
+from left_trainer.trainer.machines import copy_from_first
 from left_trainer.trainer.shrinking import ShrinkingTrainer
 
 
@@ -27,6 +30,8 @@ class ShardingTrainer(ShrinkingTrainer):
     """A trainer whose model FSDP2 may shard."""
 
     is_fsdp_enabled: bool
+    model: Any
+    optimizer: torch.optim.Optimizer | None
     _replicated: Sequence[nn.Parameter] = ()
     _resumed: str | None = None
 
@@ -38,11 +43,52 @@ class ShardingTrainer(ShrinkingTrainer):
 
     def prepare_to_shard(self) -> None:
         """Decide what stays whole, just before the optimizer is made and accelerate shards the rest."""
-        if self.is_fsdp_enabled and not isinstance(self.model, FSDPModule):
-            if self._resumed and self._keeps_adapter_whole:
+        if not self.is_fsdp_enabled:
+            return
+        reshard(self.model)  # an optimizer would be made of what an evaluation has gathered
+        if self._resumed and self._keeps_adapter_whole:
+            with self._as_replicated():
                 self._load_from_checkpoint(self._resumed)
+        if not isinstance(self.model, FSDPModule):
             self._replicated = keep_adapter_whole(self.accelerator, self.model)
             shard_tied_weights(self.accelerator, self.model, self._replicated)
+
+    def without_adapter(self) -> contextlib.AbstractContextManager[None]:
+        """As in the parent; what an adapter adds is told from the base model before it is off."""
+        self.prepare_to_evaluate()
+        return super().without_adapter()
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As in `Trainer`, which evaluates no model that is yet to be sharded by FSDP2 (transformers 5.23)."""
+        self.prepare_to_evaluate()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def prepare_to_evaluate(self) -> None:
+        """Shard a model that is evaluated before its training, or have it whole on every device.
+
+        It is whole where its training will start from whole weights.
+        """
+        if not self.is_fsdp_enabled or isinstance(self.model, FSDPModule):
+            return
+        if self._starts_from_whole_weights:
+            if self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+                copy_from_first([*self.model.parameters(), *self.model.buffers()], self.accelerator.device)
+            self.accelerator.prepare_model(self.model.to(self.args.device), evaluation_mode=True)
+            return
+        self.prepare_to_shard()
+        # accelerate (1.15) shards a model together with its optimizer alone.
+        optimizer = self.optimizer or torch.optim.SGD(self.model.parameters())
+        self.model, prepared = self.accelerator.prepare(self.model, optimizer)
+        self.model_wrapped = self.model
+        self.optimizer = self.optimizer and prepared
+        register_fsdp_forward_method(self.model, "generate")
+
+    @property
+    def _starts_from_whole_weights(self) -> bool:
+        """Whether the model shrinks first, a method sets weights by those of the base, or this is another model."""
+        is_teacher = self.teaching is not None and self.model is self.teaching.teacher.model
+        is_off = isinstance(self.model, PeftModel) and not adapter_weights(self.model)
+        return is_teacher or is_off or self.shrinking is not None or self.hooks.changes_start
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in `Trainer`; gradients of weights that no engine averages are averaged once for a step."""
@@ -162,15 +208,6 @@ def shard_tied_weights(accelerator: Accelerator, model: nn.Module, ignored: Iter
     # A module may read the weights of what it holds without calling it.
     for parent in [module for module in model.modules() if not set(modules).isdisjoint(module.children())]:
         parent.register_forward_pre_hook(lambda *_: modules[0].unshard())  # type: ignore[operator]
-
-
-@torch.no_grad()
-def copy_from_first(tensors: Iterable[torch.Tensor], device: torch.device) -> None:
-    """Give every process the values that the first one has in `tensors`."""
-    for tensor in tensors:
-        on_device = tensor.data.to(device).contiguous()
-        distributed.broadcast(on_device, src=0)
-        tensor.data.copy_(on_device)
 
 
 @torch.no_grad()

@@ -117,13 +117,24 @@ def _check_same_vocabulary(
     if teachers is None or students is None or teachers is students:
         return
     own, other = students.get_vocab(), teachers.get_vocab()
-    differing = sorted(token for token in own.keys() | other.keys() if own.get(token) != other.get(token))
-    if differing:
+    lacking, further = own.keys() - other.keys(), other.keys() - own.keys()
+    moved = sorted(token for token in own.keys() & other.keys() if own[token] != other[token])
+    if lacking or further or moved:
         teacher = request.teacher
-        shown = ", ".join(f"{token!r} ({own.get(token)}, {other.get(token)})" for token in differing[:MAX_TOKENS_SHOWN])
+        counts = f"{len(own):,} tokens, and the teacher's {len(other):,}"
+        parts = {
+            "are the model's alone": sorted(lacking),
+            "are the teacher's alone": sorted(further),
+            "have other ids": moved,
+        }
+        shown = "; ".join(
+            f"{len(tokens):,} {what}, such as {', '.join(map(repr, tokens[:MAX_TOKENS_SHOWN]))}"
+            for what, tokens in parts.items()
+            if tokens
+        )
         raise ValueError(
             f"teacher_model={teacher.title if isinstance(teacher, ModelSource) else teacher!r} has another vocabulary "
-            f"than model={request.source.title!r}: {len(differing)} tokens have other ids, such as {shown}. Their "
+            f"than model={request.source.title!r}, whose tokenizer has {counts}: {shown}. Their "
             "distributions cannot be compared. Let the teacher write the targets, which works with any tokenizer: "
             "distillation_kwargs={'sequence_level': True}."
         )

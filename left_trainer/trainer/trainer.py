@@ -391,7 +391,7 @@ class LeftSFTTrainer(LeftTrainer, SFTTrainer):
         mode, mask = "train" if self.model.training else "eval", inputs.get("attention_mask")
         n_inputs = n_tokens.new_tensor(inputs["input_ids"].numel()) if mask is None else mask.sum()
         counts = torch.stack((n_tokens, n_correct, n_inputs)).unsqueeze(0)
-        n_targets, n_right, n_positions = self.accelerator.gather_for_metrics(counts).sum(0).tolist()
+        n_targets, n_right, n_positions = self.accelerator.gather(counts).sum(0).tolist()
         self._metrics[mode]["mean_token_accuracy"].append(n_right / n_targets if n_targets else 0.0)
         if mode == "train":
             self._total_train_tokens += n_positions

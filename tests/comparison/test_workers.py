@@ -20,7 +20,7 @@ from compared import finished, quality
 from left_trainer.cli.main import main
 from left_trainer.comparison.attempt import Attempt
 from left_trainer.comparison.cell import FAILURE_FILE
-from left_trainer.comparison.claims import OWNER_FILE, claims, n_lost
+from left_trainer.comparison.claims import OWNER_FILE, RELEASED_FILE, claims, n_lost
 from left_trainer.comparison.engines import make_engine
 from left_trainer.comparison.engines.local_engine import environment_of
 from left_trainer.comparison.engines.slurm_engine import SlurmEngine
@@ -113,13 +113,20 @@ def test_two_processes_after_one_that_was_killed(config, alone, python, tmp_path
     owner = json.loads((claim / OWNER_FILE).read_text())
     (claim / OWNER_FILE).write_text(json.dumps({**owner, "host": "gone", "process": "00000000-1-1"}))
     # As `srun` and `torchrun` would start them.
-    options["env"] = {**ENVIRONMENT, "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "WORLD_SIZE": "2", "RANK": "0"}
-    with subprocess.Popen(command, **options) as one, subprocess.Popen(command, **options) as other:
+    started = {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "WORLD_SIZE": "2"}
+    envs = [{**ENVIRONMENT, **started, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "RANK": rank} for rank in "01"]
+    with (
+        subprocess.Popen(command, **{**options, "env": envs[0]}) as one,
+        subprocess.Popen(command, **{**options, "env": envs[1]}) as other,
+    ):
         for worker in (one, other):
             worker.stdout.read()
             assert worker.wait() == 1  # one run fails
     same_results(alone, tmp_path)
     assert (claim.parent / "claim-2").is_dir()
+    released = [json.loads(path.read_text()) for path in tmp_path.glob(f"cells/*/claim-*/{RELEASED_FILE}")]
+    assert len(released) == 4
+    assert len({owner["process"] for owner in released}) == 2  # each has had cells of its own
     assert not list(tmp_path.glob("cells/*/claim-*/run"))
 
 
@@ -278,6 +285,8 @@ def test_an_engine_whose_package_is_missing_is_refused(name, package, monkeypatc
         (["--work", "--max_steps", "5"], "takes no --max_steps"),
         (["--work"], "has no plan.json. Plan the comparison first"),
         (["--config", "ENGINE"], "engine='rays' is not known."),
+        (["--push_to_hub"], "--push_to_hub cannot be set here. Use left-trainer train --push_to_hub with the"),
+        (["--methods", "a=lora+push_to_hub=true"], "a comparison would push each run"),
         (["--attempts", "0"], "attempts=0 must be an integer, at least 1"),
         (["--takeover_seconds", "0"], "takeover_seconds=0.0 must be a number, at least 1"),
         (["--launcher", "no-such-launcher --x"], "launcher='no-such-launcher --x' must be a command"),

@@ -15,7 +15,7 @@ from exports import export, make_base, make_run, write_rows
 from left_trainer import DataArguments, LeftTrainingArguments, ModelArguments, get_method, get_task, list_methods
 from left_trainer.cli.main import main
 from left_trainer.embedded import MODEL_PATHS, pretrain
-from left_trainer.export.exporting import Export, check_method
+from left_trainer.export.exporting import Export, Exported, check_method
 from left_trainer.export.formats import FORMATS
 from left_trainer.export.rows import RowsAsked, prompts_of_run
 from left_trainer.export.verification import EXACT, HALF, ROUNDED, Difference, Verification
@@ -93,6 +93,27 @@ def test_rows_that_are_gone_or_unknown_are_asked_for(runs, tmp_path, capsys):
     assert "Pass rows with --test_file" in refused(capsys, "--adapter", run, "--to", "lora")
     rows = write_rows(tmp_path)
     assert "Pass --task" in refused(capsys, "--adapter", run, "--to", "lora", "--test_file", rows)
+
+
+def test_parts_of_a_run_have_its_rows_and_an_interrupted_one_names_its_checkpoint(runs, tmp_path, capsys):
+    run = shutil.copytree(runs["decoder_only"], tmp_path / "run")
+    for part in ("base", "checkpoint-2"):
+        (run / part).mkdir()
+        assert prompts_of_run(str(run / part), RowsAsked()) == prompts_of_run(str(run), RowsAsked())
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (run / name).rename(run / "checkpoint-2" / name)
+    message = refused(capsys, "--adapter", run, "--to", "lora")
+    assert f"or export its last checkpoint: --adapter {run / 'checkpoint-2'}" in message
+
+
+def test_many_other_answers_are_not_passed_over(runs, tmp_path, capsys, monkeypatch):
+    pairs = [(0, ""), (1, "Warning: 1 of 5 answers are not those of the trained model. Weights in int8 explain that")]
+    for number, message in pairs:
+        found = Verification(5, 5 - number, ROUNDED, (Difference(0, "a", "b", 1.5),) * number, "a runtime")
+        exported = Exported(tmp_path, "int8", found, "usage")
+        monkeypatch.setattr("left_trainer.export.exporting.export_model", lambda asked, exported=exported: exported)
+        assert main(["export", "--adapter", str(runs["decoder_only"]), "--to", "ctranslate2"]) == 0
+        assert capsys.readouterr().err.startswith(message)
 
 
 UNMERGEABLE = [method.name for method in list_methods() if method.config_class and not method.mergeable]

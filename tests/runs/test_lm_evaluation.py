@@ -64,7 +64,7 @@ def test_an_adapter_is_scored_and_not_its_base(family, method, saved_models, mak
     trainer = LeftTrainer(str(saved_models[family]), args, train_dataset=rows)
     trainer.train()
     trainer.save_model()
-    base = evaluate_with_lm_eval(LmEvaluation(str(saved_models[family]), tasks)).metrics
+    base = evaluate_with_lm_eval(LmEvaluation(path=str(saved_models[family]), tasks=tasks)).metrics
     folder = tmp_path / "scores"
     words = ["--adapter", str(tmp_path / "run"), "--lm_eval", *tasks, "--output_dir", str(folder)]
     assert main(["evaluate", *words]) == 0

@@ -81,7 +81,7 @@ def test_a_saved_run_answers_and_scores_as_it_reported(family, task, saved_model
     generator = Generator(str(tmp_path / "run"))
     assert generator([task.prompt.format(source=text) for text in texts]) == scored
     assert generator(run.data["test"]["prompt"]) == scored
-    evaluated = evaluate_saved(Evaluation(str(tmp_path / "run"), DataArguments(test_file=str(file))))
+    evaluated = evaluate_saved(Evaluation(path=str(tmp_path / "run"), data=DataArguments(test_file=str(file))))
     untimed = {name for name in report.metrics.after if not name.endswith(("_second", "runtime", "_time"))}
     assert {name: evaluated.metrics[name] for name in untimed} == pytest.approx(
         {name: report.metrics.after[name] for name in untimed}, abs=1e-5

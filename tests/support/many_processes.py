@@ -33,6 +33,7 @@ STEP = 8  # rows of all processes
 UNEVEN = 12  # rows of a step and a half
 EVALUATED = 7
 TYPES = ("t5", "llama")
+PACKED = {"packing": True, "max_length": 32}  # of decoder-only models
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "batch larger than the rows": {"per_device_eval_batch_size": 8},
@@ -44,6 +45,7 @@ EVALUATIONS: dict[str, dict[str, Any]] = {
     "generated in order": {"predict_with_generate": True, "sort_eval_by_length": False},
     "streamed": {"streamed": True},
     "streamed and generated": {"streamed": True, "predict_with_generate": True},
+    "packed": PACKED,
 }
 TRAININGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -56,6 +58,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "smoothed full logits": {"use_linear_cross_entropy": False, "label_smoothing_factor": 0.1},
     "streamed": {"files": 1},
     "streamed from files": {"files": 3},
+    "packed": PACKED,
 }
 # What only wraps a model trains in several processes as any other module does.
 HOOKED = [case for case in CASES if not get_method(case[0]).only_wraps]
@@ -103,10 +106,15 @@ def shards(rows: list[dict[str, str]], files: int) -> IterableDataset:
     return IterableDataset.from_generator(read, gen_kwargs={"numbers": list(range(files))})
 
 
+def of_type(given: dict[str, dict[str, Any]], model_type: str) -> list[tuple[str, dict[str, Any]]]:
+    """Those of a kind of model."""
+    return [case for case in given.items() if model_type == "llama" or case[1] is not PACKED]
+
+
 def evaluations(folder: Path, processes: int) -> Iterator[tuple[str, Any]]:
     """Losses and scores of rows that fill no batch."""
     for model_type in TYPES:
-        for name, given in EVALUATIONS.items():
+        for name, given in of_type(EVALUATIONS, model_type):
             options = dict(given)
             rows: Any = Dataset.from_list(tiny_rows(EVALUATED))
             rows = rows.to_iterable_dataset() if options.pop("streamed", False) else rows
@@ -118,7 +126,7 @@ def evaluations(folder: Path, processes: int) -> Iterator[tuple[str, Any]]:
 def trainings(folder: Path, processes: int) -> Iterator[tuple[str, Any]]:
     """Losses and gradient norms of a step of whole batches and one of batches that are filled up."""
     for model_type in (*TYPES, "bart"):
-        for name, given in TRAININGS.items():
+        for name, given in of_type(TRAININGS, model_type):
             options = {"train_sampling_strategy": "sequential", **given}
             rows, files = tiny_rows(UNEVEN), options.pop("files", 0)
             evaluates = options.pop("evaluated", False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 
 from places import REPOSITORY, SUPPORT
@@ -25,3 +26,10 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.stdout.read()
     process.wait()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

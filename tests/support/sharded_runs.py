@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file
+from transformers.trainer_utils import PredictionOutput
 
 from fsdp_on_cpu import allow_fsdp_on_cpu
 from left_trainer import AdapterSaverCallback, LeftTrainer, LeftTrainingArguments, get_method
@@ -23,25 +24,38 @@ STEP = 4  # rows of all processes
 WRAPPED = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
 TEACHER = {"teacher_model": "base", "distillation_kwargs": {"alpha": 0.5}}
 AT_START = {"shrink_kwargs": {"schedule": "at_start"}}
+SCORED = {"is_scored": True}  # before the training, without the adapter and with it
+ONCE = {"fsdp": {"cpu_ram_efficient_loading": True}}
 # What is tried whenever tests run: a kind of method, of model, or of sharding each.
 RUNS: dict[str, dict[str, Any]] = {
     "full, t5": {},
     "full, tables that two modules share": {"model": "own_table_marian"},
     "full, sharded checkpoints": {"fsdp": {"state_dict_type": "SHARDED_STATE_DICT"}},
-    "lora, loaded once": {"peft_method": "lora", "fsdp": {"cpu_ram_efficient_loading": True}},
-    "pissa, llama": {"model": "llama", "peft_method": "pissa"},
     "osf, llama": {"model": "llama", "peft_method": "osf"},
     "p_tuning, llama": {"model": "llama", "peft_method": "p_tuning"},
     "pissa, taught by its base": {"model": "llama", "peft_method": "pissa", **TEACHER},
     "full, made smaller": {"model": "llama", "shrink_to": "layers=1", **AT_START},
+    "full, scored before": {"model": "bart", **SCORED},
+    "lora, scored before": {"peft_method": "lora", **SCORED},
+    "lora, scored and loaded once": {"model": "llama", "peft_method": "lora", "is_short": True, **SCORED, **ONCE},
+    "pissa, scored and loaded once": {"model": "llama", "peft_method": "pissa", "is_short": True, **SCORED, **ONCE},
+    "full, scored and made smaller": {"shrink_to": "decoder_layers=1", "is_short": True, **AT_START, **SCORED},
 }
 MORE_RUNS: dict[str, dict[str, Any]] = {
     "full, bart": {"model": "bart"},
+    "lora, loaded once": {"peft_method": "lora", **ONCE},
+    "pissa, llama": {"model": "llama", "peft_method": "pissa"},
     "full, gpt2": {"model": "gpt2"},
     "full, accumulated": {"gradient_accumulation_steps": 2},
     "adalora, t5": {"peft_method": "adalora"},
     "trainable_tokens, t5": {"peft_method": "trainable_tokens"},
     "full, taught by itself": {"teacher_model": "self"},
+    "pissa, scored and taught by its base": {"model": "llama", "peft_method": "pissa", **TEACHER, **SCORED},
+    **{
+        f"{method}, {model}, scored before": {"model": model, "peft_method": method, **SCORED}
+        for method in ("full", "lora", "p_tuning")
+        for model in ("t5", "bart", "llama", "gpt2")
+    },
     "lora, made smaller": {"peft_method": "lora", "shrink_to": "encoder_layers=1,decoder_layers=1", **AT_START},
 }
 METHODS = {
@@ -49,12 +63,14 @@ METHODS = {
     for method, family in CASES
     if get_method(method).supports("sharded")
 }
+METHODS |= {f"{name}, scored before": {**given, **SCORED} for name, given in METHODS.items()}
 
 
 def run(folder: Path, processes: int, given: dict[str, Any]) -> dict[str, Any]:
     """Train with checkpoints, restore the best one, write texts, save, and go on from the first checkpoint."""
-    options = {"model": "t5", "peft_method": "full", "is_short": False, **given}
+    options = {"model": "t5", "peft_method": "full", "is_short": False, "is_scored": False, **given}
     model_type, is_short, fsdp = options.pop("model"), options.pop("is_short"), options.pop("fsdp", {})
+    is_scored = options.pop("is_scored")
     model = tiny_model(model_type)
     family, accumulation = model_family(model), options.get("gradient_accumulation_steps", 1)
     with PartialState().main_process_first():
@@ -78,7 +94,7 @@ def run(folder: Path, processes: int, given: dict[str, Any]) -> dict[str, Any]:
             "disable_tqdm": True,
             "use_cpu": True,
             "seed": 5,
-            **({"save_strategy": "no"} if is_short else saving),
+            **({"save_strategy": "no", "predict_with_generate": is_scored} if is_short else saving),
             **own,
             **options,
         }
@@ -96,18 +112,36 @@ def run(folder: Path, processes: int, given: dict[str, Any]) -> dict[str, Any]:
         )
 
     trainer = made()
+    found = scores(trainer) if is_scored else {}
     trainer.train()
-    found = {"losses": losses(trainer), "gradient_norms": gradient_norms(trainer)}
+    found |= {"losses": losses(trainer), "gradient_norms": gradient_norms(trainer)}
     trainer.save_model()
     if is_short:
         return found
     logged = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     predicted = trainer.predict(Dataset.from_list(tiny_rows(5)))
     found |= {"evaluations": logged, "best": trainer.state.best_global_step, "loss": predicted.metrics["test_loss"]}
-    found["texts"] = [[token for token in row if token > 0] for row in predicted.predictions.tolist()]
+    found["texts"] = own_tokens(predicted)
     resumed = made()
+    if is_scored:
+        scores(resumed)
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
     return {**found, "resumed": losses(resumed), "resumed_norms": gradient_norms(resumed)}
+
+
+def scores(trainer: LeftTrainer) -> dict[str, Any]:
+    """What a trainer says of its model before the training: of its base, and with the adapter."""
+    rows = Dataset.from_list(tiny_rows(5))
+    with trainer.without_adapter():
+        base = trainer.predict(rows)
+    adapted = trainer.predict(rows)
+    texts = {"texts of base": own_tokens(base), "texts before": own_tokens(adapted)}
+    return {"loss of base": base.metrics["test_loss"], "loss before": adapted.metrics["test_loss"], **texts}
+
+
+def own_tokens(predicted: PredictionOutput) -> list[list[int]]:
+    """Texts that were generated, without what fills them up."""
+    return [[token for token in row if token > 0] for row in predicted.predictions.tolist()]
 
 
 def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
