@@ -25,13 +25,17 @@ def why_not_row_by_row(model: PreTrainedModel, inputs: Mapping[str, Any]) -> str
         return f"the model is given {further[0]}"
     if not inputs.get("use_cache"):
         return "there is no cache"
-    for cache in _caches(inputs["past_key_values"]):
-        kinds = [type(cache), *map(type, getattr(cache, "layers", ()))]
+    given = inputs.get("past_key_values")
+    return why_not_divisible(given) or ("a cache is given" if given is not None and given.get_seq_length() else None)
+
+
+def why_not_divisible(cache: Any) -> str | None:
+    """Why rows cannot be taken out of `cache`, one that the model is given or has filled; `None` where they can."""
+    for part in _caches(cache):
+        kinds = [type(part), *map(type, getattr(part, "layers", ()))]
         other = [kind.__name__ for kind in kinds if kind not in (DynamicCache, *LAYERS)]
         if other:
             return f"the cache is a {other[0]}"
-        if cache.get_seq_length():
-            return "a cache is given"
     return None
 
 

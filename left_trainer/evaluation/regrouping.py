@@ -21,7 +21,13 @@ from transformers.generation import GenerationMixin, GenerationMode
 
 from left_trainer.adapters.task_ids import number_of_tasks
 from left_trainer.evaluation.batches import MAX_WIDENING
-from left_trainer.evaluation.decoded_rows import DecodedRows, join_rows, reorder_copies, why_not_row_by_row
+from left_trainer.evaluation.decoded_rows import (
+    DecodedRows,
+    join_rows,
+    reorder_copies,
+    why_not_divisible,
+    why_not_row_by_row,
+)
 from left_trainer.evaluation.searches import BeamSearch, GreedySearch, Search, SearchSettings
 from left_trainer.kernels.fast_paths import first_reason
 from left_trainer.methods.apply import find_method
@@ -132,7 +138,7 @@ class Regrouping:
     def decoding(self, keys: list[int]) -> Callable[..., torch.Tensor]:
         """What generates for a batch of `batches` in place of `generate`'s own loop, as its `custom_generate`."""
 
-        # No bound method: PEFT copies the arguments of `generate`, and would copy all rows with it (peft 0.21).
+        # No bound method: with soft prompts PEFT makes a deep copy of the arguments, the rows that wait included.
         def decode(
             model: PreTrainedModel,
             input_ids: torch.Tensor,
@@ -246,9 +252,11 @@ def inspecting(found: list[str | None]) -> Callable[..., torch.Tensor]:
         **inputs: Any,
     ) -> torch.Tensor:
         inputs.pop("synced_gpus", None)
-        found.append(
-            why_not_regrouped(model, input_ids, logits_processor, stopping_criteria, generation_config, inputs)
-        )
+        reason = why_not_regrouped(model, input_ids, logits_processor, stopping_criteria, generation_config, inputs)
+        if reason is None:  # an adapter may put another cache in the place of the model's
+            arguments = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs)
+            reason = why_not_divisible(model(**arguments, return_dict=True).past_key_values)
+        found.append(reason)
         return input_ids
 
     return inspect_only
