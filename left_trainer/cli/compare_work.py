@@ -76,7 +76,9 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         "--engine_options",
         nargs="+",
         metavar="KEY=VALUE",
-        help="resources of each run, by the engine's own names. ray: num_gpus, num_cpus, memory, max_retries, ..., and "
+        help="options of the engine, by its own names. local: fork=false starts every run as a new Python process (by "
+        "default, on Linux, it is forked from one that has imported everything). Of a cluster, the resources of each "
+        "run. ray: num_gpus, num_cpus, memory, max_retries, ..., and "
         "address, of the cluster. slurm: timeout_min, gpus_per_node, cpus_per_task, mem_gb, slurm_partition, ...",
     )
     parser.add_argument(

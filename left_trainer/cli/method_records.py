@@ -56,7 +56,7 @@ class CountingModel:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.source = ModelSource.of(MODEL_NAMES.get(name, name))
+        self.source = ModelSource.of(name)
         self.skeleton = build_skeleton(self.source)
 
     def count(self, method: PeftMethod) -> Trainable:

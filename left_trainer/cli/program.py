@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ def run_program(main: Callable[[], int | None]) -> int:
         What `main` returns, 0 for `None`; 130 after Ctrl-C (and 143 is exited with after SIGTERM); 1 where a file could
         not be written or another run uses the folder. Each with one line on stderr and no traceback.
     """
+    logging.basicConfig(format="%(message)s", handlers=[_AboveBars()])  # unless the caller has set up its own
     with exiting_on_sigterm():
         try:
             code = main()
@@ -41,6 +43,15 @@ def run_program(main: Callable[[], int | None]) -> int:
             name = f"{error.filename!r}" if error.filename else "the output"
             return _say(f"{name} cannot be written because {FULL[error.errno]}: free space and start again.")
     return code or 0
+
+
+class _AboveBars(logging.Handler):
+    """Writes what is logged to stderr, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _say(text: str) -> int:

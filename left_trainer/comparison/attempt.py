@@ -13,18 +13,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from left_trainer.comparison.cell import CELL_FILE, EXIT_WITH_PARENT, FAILURE_FILE, Cell
+from left_trainer.comparison.cell import CELL_FILE, EXIT_WITH_PARENT, FAILURE_FILE, NOT_FORKED, Cell
 from left_trainer.comparison.claims import CLAIM, Claim, Owner
-from left_trainer.comparison.launcher import program, search_path
+from left_trainer.comparison.forked import ForkedProcess, ForkServer
+from left_trainer.comparison.launcher import of_runs, program
 from left_trainer.comparison.planned import why_not_here
 from left_trainer.comparison.progress import LEAST_SECONDS, remove_progress
 from left_trainer.comparison.results import finished_cell
-from left_trainer.processes import alone
 from left_trainer.runs.json_records import write_json
 from left_trainer.runs.report import REPORT_FILE
 from left_trainer.secret_values import masked
 
+Process = subprocess.Popen[bytes] | ForkedProcess
 LOG_FILE = "log.txt"
+NO_SERVER = "the engine starts each run anew"
 # Beginnings of variables that the runs on other machines need as well.
 HANDED_ON = ("HF_", "LEFT_TRAINER_", "TRANSFORMERS_", "WANDB_")
 
@@ -47,12 +49,18 @@ class Attempt:
     working_dir: str | None = None
     checks_memory: bool = False
 
-    def run(self, environment: Mapping[str, str] | None = None, stopped: threading.Event | None = None) -> None:
+    def run(
+        self,
+        environment: Mapping[str, str] | None = None,
+        stopped: threading.Event | None = None,
+        fork_server: ForkServer | None = None,
+    ) -> None:
         """Run the cell from its beginning to its end.
 
         Args:
             environment: Variables that the process of the cell has beside those of this one.
             stopped: Once it is set, the process is killed and the claim given back.
+            fork_server: Forks the process, where it can and the cell has no launcher.
 
         Raises:
             WriteFailedError: The disk is full, read-only or gone.
@@ -63,17 +71,19 @@ class Attempt:
             return
         try:
             if finished_cell(self.claim.cell_folder) is None:  # by another process, since the claim was found free
-                self._run(owner, environment or {}, stopped)
+                self._run(owner, environment or {}, stopped, fork_server or ForkServer({}, NO_SERVER))
         finally:
             self.claim.release()
 
-    def _run(self, owner: Owner, environment: Mapping[str, str], stopped: threading.Event) -> None:
+    def _run(
+        self, owner: Owner, environment: Mapping[str, str], stopped: threading.Event, fork_server: ForkServer
+    ) -> None:
         folder = self.claim.run_folder
         self.cell.write(folder)
         if self.checks_memory and (reason := why_not_here(self.cell, self.claim.cell_folder.parent.parent)):
             write_json(folder / FAILURE_FILE, {"reason": reason})
         else:
-            with self._start(environment) as process:
+            with self._start(environment, fork_server) as process:
                 return_code = self._wait(process, owner, stopped)
             if return_code is None or not self.claim.beat():
                 return
@@ -81,18 +91,22 @@ class Attempt:
                 write_json(folder / FAILURE_FILE, {"reason": _reason(return_code, self.claim.cell_folder / LOG_FILE)})
         publish(folder, self.claim.cell_folder)
 
-    def _start(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def _start(self, environment: Mapping[str, str], fork_server: ForkServer) -> Process:
         cell_folder = self.claim.cell_folder.absolute()
         run_folder = Claim(cell_folder, self.claim.number).run_folder
-        command = [*program(self.cell.launcher), "-m", "left_trainer.comparison.cell"]
-        command += [str(run_folder), str(cell_folder.parent), EXIT_WITH_PARENT]
-        variables = {**alone(os.environ), "PATH": search_path(os.environ), **environment}
+        words = [str(run_folder), str(cell_folder.parent), EXIT_WITH_PARENT]
+        cwd = self.working_dir or str(Path.cwd())
         with (cell_folder / LOG_FILE).open("wb") as log:
-            return subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=variables, cwd=self.working_dir
-            )
+            if self.cell.launcher is None:
+                process = fork_server.start(words, log, environment, cwd)
+                if process is not None:
+                    return process
+            reason = "its launcher starts it" if self.cell.launcher else str(fork_server.reason)
+            command = [*program(self.cell.launcher), "-m", "left_trainer.comparison.cell", *words, NOT_FORKED, reason]
+            variables = {**of_runs(), **environment}
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=variables, cwd=cwd)
 
-    def _wait(self, process: subprocess.Popen[bytes], owner: Owner, stopped: threading.Event) -> int | None:
+    def _wait(self, process: Process, owner: Owner, stopped: threading.Event) -> int | None:
         """Wait for a process to end, and show meanwhile that this one lives.
 
         Returns:

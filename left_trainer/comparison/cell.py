@@ -1,12 +1,12 @@
 """One run of a comparison, in a process of its own: `python -m left_trainer.comparison.cell FOLDER CELLS`.
 
 The folder holds `cell.json`, which says what to run; the process leaves `training_report.json` or `failure.json` there.
-The results of other cells are below `CELLS`. With `--exit_with_parent` it ends when its standard input does. Several
-processes, as `accelerate launch` or `torchrun` start them, run one cell together.
+Several processes, as `accelerate launch` or `torchrun` start them, run one cell together.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import functools
 import gc
@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +43,7 @@ from left_trainer.runs.build_report import build_report, collect_samples, majori
 from left_trainer.runs.files_of_0_1 import upgrade_tuning
 from left_trainer.runs.fine_tuning import TASK_DEFAULTS, score, score_teacher, set_up
 from left_trainer.runs.json_records import from_json, read_json, write_json
-from left_trainer.runs.report import TrainingReport
+from left_trainer.runs.report import FastPathUse, TrainingReport
 from left_trainer.runs.tuning import TuningResult
 from left_trainer.secret_values import masked, without_hub_tokens
 from left_trainer.tasks import Task, get_task
@@ -51,6 +51,8 @@ from left_trainer.trainer import LeftTrainer
 from left_trainer.training_args import LeftTrainingArguments
 
 EXIT_WITH_PARENT = "--exit_with_parent"
+FORKED, NOT_FORKED = "--forked", "--not_forked"
+FORKED_RUN = "forked_run"  # among the fast paths of a report
 CELL_FILE, FAILURE_FILE, PREDICTIONS_FILE = "cell.json", "failure.json", "predictions.jsonl"
 LEARNING_RATE_SOURCE_OF_0_1 = "learning_rate_source"
 BASE = "base"
@@ -333,20 +335,21 @@ def exit_with_parent() -> None:
     threading.Thread(target=wait, daemon=True, name="left-trainer-parent").start()
 
 
-def main() -> int:
-    """Run the cell of the folder that the command line names."""
-    words = [word for word in sys.argv[1:] if word != EXIT_WITH_PARENT]
-    if EXIT_WITH_PARENT in sys.argv:
+def main(words: Sequence[str]) -> int:
+    """Run the cell of the folder that the words of the command line name."""
+    options = _parser().parse_args(words)
+    if options.exit_with_parent:
         exit_with_parent()
     disable_progress_bar()
     disable_progress_bars()
-    folder, cells = Path(words[0]), Path(words[1]) if len(words) > 1 else None
+    folder = options.folder
     try:
         began = time.perf_counter()
         cell = Cell.read(folder)
         load_plugins(cell.plugins)
-        report = run_cell(cell, folder, cells)
-        report = replace(report, run_seconds=time.perf_counter() - began)
+        report = run_cell(cell, folder, options.cells)
+        paths = {**report.fast_paths, **_how_started(options)}
+        report = replace(report, run_seconds=time.perf_counter() - began, fast_paths=paths)
     except Exception as error:
         write_json(folder / FAILURE_FILE, {"reason": _said(error)})
         return 1
@@ -355,5 +358,23 @@ def main() -> int:
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m left_trainer.comparison.cell", allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help="holds cell.json, and receives the result")
+    parser.add_argument("cells", type=Path, nargs="?", help="holds the results of other cells")
+    parser.add_argument(EXIT_WITH_PARENT, action="store_true", help="end when the standard input does")
+    parser.add_argument(FORKED, action="store_true", help="the process was forked from one with all imports")
+    parser.add_argument(NOT_FORKED, metavar="REASON", help="why it was not")
+    return parser
+
+
+def _how_started(options: argparse.Namespace) -> dict[str, FastPathUse]:
+    """For the report's `fast_paths`; empty where a cell is run by hand."""
+    fell_back = {options.not_forked: 1} if options.not_forked else {}
+    if not options.forked and not fell_back:
+        return {}
+    return {FORKED_RUN: FastPathUse(int(options.forked), fell_back)}
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from left_trainer.processes import alone
+
 
 def check_launcher(value: Any) -> str:
     """The command that starts the processes of a run. Raises `ValueError` where it is none."""
@@ -34,3 +36,8 @@ def program(launcher: str | None) -> list[str]:
 def search_path(environment: Mapping[str, str]) -> str:
     """`PATH` after the folder of this interpreter, where `accelerate` and `torchrun` are, activated or not."""
     return os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+
+
+def of_runs() -> dict[str, str]:
+    """The environment of the processes of runs, however this one was started."""
+    return {**alone(os.environ), "PATH": search_path(os.environ)}

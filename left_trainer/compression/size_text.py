@@ -27,7 +27,11 @@ def described(before: HasSize, after: HasSize) -> str:
 
 def _shown(size: HasSize) -> tuple[str, str, str]:
     layers, widths = ("+".join(str(number) for number in each) for each in (size.layers.values(), _widths(size)))
-    return f"{layers} layers", f"ffn {widths}", f"{size.heads} heads"
+    return _counted(layers, "layer"), f"ffn {widths}", _counted(str(size.heads), "head")
+
+
+def _counted(number: str, noun: str) -> str:
+    return f"{number} {noun}" if number == "1" else f"{number} {noun}s"
 
 
 def _widths(size: HasSize) -> list[int]:

@@ -100,7 +100,9 @@ def skeleton(
         wrapped = bare
         for name, adapter in adapters.items():
             if wrapped is bare:
-                wrapped = wrap(bare, with_named_targets(bare, copy.deepcopy(adapter)), name)
+                own = copy.deepcopy(adapter)
+                own.base_model_name_or_path = None  # a skeleton has no name, and PEFT warns of a change of it
+                wrapped = wrap(bare, with_named_targets(bare, own), name)
             else:
                 wrapped.add_adapter(name, copy.deepcopy(adapter))
         return wrapped

@@ -70,7 +70,7 @@ class ModelArguments:
         meant = did_you_mean(name, MODEL_NAMES) if "embed" in name and not Path(name).exists() else ""
         if meant and name not in MODEL_NAMES:
             raise ValueError(f"model_name_or_path={name!r} is not known.{meant} Or pass a folder or a name on the Hub.")
-        return ModelSource.of(MODEL_NAMES.get(name, name), options)
+        return ModelSource.of(name, options)
 
 
 @dataclass

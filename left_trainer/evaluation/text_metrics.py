@@ -26,8 +26,6 @@ class TextPrediction(EvalPrediction):
         self.references = references
 
 
-METRICS_ATTRIBUTE = "metrics"  # of the function that `text_metrics` makes
-TOKENIZER_ATTRIBUTE = "tokenizer"  # the same
 DEFAULT_METRICS = ("rouge", "bleu", "chrf", "exact_match")
 
 
@@ -41,9 +39,37 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray) -> list[st
     return [text.strip() for text in tokenizer.batch_decode(cleaned, skip_special_tokens=True)]
 
 
+class TextMetrics:
+    """A `compute_metrics` for `predict_with_generate`; arguments as in `text_metrics`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], main: str | None) -> None:
+        self.tokenizer, self.names, self.main = tokenizer, tuple(names), main
+        self._others = {name: load_metric(name) for name in names if name not in SCORES}  # an unknown one is an error
+
+    @functools.cached_property
+    def _metrics(self) -> list[Any]:
+        return [self._others[name] if name in self._others else load_metric(name) for name in self.names]
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The scores."""
+        token_ids = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        written = getattr(prediction, "references", None)
+        of_labels = functools.partial(decode, self.tokenizer, prediction.label_ids)
+        references = of_labels() if written is None else [text.strip() for text in written]
+        token_ids = token_ids[:: max(1, len(token_ids) // max(1, len(references)))]
+        predictions = decode(self.tokenizer, token_ids)
+        scores: dict[str, float] = {}
+        for metric in self._metrics:
+            scores |= metric.compute(predictions=predictions, references=references) or {}
+        # Beam search fills shorter rows with the end of sequence where the padding token's id is 0 (transformers 5.23).
+        no_text = [*self.tokenizer.all_special_ids, IGNORE_INDEX]
+        scores["generated_length"] = float(np.isin(token_ids, no_text, invert=True).sum(axis=1).mean())
+        return scores
+
+
 def text_metrics(
-    tokenizer: PreTrainedTokenizerBase, names: Sequence[str] = DEFAULT_METRICS
-) -> Callable[[EvalPrediction], dict[str, float]]:
+    tokenizer: PreTrainedTokenizerBase, names: Sequence[str] = DEFAULT_METRICS, main: str | None = None
+) -> TextMetrics:
     """A `compute_metrics` for `predict_with_generate`.
 
     Predictions are compared with the text of the rows, where they were given as text, and else with the labels decoded.
@@ -53,41 +79,21 @@ def text_metrics(
         tokenizer: Decodes predictions and labels.
         names: Metrics: `rouge`, `bleu`, `chrf`, `exact_match`, `distinct`, `accuracy`, `macro_f1`, or any name that
             `evaluate.load` knows.
+        main: The score among theirs that says how good a model is, for pictures.
 
     Returns:
         A function from predictions to scores in percent, with `generated_length`, the mean number of tokens that are
         not special.
     """
-    others = {name: load_metric(name) for name in names if name not in SCORES}  # an unknown one is an error at once
-
-    @functools.cache
-    def metrics() -> list[Any]:
-        return [others[name] if name in others else load_metric(name) for name in names]
-
-    special = tokenizer.all_special_ids
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        token_ids = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        written = getattr(prediction, "references", None)
-        references = decode(tokenizer, prediction.label_ids) if written is None else [text.strip() for text in written]
-        token_ids = token_ids[:: max(1, len(token_ids) // max(1, len(references)))]
-        predictions = decode(tokenizer, token_ids)
-        scores: dict[str, float] = {}
-        for metric in metrics():
-            scores |= metric.compute(predictions=predictions, references=references) or {}
-        # Beam search fills shorter rows with the end of sequence where the padding token's id is 0 (transformers 5.23).
-        scores["generated_length"] = float(np.isin(token_ids, [*special, IGNORE_INDEX], invert=True).sum(axis=1).mean())
-        return scores
-
-    setattr(compute, METRICS_ATTRIBUTE, tuple(names))
-    setattr(compute, TOKENIZER_ATTRIBUTE, tokenizer)
-    return compute
+    return TextMetrics(tokenizer, names, main)
 
 
 def metrics_for(
     given: Callable[[EvalPrediction], dict[str, float]] | None, tokenizer: PreTrainedTokenizerBase
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """`given`, which decodes with `tokenizer` where `text_metrics` made it for another one; by default all metrics."""
-    names = getattr(given, METRICS_ATTRIBUTE, DEFAULT_METRICS)
-    is_other = getattr(given, TOKENIZER_ATTRIBUTE, tokenizer) is not tokenizer
-    return text_metrics(tokenizer, names) if given is None or is_other else given
+    if given is None:
+        return text_metrics(tokenizer)
+    if isinstance(given, TextMetrics) and given.tokenizer is not tokenizer:
+        return text_metrics(tokenizer, given.names, given.main)
+    return given

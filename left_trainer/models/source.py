@@ -12,6 +12,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from left_trainer.adapters.run_settings import BASE_FOLDER, RunSettings, storable
+from left_trainer.embedded import MODEL_NAMES
 from left_trainer.models.family import ModelFamily, model_family
 from left_trainer.models.folder_files import check_folder, reading
 from left_trainer.models.hub import (
@@ -64,7 +65,7 @@ class ModelSource:
         """Look at `model`: a hub name, a path, a `PreTrainedModel` or a `PeftModel`. No weights are loaded.
 
         Args:
-            model: What the user passed. A `ModelSource` is returned as it is.
+            model: What the user passed, also `embedded/t5` or `embedded/llama`. A `ModelSource` is returned as it is.
             options: For `from_pretrained`, as TRL's `model_init_kwargs`. Fields of the config are set on the config.
                 All beat what a run has noted of its base model beside an adapter.
 
@@ -82,7 +83,7 @@ class ModelSource:
                 "example LeftTrainer('google/flan-t5-small', args, ...)."
             )
         if isinstance(model, str):
-            return cls._of_name(model, options or {})
+            return cls._of_name(MODEL_NAMES.get(model, model), options or {})
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         adapter = model.active_peft_config if isinstance(model, PeftModel) else None
         base_name = base.config._name_or_path or type(base).__name__

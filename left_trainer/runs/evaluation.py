@@ -130,7 +130,7 @@ def evaluate_saved(asked: Evaluation) -> EvaluationReport:
             args,
             train_dataset=Dataset.from_list([task.render("a", "b", prompt)]),  # which TRL asks for
             processing_class=tokenizer,
-            compute_metrics=text_metrics(tokenizer, task.metrics),
+            compute_metrics=text_metrics(tokenizer, task.metrics, task.main_metric),
         )
         model = without_adapter(trainer.model)
         given = {"num_beams": asked.generation_num_beams, "max_new_tokens": asked.generation_max_length}

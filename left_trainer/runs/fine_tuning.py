@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PredictionOutput
 
 from left_trainer.callbacks import MemoryProfilerCallback, TrainableParametersCallback
@@ -16,7 +17,7 @@ from left_trainer.callbacks.trackers import log_pictures
 from left_trainer.compression_options import BASE_TEACHER, SELF_TEACHER
 from left_trainer.data.arguments import DataArguments, ModelArguments
 from left_trainer.data.loading import prepare_task_data
-from left_trainer.evaluation.text_metrics import text_metrics
+from left_trainer.evaluation.text_metrics import TextMetrics, text_metrics
 from left_trainer.models import load_tokenizer, model_family, without_adapter
 from left_trainer.plugins import add_plugin_option
 from left_trainer.runs.build_report import build_report, collect_samples, majority_share, write_report
@@ -84,12 +85,16 @@ def set_up(task: Task, model_args: ModelArguments, data_args: DataArguments, arg
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         processing_class=tokenizer,
-        compute_metrics=text_metrics(tokenizer, task.metrics) if args.predict_with_generate else None,
+        compute_metrics=_metrics(task, tokenizer, args),
         callbacks=[TrainableParametersCallback(), MemoryProfilerCallback(), StepTimerCallback()],
     )
     if args.resume_from_checkpoint:  # or an error, before the untrained model is scored
         trainer.checkpoint_of_run(args.resume_from_checkpoint)
     return Run(task, trainer, data, data_args.prompt, data_args)
+
+
+def _metrics(task: Task, tokenizer: PreTrainedTokenizerBase, args: LeftTrainingArguments) -> TextMetrics | None:
+    return text_metrics(tokenizer, task.metrics, task.main_metric) if args.predict_with_generate else None
 
 
 def with_task_settings(task: Task, args: LeftTrainingArguments) -> LeftTrainingArguments:
@@ -129,8 +134,7 @@ def score_teacher(run: Run, before: PredictionOutput | None = None) -> Scores | 
         return before.metrics
     if model_family(without_adapter(teacher.model)) != trainer.family or teacher.tokenizer is None:
         return None
-    metrics = text_metrics(teacher.tokenizer, run.task.metrics) if trainer.args.predict_with_generate else None
-    with answering_as_teacher(trainer, metrics):
+    with answering_as_teacher(trainer, _metrics(run.task, teacher.tokenizer, trainer.args)):
         return score(trainer, rows).metrics
 
 

@@ -82,7 +82,10 @@ def _memory(report: TrainingReport) -> list[str]:
     if report.planned is None or measured is None:
         return []
     planned, phase = format_bytes(report.planned.peak_bytes), report.planned.peak_phase
-    return [f"Memory of a step: {planned} planned, most in its {phase} phase; {format_bytes(measured)} measured.", ""]
+    # The size of a process does not grow by what it reuses.
+    least = "at least " if report.device == "cpu" else ""
+    shown = f"{least}{format_bytes(measured)} measured"
+    return [f"Memory of a step: {planned} planned, most in its {phase} phase; {shown}.", ""]
 
 
 def format_evaluation(report: EvaluationReport, path: Path | None) -> str:
@@ -101,10 +104,12 @@ def draw_losses(log_history: Sequence[Mapping[str, Any]], path: Path, title: str
     """Draw training and evaluation loss over steps to a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half a step
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
         if points:

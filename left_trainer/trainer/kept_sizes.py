@@ -32,7 +32,8 @@ def write_size(trainer: Any, size: SizeStep, scores: Mapping[str, float], score:
         return
     known = {name: value for name, value in scores.items() if is_score(name)}
     write_whole(folder / SIZE_FILE, json.dumps({**dataclasses.asdict(size), "scores": known}, indent=2) + "\n")
-    score = score or next((name for name in known if is_quality(name)), "loss")
+    if score not in known:
+        score = next((name for name in known if is_quality(name)), "loss")
     written = [json.loads(file.read_bytes()) for file in sorted(sizes.glob(f"*-params/{SIZE_FILE}"))]
     points = [(each["parameters"], each["scores"][score]) for each in written if score in each["scores"]]
     if points:

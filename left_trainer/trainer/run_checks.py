@@ -14,7 +14,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, is_liger_kernel_available
 from left_trainer.argument_checks import check_trackers_installed
 from left_trainer.evaluation.named_metrics import score_names
 from left_trainer.evaluation.scores import BOOKKEEPING, NOT_QUALITY
-from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, METRICS_ATTRIBUTE
+from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, TextMetrics
 from left_trainer.methods.option_ranges import check_config
 from left_trainer.models import ModelSource
 from left_trainer.models.folder_files import check_has_weights, reading
@@ -160,7 +160,7 @@ def check_best_metric(
     asked = args.metric_for_best_model
     metrics: tuple[str, ...] | None = DEFAULT_METRICS if args.predict_with_generate else ()
     if compute_metrics is not None:
-        metrics = getattr(compute_metrics, METRICS_ATTRIBUTE, None)
+        metrics = compute_metrics.names if isinstance(compute_metrics, TextMetrics) else None
     names = None if metrics is None else score_names(metrics)
     if asked is None or names is None or isinstance(eval_dataset, dict):
         return

@@ -233,7 +233,8 @@ class Shrinking:
             with unnoticed(trainer):
                 scores = without_prefix(trainer.evaluate(metric_key_prefix=PREFIX), f"{PREFIX}_")
         if options.keep_sizes:
-            write_size(trainer, self.state.history[-1], scores, options.kept_metric)
+            main = getattr(trainer.compute_metrics, "main", None)
+            write_size(trainer, self.state.history[-1], scores, options.kept_metric or main)
         if options.kept_metric is None or options.kept_share is None or self.state.is_final:
             return
         score = scores.get(options.kept_metric)

@@ -8,7 +8,6 @@ from transformers import PreTrainedTokenizerBase
 
 from left_trainer.compression.hidden_states import layer_pairs
 from left_trainer.compression_options import BASE_TEACHER, NO_TEACHER, SELF_TEACHER
-from left_trainer.embedded import MODEL_NAMES
 from left_trainer.models import ModelSource, load_tokenizer
 from left_trainer.models.folder_files import check_has_weights
 from left_trainer.models.stacks import stack_layers
@@ -48,7 +47,7 @@ def teacher_source(given: Any, args: LeftTrainingArguments) -> ModelSource | str
         return teacher
     options = {name: value for name, value in _access(args).items() if value}
     try:
-        return ModelSource.of(MODEL_NAMES.get(teacher, teacher) if isinstance(teacher, str) else teacher, options)
+        return ModelSource.of(teacher, options)
     except ValueError as error:
         raise ValueError(
             f"teacher_{error}" if str(error).startswith("model=") else f"teacher_model: {error}"

@@ -28,6 +28,7 @@ from left_trainer.comparison.plan_file import PlanFile
 from left_trainer.comparison.results import Result
 from left_trainer.comparison.worker import Terms, Worker
 from left_trainer.runs.json_records import write_json
+from left_trainer.runs.report import FastPathUse
 from left_trainer.storage import owners
 from processes import ENVIRONMENT, kill
 from run_results import make_result
@@ -188,7 +189,7 @@ def test_gpus_are_shared_out_among_jobs_and_whole_where_there_is_a_launcher(monk
     assert seen == [["0"], ["0", "1", "2", "3", "0"], ["0,1,2,3"], ["0,1", "2,3"], ["0", "1", "2", "3"]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert environment_of(0, 1, True) == {"CUDA_VISIBLE_DEVICES": "5,7"}
-    assert environment_of(1, 2, False) == {"CUDA_VISIBLE_DEVICES": "7"}
+    assert environment_of(1, 2, False)["CUDA_VISIBLE_DEVICES"] == "7"
 
 
 @pytest.mark.timeout(300)
@@ -205,6 +206,10 @@ def test_jobs_of_slurm(config, alone, python, monkeypatch, tmp_path, capsys):
     assert main(["compare", "--config", str(config), *flags]) == 1
     same_results(alone, tmp_path)
     assert len(list(tmp_path.glob("slurm/*_submitted.pkl"))) == 4
+    for folder, expected in ((alone, (1, {})), (tmp_path, (0, {"the engine starts each run anew": 1}))):
+        assert {name: report.fast_paths["forked_run"] for name, report in finished(folder).items()} == dict.fromkeys(
+            finished(folder), FastPathUse(*expected)
+        )
 
 
 @pytest.mark.long
@@ -260,7 +265,11 @@ def test_an_engine_whose_package_is_missing_is_refused(name, package, monkeypatc
     ("flags", "message"),
     [
         (["--engine", "rays"], "engine='rays' is not known. Did you mean 'ray'? Expected one of local, ray, slurm."),
-        (["--engine_options", "num_gpus=1"], "are those of a cluster. Pass --engine ray or --engine slurm."),
+        (
+            ["--engine_options", "num_gpus=1"],
+            "the local engine has the option fork alone. Others are those of a cluster",
+        ),
+        (["--engine_options", "fork=1"], "fork=1 must be true or false"),
         (["--engine", "slurm", "--engine_options", "gpus"], "engine_options has 'gpus'. Write KEY=VALUE"),
         (["--engine", "slurm", "--engine_options", "cluster=local", "gpus=1"], "gpus"),
         (["--plan", "--engine", "ray"], "--plan runs nothing and takes no --engine"),

@@ -10,6 +10,7 @@ from left_trainer import apply_method
 from left_trainer.compression.architecture import ARCHITECTURES, architecture_of
 from left_trainer.compression.cuts import size_left
 from left_trainer.compression.removal import remove_parts
+from left_trainer.compression.size_text import described
 from left_trainer.compression.sizes import (
     Size,
     check_target,
@@ -83,6 +84,11 @@ def test_dimensions_that_are_not_named_stay():
     assert size_for(LLAMA, {"layers": 1, "heads": 0.5}).heads == 1
     assert size_for(BART, {"ffn": 0.25}).heads is None
     assert size_of(config_of("gpt2")).ffn == {"decoder": 3072}
+
+
+def test_one_layer_is_a_layer():
+    before = Size({"decoder": 3}, {"decoder": 64}, 4)
+    assert described(before, Size({"decoder": 1}, {"decoder": 64}, 1)) == "3 layers, 4 heads -> 1 layer, 1 head"
 
 
 def test_widths_are_multiples_of_8_from_64_on_and_never_0():

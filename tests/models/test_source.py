@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import BertConfig, BertForMaskedLM
 
 from left_trainer import LeftTrainer, apply_method, get_task
-from left_trainer.embedded import MODEL_PATHS
+from left_trainer.embedded import MODEL_NAMES, MODEL_PATHS
 from left_trainer.models import FAMILIES, ModelSource, load_model, load_tokenizer
 from left_trainer.runs.fine_tuning import set_up, training_parser
 from tiny import tiny_model, tiny_rows
@@ -34,6 +34,13 @@ class CallCounter:
     def count(self, frame, event, argument):
         if event == "call" and frame.f_code.co_qualname in ONCE:
             self.calls[frame.f_code.co_qualname] += 1
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_names_of_embedded_models_are_known_wherever_a_model_is_named(name):
+    source = ModelSource.of(name)
+    assert source.base_name == MODEL_NAMES[name]
+    assert load_tokenizer(source).name_or_path == MODEL_NAMES[name]
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from left_trainer import LeftTrainer, LeftTrainingArguments
+from left_trainer import LeftTrainer, LeftTrainingArguments, text_metrics
 from left_trainer.compression.architecture import ARCHITECTURES
 from left_trainer.compression.shrink_state import ShrinkState
 from left_trainer.compression.sizes import counted_parameters, size_of
 from left_trainer.models import model_family, without_adapter
+from left_trainer.trainer import kept_sizes
 from left_trainer.trainer.checkpoints import checkpoints_in, step_of
 from left_trainer.trainer.held_size import NAME
 from log_history import losses
@@ -357,6 +358,20 @@ def test_each_size_is_left(method, tmp_path):
         config = without_adapter(loaded_plainly(folder, "decoder_only")).config if size.step else None
         assert config is None or size_of(config) == size.size
     assert (tmp_path / "sizes" / "quality.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("main", "drawn"), [("rougeL", "rougeL"), (None, "rouge1"), ("no-such-score", "rouge1")])
+def test_the_picture_of_sizes_is_of_the_main_score(main, drawn, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(kept_sizes, "draw_sizes", lambda points, score, path: seen.append(score))
+    trainer = make_trainer(
+        tmp_path, "t5", shrink_to="params=0.5", shrink_kwargs={"schedule": [1], "keep_sizes": True},
+        peft_method="full", predict_with_generate=True, generation_max_length=3,
+    )  # fmt: skip
+    trainer.compute_metrics = text_metrics(trainer.processing_class, ("rouge",), main)
+    trainer.train()
+    assert seen
+    assert set(seen) == {drawn}
 
 
 # Several processes

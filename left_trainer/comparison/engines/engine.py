@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from left_trainer.comparison.attempt import Attempt
+if TYPE_CHECKING:
+    from left_trainer.comparison.attempt import Attempt
 
 ENGINES = ("local", "ray", "slurm")
 
