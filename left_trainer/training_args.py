@@ -97,6 +97,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         use_fused_gelu: Compute the tanh form of GELU, the activation of mT5 and GPT-2, in one operation.
         sort_eval_by_length: With `predict_with_generate`, generate for rows of similar length together; results keep
             the order of the rows.
+        regroup_generation: Then also put rows whose texts go on into new batches, as `evaluation.regrouping` explains.
         eval_loss_with_generation: With `predict_with_generate`, also compute the evaluation loss, which takes a
             forward pass.
         report_plan: Say before weights are loaded what memory the run will need, and stop where the device has less.
@@ -186,6 +187,9 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     )
     sort_eval_by_length: bool = field(
         default=True, metadata={"help": "With predict_with_generate, generate for rows of similar length together."}
+    )
+    regroup_generation: bool = field(
+        default=True, metadata={"help": "With sort_eval_by_length, put rows whose texts go on into new batches."}
     )
     eval_loss_with_generation: bool = field(
         default=True, metadata={"help": "With predict_with_generate, also compute the evaluation loss."}

@@ -12,6 +12,7 @@ LORA_LINEAR = "lora_linear"
 GELU = "gelu"
 SHARED_ENCODER = "shared_encoder"
 SORTED_GENERATION = "sorted_generation"
+REGROUPED_GENERATION = "regrouped_generation"
 
 
 @dataclass

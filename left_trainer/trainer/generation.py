@@ -24,11 +24,20 @@ from left_trainer.evaluation.generation import (
     generate_completions,
     generation_arguments,
     generation_setting,
+    reads_whole_prompts,
     room_for_prompt,
     split_prompts,
+    why_not_batched,
 )
+from left_trainer.evaluation.regrouping import Regrouping, inspecting, why_not_with_adapter
 from left_trainer.evaluation.row_losses import SOURCES, encode, row_losses, why_not_shared_encoder
-from left_trainer.kernels.fast_paths import LINEAR_CROSS_ENTROPY, SHARED_ENCODER, SORTED_GENERATION, first_reason
+from left_trainer.kernels.fast_paths import (
+    LINEAR_CROSS_ENTROPY,
+    REGROUPED_GENERATION,
+    SHARED_ENCODER,
+    SORTED_GENERATION,
+    first_reason,
+)
 from left_trainer.models import unwrapped, without_adapter
 from left_trainer.trainer.losses import LossHost, why_not_linear_cross_entropy
 
@@ -144,19 +153,53 @@ class GenerationInEvaluation:
         rows = sorted({row for batch in order for row in batch})
         pad, ends = self._pad_and_end_ids()
         with_loss = self._shares_encoder(dataset[rows[0]])
+        regrouping = self._regrouping(dataloader, rows)
         generated: dict[int, np.ndarray] = {}
         losses: dict[int, torch.Tensor] = {}
-        batches = self._batches_by_length(dataset, rows, dataloader.batch_sampler.batch_size)
+        plain_batches = self._batches_by_length(dataset, rows, dataloader.batch_sampler.batch_size)
         hidden = args.disable_tqdm or not trainer.is_local_process_zero()
-        for batch in tqdm(batches, desc="Generating", leave=False, disable=hidden):
-            inputs = trainer._prepare_inputs(dataloader.collate_fn([dataset[row] for row in batch]))
-            tokens = self._generate(inputs, keep_encoder_outputs=with_loss).cpu().numpy()
-            generated.update((row, without_filling(ids, ends, pad)) for row, ids in zip(batch, tokens, strict=True))
-            if with_loss:
-                losses.update(zip(batch, self._row_losses(inputs).cpu(), strict=True))
+        with tqdm(total=len(rows), desc="Generating", leave=False, disable=hidden) as bar:
+            for batch in regrouping.batches() if regrouping else plain_batches:
+                inputs = trainer._prepare_inputs(dataloader.collate_fn([dataset[row] for row in batch]))
+                decoding = {"custom_generate": regrouping.decoding(batch)} if regrouping else {}
+                tokens = self._generate(inputs, keep_encoder_outputs=with_loss, **decoding).cpu().numpy()
+                texts = regrouping.texts if regrouping else dict(zip(batch, tokens, strict=True))
+                generated.update((row, without_filling(ids, ends, pad)) for row, ids in texts.items())
+                texts.clear()
+                if with_loss:
+                    losses.update(zip(batch, self._row_losses(inputs).cpu(), strict=True))
+                bar.update(len(batch))
         for batch in order:
             sums = torch.stack([losses[row] for row in batch]).to(args.device) if with_loss else None
             yield pad_rows([generated[row] for row in batch], pad, args.device), sums
+
+    def _regrouping(self, dataloader: Any, rows: list[int]) -> Regrouping | None:
+        """What regroups the rows that go on, where that gives the same texts."""
+        reason = self._why_not_regrouped(dataloader, rows[0])
+        self.trainer.fast_paths[REGROUPED_GENERATION].record(reason)
+        if reason:
+            return None
+        lengths = {row: len(dataloader.dataset[row]["input_ids"]) for row in rows}
+        pad, _ = self._pad_and_end_ids()
+        return Regrouping(lengths, dataloader.batch_sampler.batch_size, self._longest_text(), pad)
+
+    def _why_not_regrouped(self, dataloader: Any, row: int) -> str | None:
+        """Asked of `generate` itself, which prepares the first row and generates nothing for it."""
+        if not self.trainer.args.regroup_generation:
+            return "regroup_generation=False"
+        reason = why_not_with_adapter(self.model)
+        if self.trainer.family == "decoder_only":
+            reason = reason or why_not_batched(without_adapter(self.model))
+            reason = reason or reads_whole_prompts(self.model, self.arguments)
+        if reason:
+            return reason
+        found: list[str | None] = []
+        inputs = self.trainer._prepare_inputs(dataloader.collate_fn([dataloader.dataset[row]]))
+        self._generate(inputs, custom_generate=inspecting(found))
+        return found[0]
+
+    def _longest_text(self) -> int:
+        return int(self._setting("max_new_tokens") or self._setting("max_length") or 0)
 
     def _shares_encoder(self, row: dict[str, Any]) -> bool:
         """Whether the loss is taken from the encoder's output of generation."""
@@ -167,7 +210,7 @@ class GenerationInEvaluation:
         return reason is None
 
     def _batches_by_length(self, dataset: Any, rows: list[int], batch_size: int) -> list[list[int]]:
-        longest = int(self._setting("max_new_tokens") or self._setting("max_length") or 0)
+        longest = self._longest_text()
         lengths, widths = [], []
         for features in map(dataset.__getitem__, rows):
             source = len(features["input_ids"])
@@ -193,23 +236,26 @@ class GenerationInEvaluation:
         """The id that fills generated rows, and those that end them."""
         return self.trainer.processing_class.pad_token_id, self.end_ids
 
-    def _generate(self, inputs: dict[str, Any], keep_encoder_outputs: bool = False) -> torch.Tensor:
-        """New token ids, `(batch, new tokens)`, for a batch, to which the encoder's output may be added."""
+    def _generate(self, inputs: dict[str, Any], keep_encoder_outputs: bool = False, **further: Any) -> torch.Tensor:
+        """New token ids, `(batch, new tokens)`, for a batch, to which the encoder's output may be added.
+
+        `further` goes to `generate`, beside the arguments of the evaluation.
+        """
         trainer, speed = self.trainer, self.speed.measure(len(inputs["input_ids"]))
         with torch.no_grad(), trainer.compute_loss_context_manager(), speed:
             if keep_encoder_outputs:
                 inputs["encoder_outputs"] = encode(self.model, inputs)
             if trainer.family == "decoder_only":
-                return self._continue_prompts(inputs)
+                return self._continue_prompts(inputs, **further)
             sources = self._generation_inputs(inputs)
             if "encoder_outputs" in inputs:  # a copy, because beam search repeats the rows in place
                 sources["encoder_outputs"] = type(inputs["encoder_outputs"])(**inputs["encoder_outputs"])
-            return self.model.generate(**sources, **self.arguments).contiguous()  # type: ignore[no-any-return]
+            return self.model.generate(**sources, **self.arguments, **further).contiguous()  # type: ignore[no-any-return]
 
-    def _continue_prompts(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def _continue_prompts(self, inputs: dict[str, Any], **further: Any) -> torch.Tensor:
         """`_generate` for a decoder-only model."""
         pad = self.trainer.processing_class.pad_token_id
-        return generate_completions(self.model, self.prompts(inputs), pad, **self.arguments).contiguous()
+        return generate_completions(self.model, self.prompts(inputs), pad, **self.arguments, **further).contiguous()
 
     def prompts(self, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The prompts of a batch of a decoder-only model, with room for the new tokens among its positions."""

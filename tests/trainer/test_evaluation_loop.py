@@ -294,3 +294,14 @@ def test_the_models_own_length_limit_holds(limits, model_type, make_args, tokeni
     texts = [np.where(result.predictions < 0, padding, result.predictions).tolist() for result in results.values()]
     assert texts[0] == texts[1]
     assert results[True].predictions.shape[1] <= 31
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_regrouping_can_be_switched_off(family, make_args, tokenizers):
+    trainer = make_trainer(tiny_model(FAMILY_TYPES[family]), make_args, tokenizers, regroup_generation=False)
+    whole = trainer.predict(ROWS, eos_token_id=ENDS)
+    trainer.args.regroup_generation = True
+    regrouped = trainer.predict(ROWS, eos_token_id=ENDS)
+    used = {"ran": 1, "fell_back": {"regroup_generation=False": 1}}
+    assert trainer.fast_paths["regrouped_generation"].report() == used
+    assert own_ends(regrouped.predictions) == own_ends(whole.predictions)
