@@ -42,7 +42,7 @@ def whole(name: str, words: int) -> PreTrainedModel:
 
 
 def shrunk(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without every second layer of its decoder, the first one included: of an odd number less than half stays."""
+    """The model without every second layer of its decoder, beginning with the first."""
     kept = kept_whole(model)
     remove_parts(model, dataclasses.replace(kept, layers={**kept.layers, "decoder": kept.layers["decoder"][1::2]}))
     return model

@@ -112,7 +112,7 @@ def _joined_sources(parts: Sequence[DecodedRows]) -> dict[str, Any]:
     """Joined inputs of an encoder-decoder model: the sources have like widths, what is decoded has already."""
     hidden = [part.inputs["encoder_outputs"][0] for part in parts]
     masks = [_source_mask(part) for part in parts]
-    longest = max(int(mask.ne(0).any(dim=0).nonzero()[-1]) + 1 for mask in masks)
+    longest = max(_last_column(mask) + 1 for mask in masks)
     width = longest if all(mask.shape == states.shape[:2] for mask, states in zip(masks, hidden, strict=True)) else None
 
     def join(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
@@ -129,6 +129,12 @@ def _joined_sources(parts: Sequence[DecodedRows]) -> dict[str, Any]:
         layer.values = join([layer.values, *(other.values for other in others)], dim=2)
     outputs = type(parts[0].inputs["encoder_outputs"])
     return {"attention_mask": join(masks, dim=1), "encoder_outputs": outputs(join(hidden, dim=1))}
+
+
+def _last_column(mask: torch.Tensor) -> int:
+    """Of those that some row attends to; the first where all sources are empty."""
+    columns = mask.ne(0).any(dim=0).nonzero()
+    return int(columns[-1]) if len(columns) else 0
 
 
 def _source_mask(part: DecodedRows) -> torch.Tensor:
