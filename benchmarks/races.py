@@ -94,6 +94,7 @@ class Race:
         steps: Optimizer steps, or batches of an evaluation, of one turn.
         rival: A key of `RIVALS`.
         measure: A key of `MEASURES`.
+        num_beams: Of a race that generates.
         device: That the target is meant for.
         learning_rate: By default the method's own.
         loss_tolerance: Largest relative difference of the losses; by default the dtype's.
@@ -114,6 +115,7 @@ class Race:
     steps: int = 4
     rival: Rival = "plain"
     measure: Measure = "training_step"
+    num_beams: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
     learning_rate: float | None = None
     loss_tolerance: float | None = None
@@ -294,14 +296,18 @@ RACES = {
             learning_rate=0.0,  # the frozen side learns nothing, and the losses have to stay comparable
             target=Target(1 / 1.05),
         ),
-        Race(
-            "generation",
-            "lora",
-            data="embedded",
-            batch_size=16,
-            steps=18,
-            measure="generation",
-            target=Target(1.5, 1.0),
+        *(
+            Race(
+                name,
+                "lora",
+                data="embedded",
+                batch_size=16,
+                steps=18,
+                measure="generation",
+                num_beams=num_beams,
+                target=Target(2.0, 1.0),
+            )
+            for name, num_beams in (("generation", 1), ("generation_beams", 4))
         ),
         Race(
             "tatoeba_lora",

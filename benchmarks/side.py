@@ -221,7 +221,11 @@ def common_arguments(race: Race, folder: str, device: str) -> dict[str, Any]:
         "use_cpu": device == "cpu",
         "dataloader_pin_memory": device != "cpu",
         "gradient_checkpointing": False,
-        **({"predict_with_generate": True} if race.measure == "generation" else {}),
+        **(
+            {"predict_with_generate": True, "generation_num_beams": race.num_beams}
+            if race.measure == "generation"
+            else {}
+        ),
     }
 
 

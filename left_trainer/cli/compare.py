@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,20 +108,23 @@ def main(argv: list[str]) -> int:
 
     disable_progress_bar()
     disable_progress_bars()
-    with user_errors():
-        if options.work:
-            check_work_alone(options, [*flags, *_given(options)])
-        _read_config(options)
-        options.plugin = plugins_in(argv)
-        options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
-        engine = engine_of(options)
-        if not options.work:
-            grid_options = _grid_options(options, flags)
-    if options.print_config:
-        print(_as_yaml(grid_options), end="")
-        return 0
-    command = shown_command(["left-trainer", "compare", *argv])
-    return work(options, engine) if options.work else plan_and_run(options, grid_options, engine, command)
+    with contextlib.ExitStack() as stack:
+        with user_errors():
+            if options.work:
+                check_work_alone(options, [*flags, *_given(options)])
+            _read_config(options)
+            options.plugin = plugins_in(argv)
+            options.output_dir = options.output_dir or DEFAULT_OUTPUT_DIR
+            engine = engine_of(options)
+            if engine is not None:
+                stack.enter_context(engine)  # what it has started ends where what follows is refused
+            if not options.work:
+                grid_options = _grid_options(options, flags)
+        if options.print_config:
+            print(_as_yaml(grid_options), end="")
+            return 0
+        command = shown_command(["left-trainer", "compare", *argv])
+        return work(options, engine) if options.work else plan_and_run(options, grid_options, engine, command)
 
 
 def _given(options: argparse.Namespace) -> list[str]:

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from left_trainer.comparison import fork_server
+from left_trainer.cli.main import main
+from left_trainer.comparison import fork_server, forked
 from left_trainer.comparison.cell import CELL_FILE, EXIT_WITH_PARENT, FAILURE_FILE, Cell
 from left_trainer.comparison.engines import make_engine
 from left_trainer.comparison.forked import ForkedProcess, ForkServer
@@ -196,3 +197,18 @@ def test_fork_is_an_option_of_the_local_engine(tmp_path):
         assert engine._fork_server.reason == "fork=False"
     with pytest.raises(ValueError, match="fork='no' must be true or false"):
         make_engine("local", None, {"fork": "no"}, tmp_path)
+
+
+def test_what_is_refused_leaves_no_process(tmp_path, capsys, monkeypatch):
+    ended = []
+    end = forked._end
+
+    def noted(process, control):
+        end(process, control)
+        ended.append(process.returncode)
+
+    monkeypatch.setattr(forked, "_end", noted)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", "--output_dir", str(tmp_path / "out"), "--methods", "no-such-method"])
+    assert exit_info.value.code == 2
+    assert ended == [-signal.SIGKILL]
