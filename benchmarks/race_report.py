@@ -12,11 +12,16 @@ Record = dict[str, Any]
 
 
 def write_records(records: Sequence[Record], file: Path) -> None:
-    """Put `records` into `file`, in the place of earlier ones of the same races."""
+    """Put `records` into `file`, in the place of earlier ones of the same races on the same machine.
+
+    A ratio is a property of the machine. What was not run is kept only where no machine has run it.
+    """
     earlier = json.loads(file.read_text()) if file.exists() else []
-    by_name = {record["name"]: record for record in [*earlier, *records]}
+    found = {(record["name"], record["machine"]): record for record in [*earlier, *records]}
+    were_run = {name for (name, _), record in found.items() if record["status"] != "not run"}
+    kept = [record for (name, _), record in found.items() if record["status"] != "not run" or name not in were_run]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(list(by_name.values()), indent=1) + "\n")
+    file.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def markdown(records: Sequence[Record]) -> str:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import limit  # noqa: E402
 import race as racing  # noqa: E402
+from race_report import write_records  # noqa: E402
 from races import MEASURES, RACES, Race, Turn, tiny  # noqa: E402
 
 # One of each family and of what is measured; each takes some twelve seconds, and the others take the same paths.
@@ -150,3 +151,28 @@ def test_races_name_what_exists():
         assert race.measure in MEASURES
         assert get_method(race.method).name == race.method
         assert (race.shape is None) == (race.data is not None)
+
+
+def test_each_machine_has_its_record_of_a_race(tmp_path):
+    def record(name, machine, status="run", number=0):
+        return {"name": name, "machine": machine, "status": status, "number": number}
+
+    file = tmp_path / "races.json"
+    write_records([record("a", "one"), record("gpu", "one", "not run")], file)
+    write_records([record("a", "two"), record("gpu", "two", "not run")], file)
+    write_records([record("a", "one", number=1), record("gpu", "three")], file)
+    found = [(each["name"], each["machine"], each["number"]) for each in json.loads(file.read_text())]
+    assert found == [("a", "one", 1), ("a", "two", 0), ("gpu", "three", 0)]
+
+
+def test_seconds_to_the_first_step(python, tmp_path):
+    command = [python, str(BENCHMARKS / "start.py"), "--pairs", "1", "--rows", "40", "--families", "decoder_only"]
+    command += ["--results", str(tmp_path / "start.json")]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    families = json.loads((tmp_path / "start.json").read_text())["families"]
+    record = families["decoder_only"]
+    ours = record["seconds"]["left-trainer train to the first step"]
+    plain = record["seconds"]["plain stack to the first step"]
+    assert record["more"] == [pytest.approx(ours[0] - plain[0])]
+    assert record["seconds"]["scoring before it"][0] > 0
