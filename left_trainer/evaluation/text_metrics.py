@@ -61,10 +61,14 @@ class TextMetrics:
         scores: dict[str, float] = {}
         for metric in self._metrics:
             scores |= metric.compute(predictions=predictions, references=references) or {}
-        # Beam search fills shorter rows with the end of sequence where the padding token's id is 0 (transformers 5.23).
-        no_text = [*self.tokenizer.all_special_ids, IGNORE_INDEX]
-        scores["generated_length"] = float(np.isin(token_ids, no_text, invert=True).sum(axis=1).mean())
-        return scores
+        return {**scores, "generated_length": generated_length(token_ids, self.tokenizer)}
+
+
+def generated_length(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Mean number of tokens in rows of `(batch, sequence)` that are not special."""
+    # Beam search fills shorter rows with the end of sequence where the padding token's id is 0 (transformers 5.23).
+    no_text = [*tokenizer.all_special_ids, IGNORE_INDEX]
+    return float(np.isin(token_ids, no_text, invert=True).sum(axis=1).mean())
 
 
 def text_metrics(

@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from left_trainer.kernels.lora_linear import lora_linear, unpacked
-
-NORMS = "dora_norms"  # attribute of a layer: its last norms, and what they were made from
 
 
 def dora_linear(
@@ -48,26 +45,11 @@ def dora_linear(
     return torch.addcmul(bias.to(factor.dtype), product, factor).to(product.dtype)
 
 
-def norms_of(
-    layer: nn.Module, weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, quant_state: Any
-) -> torch.Tensor:
-    """Norms of the rows of $W + s B A$, `(out,)`, without a gradient. They are kept until a factor changes.
-
-    Decoding asks for them at every step, and every time they would cost more than the step's own products.
-    """
-    key = (scaling, *((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in (weight, lora_a, lora_b)))
-    found = layer.__dict__.get(NORMS)
-    if found is None or found[0] != key:
-        found = (key, _norms(weight, lora_a, lora_b, scaling, quant_state))
-        layer.__dict__[NORMS] = found
-    norms: torch.Tensor = found[1]
-    return norms
-
-
 @torch.no_grad()
-def _norms(
-    weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, quant_state: Any
+def norms_of(
+    weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, quant_state: Any = None
 ) -> torch.Tensor:
+    """Norms of the rows of $W + s B A$, `(out,)`, without a gradient. Arguments as in `lora_linear`."""
     with torch.autocast(weight.device.type, enabled=False):
         merged = torch.addmm(unpacked(weight, quant_state, lora_a.dtype), lora_b, lora_a, alpha=scaling)
     return torch.linalg.vector_norm(merged, dim=1)

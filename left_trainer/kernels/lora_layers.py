@@ -52,7 +52,7 @@ def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     computed: dict[str, Any] = {"compute_dtype": _compute_dtype(base, x), "quant_state": quant_state}
     if self.lora_variant.get(first) is not None:
         magnitude = self.lora_magnitude_vector[first].weight
-        norms = norms_of(self, weight, *factors, quant_state)
+        norms = norms_of(weight, *factors, quant_state)
         result = dora_linear(x, weight, base.bias, *factors, magnitude, norms, **computed)
     else:
         result = lora_linear(x, weight, base.bias, *factors, _active_dropout(dropout), **computed)

@@ -119,7 +119,7 @@ def process(monkeypatch):
     """In place of a cell's process: leaves a reason in its folder, and runs what a test gives."""
     meanwhile = []
 
-    def start(self, environment):
+    def start(self, environment, fork_server):
         code = f"open({str(self.claim.run_folder / FAILURE_FILE)!r}, 'w').write('{{\"reason\": \"x\"}}')"
         child = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE)
         for action in meanwhile:

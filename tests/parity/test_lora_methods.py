@@ -17,7 +17,6 @@ LORA_CASES = [case for case in CASES if issubclass(get_method(case[0]).config_cl
 # Methods whose update is not LoRA's, and what the report says of their layers.
 NEVER_FUSED = {
     "adalora": "SVDLinear is another kind of layer",
-    "dora": "DoraLinearVariant computes another update",
     "xlora": "the forward pass of the layer is replaced, as X-LoRA does",
 }
 HOOKS = "a part of the layer has hooks, as offloading and sharding put there"

@@ -63,7 +63,7 @@ def test_a_4_bit_layer_has_what_we_read():
     assert made.weight.quant_state is not None, f"bitsandbytes' weights have no quant_state any more, {what}."
     unpacked = dequantize_4bit(made.weight, made.weight.quant_state)
     assert unpacked.shape == (64, 64), (
-        f"bitsandbytes' dequantize_4bit gives another shape, which {home('_unpacked')} uses."
+        f"bitsandbytes' dequantize_4bit gives another shape, which {home('unpacked')} uses."
     )
 
 

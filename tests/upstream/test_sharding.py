@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import distributed, nn
@@ -61,3 +63,11 @@ def test_no_model_is_saved_where_checkpoints_are_sharded():
     )
     Trainer.save_model(trainer, "run")
     assert not saved, f"transformers now saves the model itself: {home('ShardingTrainer')}.save_model can go."
+
+
+def test_a_model_is_sharded_together_with_an_optimizer():
+    is_refused = "a model and optimizer must be passed together" in inspect.getsource(Accelerator.prepare)
+    is_prepared_alone = "self.accelerator.prepare(model)" in inspect.getsource(Trainer.evaluation_loop)
+    assert is_refused and is_prepared_alone, (
+        f"A model can now be sharded before it is trained: {home('ShardingTrainer')}.prepare_to_evaluate can go."
+    )

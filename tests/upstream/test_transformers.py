@@ -103,7 +103,7 @@ def test_beam_search_fills_rows_with_the_end_where_the_padding_is_0():
     assert len(filling) == 5
     assert filling.eq(1).all(), (
         "Beam search now fills rows with the padding token where its id is 0: count lengths by it in "
-        f"{home('text_metrics')} and {home('without_filling')}."
+        f"{home('generated_length')} and {home('without_filling')}."
     )
 
 
@@ -157,9 +157,7 @@ def test_the_id_that_pads_labels_cannot_be_decoded():
         tiny_tokenizer("encoder_decoder").batch_decode([[5, -100]])
     except OverflowError:
         is_refused = True
-    assert is_refused, (
-        f"Tokenizers now decode -100: remove the ids put in its place by decode in {home('text_metrics')}."
-    )
+    assert is_refused, f"Tokenizers now decode -100: remove the ids put in its place by {home('decode')}."
 
 
 def test_a_checkpoint_that_was_cut_off_is_taken_for_the_last(tmp_path):

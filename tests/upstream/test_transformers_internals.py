@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, Trainer, TrainingArguments
+from transformers.generation import GenerationMixin
 from transformers.models.auto import modeling_auto
 
 from package_walk import home
@@ -165,3 +166,10 @@ def test_sharding_can_be_asked_for(module, name, arguments):
     ask = getattr(importlib.import_module(f"transformers.integrations.{module}"), name, None)
     assert ask is not None, f"{name} is elsewhere now, which {home('GenerationInEvaluation')} asks."
     assert ask(*arguments) is False, f"{name} answers differently now, which {home('GenerationInEvaluation')} asks."
+
+
+def test_a_model_may_order_its_cache_itself():
+    what = f"which {home('why_not_regrouped')} asks for"
+    assert 'hasattr(self, "_reorder_cache")' in inspect.getsource(GenerationMixin), (
+        f"_reorder_cache is not read, {what}"
+    )
