@@ -13,6 +13,7 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("keep_adapter_whole", "accelerate"): ("test_weights_that_are_to_be_left_are_sharded_where_one_process_loads",),
     ("shard_tied_weights", "accelerate"): ("test_modules_that_share_a_weight_are_sharded_one_by_one",),
     ("evaluation_loop", "transformers"): ("test_a_model_is_sharded_together_with_an_optimizer",),
+    ("prepare_to_evaluate", "accelerate"): ("test_a_model_is_sharded_together_with_an_optimizer",),
     ("save_model", "transformers"): ("test_no_model_is_saved_where_checkpoints_are_sharded",),
     ("WholeBatches", "accelerate"): ("test_a_stream_of_several_files_is_shared_by_files",),
     ("rows_in_last_batch", "accelerate"): ("test_the_rows_of_the_last_batch_are_not_known_once_batches_are_skipped",),
