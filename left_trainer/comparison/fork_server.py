@@ -78,8 +78,9 @@ def why_not_forked() -> str | None:
         return "an import has made use of a GPU"
     try:
         populate(file_pages()[:1])
-    except OSError as error:
-        return f"the system does not tell or restore the pages of a process: {error}"
+        os.close(os.pidfd_open(os.getpid()))
+    except (OSError, AttributeError) as error:  # an older or a confined system
+        return f"the system cannot restore the pages of a process or wait for one: {error}"
     return None
 
 

@@ -188,8 +188,11 @@ def test_what_does_not_survive_a_fork_is_not_forked(monkeypatch):
     def fail(ranges):
         raise OSError("as before Linux 5.14")
 
-    monkeypatch.setattr(fork_server, "populate", fail)
-    assert "5.14" in fork_server.why_not_forked()
+    with monkeypatch.context() as patch:
+        patch.setattr(fork_server, "populate", fail)
+        assert "5.14" in fork_server.why_not_forked()
+    monkeypatch.delattr(fork_server.os, "pidfd_open")
+    assert "pidfd_open" in fork_server.why_not_forked()
 
 
 def test_fork_is_an_option_of_the_local_engine(tmp_path):
