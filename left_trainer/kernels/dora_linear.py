@@ -6,39 +6,20 @@ from typing import Any
 
 import torch
 
-from left_trainer.kernels.lora_linear import lora_linear, unpacked
+from left_trainer.kernels.lora_linear import unpacked
 
 
-def dora_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    scaling: float,
-    magnitude: torch.Tensor,
-    norms: torch.Tensor,
-    *,
-    compute_dtype: torch.dtype | None = None,
-    quant_state: Any = None,
+def scaled_outputs(
+    product: torch.Tensor, bias: torch.Tensor | None, magnitude: torch.Tensor, norms: torch.Tensor
 ) -> torch.Tensor:
     r"""$y = \frac{m}{\lVert W + s B A \rVert} \odot x (W + s B A)^\top + b$; the norms are constants (section 4.3).
 
     Args:
-        x: As the next four and the last two, see `lora_linear`.
-        weight: `(out, in)`.
+        product: $x (W + s B A)^\top$, `(..., out)`: of `lora_linear` without its bias.
         bias: `(out,)`.
-        lora_a: `(r, in)`.
-        lora_b: `(out, r)`.
-        scaling: $s$.
         magnitude: $m$, `(out,)`.
         norms: Of the rows of the merged weight, `(out,)`.
-        compute_dtype: Of the result.
-        quant_state: Of a 4-bit weight.
     """
-    product = lora_linear(
-        x, weight, None, lora_a, lora_b, scaling, compute_dtype=compute_dtype, quant_state=quant_state
-    )
     factor = magnitude / norms  # in its own dtype: a lower one would scale whole outputs wrongly
     if bias is None:
         return (product * factor).to(product.dtype)
@@ -47,7 +28,7 @@ def dora_linear(
 
 @torch.no_grad()
 def norms_of(
-    weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, quant_state: Any = None
+    weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, quant_state: Any
 ) -> torch.Tensor:
     """Norms of the rows of $W + s B A$, `(out,)`, without a gradient. Arguments as in `lora_linear`."""
     with torch.autocast(weight.device.type, enabled=False):

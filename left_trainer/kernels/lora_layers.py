@@ -12,10 +12,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
-from left_trainer.kernels.dora_linear import dora_linear, norms_of
+from left_trainer.kernels.dora_linear import norms_of, scaled_outputs
 from left_trainer.kernels.fast_paths import FastPath
 from left_trainer.kernels.fused_modules import has_torch_hooks, plain_class, use_fused_modules
 from left_trainer.kernels.lora_linear import lora_linear
+
+# Why a layer is not fused.
+HOOKED = "a part of the layer has hooks, as offloading and sharding put there"
 
 
 def use_lora_linear(model: nn.Module, use: bool) -> FastPath:
@@ -49,13 +52,19 @@ def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     quant_state = getattr(base.weight, "quant_state", None)
     weight = base.weight.T if type(base) is Conv1D else base.weight
     factors = (lora_a.weight, lora_b.weight, self.scaling[first])
-    computed: dict[str, Any] = {"compute_dtype": _compute_dtype(base, x), "quant_state": quant_state}
-    if self.lora_variant.get(first) is not None:
+    is_dora = self.lora_variant.get(first) is not None
+    result = lora_linear(
+        x,
+        weight,
+        None if is_dora else base.bias,
+        *factors,
+        _active_dropout(dropout),
+        compute_dtype=_compute_dtype(base, x),
+        quant_state=quant_state,
+    )
+    if is_dora:
         magnitude = self.lora_magnitude_vector[first].weight
-        norms = norms_of(weight, *factors, quant_state)
-        result = dora_linear(x, weight, base.bias, *factors, magnitude, norms, **computed)
-    else:
-        result = lora_linear(x, weight, base.bias, *factors, _active_dropout(dropout), **computed)
+        result = scaled_outputs(result, base.bias, magnitude, norms_of(weight, *factors, quant_state))
     for name in names[1:]:
         part = self.lora_dropout[name](x.to(self.lora_A[name].weight.dtype))
         part = self.lora_B[name](self.lora_A[name](part)) * self.scaling[name]
@@ -106,7 +115,7 @@ def _why_not_fused(layer: Any, x: torch.Tensor, names: list[str], *parts: Any) -
     """
     base, lora_a, lora_b, dropout = parts
     if has_torch_hooks(base) or has_torch_hooks(lora_a) or has_torch_hooks(lora_b) or has_torch_hooks(dropout):
-        return "a part of the layer has hooks, as offloading and sharding put there"
+        return HOOKED
     return _why_not_this_adapter(layer, names, lora_a, dropout) or _why_not_this_base(base, lora_a.weight, x)
 
 
@@ -118,7 +127,7 @@ def _why_not_this_adapter(layer: Any, names: list[str], lora_a: nn.Module, dropo
                 if len(names) > 1 or _active_dropout(dropout):
                     return "DoRA with dropout, or beside another adapter"
                 if has_torch_hooks(layer.lora_magnitude_vector[name]):
-                    return "a part of the layer has hooks, as offloading and sharding put there"
+                    return HOOKED
             elif variant is not None:
                 return f"{type(variant).__name__} computes another update"
     if layer.lora_bias[names[0]]:
