@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from left_trainer.evaluation.named_metrics import SCORES, load_metric
+from left_trainer.evaluation.named_metrics import SCORES, load_metric, score_names
 from left_trainer.token_mean import IGNORE_INDEX
 
 
@@ -62,6 +62,18 @@ class TextMetrics:
         for metric in self._metrics:
             scores |= metric.compute(predictions=predictions, references=references) or {}
         return {**scores, "generated_length": generated_length(token_ids, self.tokenizer)}
+
+
+def known_scores(compute_metrics: Any, generates: bool) -> tuple[str, ...] | None:
+    """Names of the scores that an evaluation gives; `None` where only the user knows.
+
+    Args:
+        compute_metrics: As `LeftTrainer` takes it; `None` for the default.
+        generates: Whether the evaluation generates text.
+    """
+    if compute_metrics is None:
+        return score_names(DEFAULT_METRICS if generates else ())
+    return score_names(compute_metrics.names) if isinstance(compute_metrics, TextMetrics) else None
 
 
 def generated_length(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:

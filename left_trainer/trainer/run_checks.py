@@ -12,9 +12,8 @@ from transformers import GenerationConfig, PreTrainedConfig, Trainer
 from transformers.utils import GENERATION_CONFIG_NAME, is_liger_kernel_available
 
 from left_trainer.argument_checks import check_trackers_installed
-from left_trainer.evaluation.named_metrics import score_names
 from left_trainer.evaluation.scores import BOOKKEEPING, NOT_QUALITY
-from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, TextMetrics
+from left_trainer.evaluation.text_metrics import known_scores
 from left_trainer.methods.option_ranges import check_config
 from left_trainer.models import ModelSource
 from left_trainer.models.folder_files import check_has_weights, reading
@@ -158,10 +157,7 @@ def check_best_metric(
 ) -> None:
     """Refuse a `metric_for_best_model` that no evaluation of the run computes, where its scores are known."""
     asked = args.metric_for_best_model
-    metrics: tuple[str, ...] | None = DEFAULT_METRICS if args.predict_with_generate else ()
-    if compute_metrics is not None:
-        metrics = compute_metrics.names if isinstance(compute_metrics, TextMetrics) else None
-    names = None if metrics is None else score_names(metrics)
+    names = known_scores(compute_metrics, args.predict_with_generate)
     if asked is None or names is None or isinstance(eval_dataset, dict):
         return
     known = [*names, *NOT_QUALITY, *BOOKKEEPING, "aux_loss"]

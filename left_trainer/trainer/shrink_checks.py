@@ -11,9 +11,8 @@ from left_trainer.compression.architecture import architecture_of
 from left_trainer.compression.schedule import AT_START, check_steps
 from left_trainer.compression.sizes import check_target
 from left_trainer.compression_options import BASE_TEACHER, VOCABULARY
-from left_trainer.evaluation.named_metrics import score_names
 from left_trainer.evaluation.scores import is_lower_better
-from left_trainer.evaluation.text_metrics import DEFAULT_METRICS, TextMetrics
+from left_trainer.evaluation.text_metrics import known_scores
 from left_trainer.registry import did_you_mean
 from left_trainer.trainer.sharding_checks import uses_deepspeed, uses_fsdp
 from left_trainer.training_args import LeftTrainingArguments
@@ -136,10 +135,7 @@ def _check_metric(metric: str, keep: str | None, args: LeftTrainingArguments, co
             f"shrink_kwargs has keep={keep!r}, and less of {metric} is better. Name a metric of which more is better, "
             "such as 'rougeL>=0.95'."
         )
-    metrics: tuple[str, ...] | None = DEFAULT_METRICS if args.predict_with_generate else ()
-    if compute_metrics is not None:
-        metrics = compute_metrics.names if isinstance(compute_metrics, TextMetrics) else None
-    known = None if metrics is None else score_names(metrics)
+    known = known_scores(compute_metrics, args.predict_with_generate)
     if known is not None and metric not in known:
         shown = f"Its scores are {', '.join(known)}." if known else "It computes none: set predict_with_generate=True."
         raise ValueError(
