@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -156,10 +156,13 @@ class GenerationInEvaluation:
         regrouping = self._regrouping(dataloader, rows)
         generated: dict[int, np.ndarray] = {}
         losses: dict[int, torch.Tensor] = {}
-        plain_batches = self._batches_by_length(dataset, rows, dataloader.batch_sampler.batch_size)
+        if regrouping:
+            batches: Iterable[list[int]] = regrouping.batches()
+        else:
+            batches = self._batches_by_length(dataset, rows, dataloader.batch_sampler.batch_size)
         hidden = args.disable_tqdm or not trainer.is_local_process_zero()
         with tqdm(total=len(rows), desc="Generating", leave=False, disable=hidden) as bar:
-            for batch in regrouping.batches() if regrouping else plain_batches:
+            for batch in batches:
                 inputs = trainer._prepare_inputs(dataloader.collate_fn([dataset[row] for row in batch]))
                 decoding = {"custom_generate": regrouping.decoding(batch)} if regrouping else {}
                 tokens = self._generate(inputs, keep_encoder_outputs=with_loss, **decoding).cpu().numpy()
