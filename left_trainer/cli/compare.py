@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.compare_work import WORK_TYPES, add_work_options, check_work_alone, engine_of, plan_and_run, work
 from left_trainer.cli.errors import user_errors
+from left_trainer.imports import import_stack
 from left_trainer.plugins import add_plugin_option, load_plugins, plugins_in
 from left_trainer.secret_values import shown_command
 
@@ -103,6 +104,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, flags = parser.parse_known_args(argv)
 
+    import_stack()
     from datasets import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from left_trainer.imports import without_collection
+
 READY = b"ready"
 MOST_BYTES = 1 << 20  # of a message
 # Imported by a run when it first needs them, and by all runs sooner or later.
@@ -42,10 +44,11 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, which is for the runs
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that keepers leave nothing behind
     control = socket.socket(fileno=int(sys.argv[1]))
-    from left_trainer.comparison import cell
+    with without_collection():
+        from left_trainer.comparison import cell
 
-    for name in IMPORTED_LATER:
-        importlib.import_module(name)
+        for name in IMPORTED_LATER:
+            importlib.import_module(name)
     reason = why_not_forked()
     control.send(reason.encode() if reason else READY)
     if reason:
