@@ -13,6 +13,7 @@ GELU = "gelu"
 SHARED_ENCODER = "shared_encoder"
 SORTED_GENERATION = "sorted_generation"
 REGROUPED_GENERATION = "regrouped_generation"
+SHARED_PROMPT_PREFIX = "shared_prompt_prefix"
 
 
 @dataclass

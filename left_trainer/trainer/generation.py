@@ -28,13 +28,16 @@ from left_trainer.evaluation.generation import (
     room_for_prompt,
     split_prompts,
     why_not_batched,
+    why_rows_are_mixed,
 )
+from left_trainer.evaluation.prompt_reading import PromptReader
 from left_trainer.evaluation.regrouping import Regrouping, inspecting, why_not_with_adapter
 from left_trainer.evaluation.row_losses import SOURCES, encode, row_losses, why_not_shared_encoder
 from left_trainer.kernels.fast_paths import (
     LINEAR_CROSS_ENTROPY,
     REGROUPED_GENERATION,
     SHARED_ENCODER,
+    SHARED_PROMPT_PREFIX,
     SORTED_GENERATION,
     first_reason,
 )
@@ -132,7 +135,7 @@ class GenerationInEvaluation:
             "do_sample=True": self._setting("do_sample"),
             "num_return_sequences": self.sequences_per_row > 1,
         }
-        return first_reason(reasons) or given or why_not_reordered(dataloader)
+        return first_reason(reasons) or given or why_rows_are_mixed(self.model) or why_not_reordered(dataloader)
 
     def why_not_shared_encoder(self, row: dict[str, Any]) -> str | None:
         """Why the loss takes a forward pass of its own; `None` where it uses the encoder's output of generation."""
@@ -178,26 +181,30 @@ class GenerationInEvaluation:
 
     def _regrouping(self, dataloader: Any, rows: list[int]) -> Regrouping | None:
         """What regroups the rows that go on, where that gives the same texts."""
-        reason = self._why_not_regrouped(dataloader, rows[0])
-        self.trainer.fast_paths[REGROUPED_GENERATION].record(reason)
+        lengths = {row: len(dataloader.dataset[row]["input_ids"]) for row in rows}
+        reason = self._why_not_regrouped(dataloader, lengths)
+        fast_paths = self.trainer.fast_paths
+        fast_paths[REGROUPED_GENERATION].record(reason)
+        reader = PromptReader(fast_paths[SHARED_PROMPT_PREFIX]) if self.trainer.family == "decoder_only" else None
+        if reader and reason:
+            reader.path.record(reason)
         if reason:
             return None
-        lengths = {row: len(dataloader.dataset[row]["input_ids"]) for row in rows}
         pad, _ = self._pad_and_end_ids()
-        return Regrouping(lengths, dataloader.batch_sampler.batch_size, self._longest_text(), pad)
+        return Regrouping(lengths, dataloader.batch_sampler.batch_size, self._longest_text(), pad, reader)
 
-    def _why_not_regrouped(self, dataloader: Any, row: int) -> str | None:
+    def _why_not_regrouped(self, dataloader: Any, lengths: dict[int, int]) -> str | None:
         """Asked of `generate` itself, which prepares the first row and generates nothing for it."""
         if not self.trainer.args.regroup_generation:
             return "regroup_generation=False"
         reason = why_not_with_adapter(self.model)
         if self.trainer.family == "decoder_only":
-            reason = reason or why_not_batched(without_adapter(self.model))
+            reason = reason or why_not_batched(self.model, max(lengths.values()) + self._longest_text())
             reason = reason or reads_whole_prompts(self.model, self.arguments)
         if reason:
             return reason
         found: list[str | None] = []
-        inputs = self.trainer._prepare_inputs(dataloader.collate_fn([dataloader.dataset[row]]))
+        inputs = self.trainer._prepare_inputs(dataloader.collate_fn([dataloader.dataset[next(iter(lengths))]]))
         self._generate(inputs, custom_generate=inspecting(found))
         return found[0]
 
