@@ -97,7 +97,8 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         use_fused_gelu: Compute the tanh form of GELU, the activation of mT5 and GPT-2, in one operation.
         sort_eval_by_length: With `predict_with_generate`, generate for rows of similar length together; results keep
             the order of the rows.
-        regroup_generation: Then also put rows whose texts go on into new batches, as `evaluation.regrouping` explains.
+        regroup_generation: Then also put rows whose texts go on into new batches, as `evaluation.regrouping` explains,
+            and read once what the prompts of a decoder-only model begin with, as `evaluation.prompt_reading` does.
         eval_loss_with_generation: With `predict_with_generate`, also compute the evaluation loss, which takes a
             forward pass.
         report_plan: Say before weights are loaded what memory the run will need, and stop where the device has less.
