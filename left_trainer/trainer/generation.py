@@ -47,6 +47,8 @@ from left_trainer.trainer.losses import LossHost, why_not_linear_cross_entropy
 # For each batch: new token ids `(batch, new tokens)`, and the loss of each row summed over its target tokens, where it
 # is known.
 GeneratedBatches: TypeAlias = Iterator[tuple[torch.Tensor, torch.Tensor | None]]
+# Arguments that `generate` leaves out where a loop of ours takes the place of its own.
+OF_ITS_LOOP = ("tokenizer", "assistant_model", "assistant_tokenizer", "streamer")
 OWN_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -197,7 +199,8 @@ class GenerationInEvaluation:
         """Asked of `generate` itself, which prepares the first row and generates nothing for it."""
         if not self.trainer.args.regroup_generation:
             return "regroup_generation=False"
-        reason = why_not_with_adapter(self.model)
+        given = first_reason({f"a {name} is given": name in self.arguments for name in OF_ITS_LOOP})
+        reason = given or why_not_with_adapter(self.model)
         if self.trainer.family == "decoder_only":
             reason = reason or why_not_batched(self.model, max(lengths.values()) + self._longest_text())
             reason = reason or reads_whole_prompts(self.model, self.arguments)

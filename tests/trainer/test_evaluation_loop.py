@@ -299,6 +299,17 @@ def test_the_models_own_length_limit_holds(limits, model_type, make_args, tokeni
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_texts_stop_at_strings(family, make_args, tokenizers):
+    """`generate` does not hand the tokenizer that this needs to a loop in the place of its own."""
+    trainer = make_trainer(tiny_model(FAMILY_TYPES[family]), make_args, tokenizers)
+    arguments = {"stop_strings": ["a", "e"], "tokenizer": tokenizers[family]}
+    stopped = trainer.predict(ROWS, **arguments).predictions
+    assert trainer.fast_paths["regrouped_generation"].fell_back == {"a tokenizer is given": 1}
+    trainer.args.sort_eval_by_length = False
+    assert own_ends(stopped) == own_ends(trainer.predict(ROWS, **arguments).predictions)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_regrouping_can_be_switched_off(family, make_args, tokenizers):
     trainer = make_trainer(tiny_model(FAMILY_TYPES[family]), make_args, tokenizers, regroup_generation=False)
     whole = trainer.predict(ROWS, eos_token_id=ENDS)
