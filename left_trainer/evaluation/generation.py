@@ -275,19 +275,26 @@ def _generate_padded(
         virtual = model.get_prompt(batch_size=1, **task_inputs(model, 1))[0]
         rows = [torch.cat([virtual, model.word_embeddings(prompt).to(virtual.dtype)]) for prompt in prompts]
         rows = [row.to(model.base_model_torch_dtype or row.dtype) for row in rows]
-        return model.get_base_model().generate(
+        outputs = model.get_base_model().generate(
             inputs_embeds=pad_sequence(rows, batch_first=True, padding_side="left"),
             attention_mask=_left_mask(rows),
             pad_token_id=pad_token_id,
             **arguments,
         )
+        return generated_ids(outputs)
     ids = pad_sequence(prompts, batch_first=True, padding_value=pad_token_id, padding_side="left")
     num_beams = generation_setting(model, arguments, "num_beams") or 1
     tasks = task_inputs(model, len(prompts) * int(num_beams))
-    tokens = model.generate(
+    outputs = model.generate(
         input_ids=ids, attention_mask=_left_mask(prompts), pad_token_id=pad_token_id, **tasks, **arguments
     )
-    return tokens[:, ids.shape[1] :]
+    return generated_ids(outputs)[:, ids.shape[1] :]
+
+
+def generated_ids(outputs: Any) -> torch.Tensor:
+    """Token ids of what `generate` returned, also with `return_dict_in_generate=True`."""
+    ids: torch.Tensor = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
+    return ids
 
 
 def _is_adapted(model: PreTrainedModel | PeftModel) -> bool:

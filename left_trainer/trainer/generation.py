@@ -22,6 +22,7 @@ from left_trainer.evaluation.generation import (
     OF_THE_USER,
     GenerationSpeed,
     generate_completions,
+    generated_ids,
     generation_arguments,
     generation_setting,
     reads_whole_prompts,
@@ -247,7 +248,8 @@ class GenerationInEvaluation:
 
     def _pad_and_end_ids(self) -> tuple[int, list[int]]:
         """The id that fills generated rows, and those that end them."""
-        return self.trainer.processing_class.pad_token_id, self.end_ids
+        given = self.arguments.get("pad_token_id")
+        return self.trainer.processing_class.pad_token_id if given is None else given, self.end_ids
 
     def _generate(self, inputs: dict[str, Any], keep_encoder_outputs: bool = False, **further: Any) -> torch.Tensor:
         """New token ids, `(batch, new tokens)`, for a batch, to which the encoder's output may be added.
@@ -263,12 +265,12 @@ class GenerationInEvaluation:
             sources = self._generation_inputs(inputs)
             if "encoder_outputs" in inputs:  # a copy, because beam search repeats the rows in place
                 sources["encoder_outputs"] = type(inputs["encoder_outputs"])(**inputs["encoder_outputs"])
-            return self.model.generate(**sources, **self.arguments, **further).contiguous()  # type: ignore[no-any-return]
+            return generated_ids(self.model.generate(**sources, **self.arguments, **further)).contiguous()
 
     def _continue_prompts(self, inputs: dict[str, Any], **further: Any) -> torch.Tensor:
         """`_generate` for a decoder-only model."""
-        pad = self.trainer.processing_class.pad_token_id
-        return generate_completions(self.model, self.prompts(inputs), pad, **self.arguments, **further).contiguous()
+        arguments = {**self.arguments, "pad_token_id": self._pad_and_end_ids()[0], **further}
+        return generate_completions(self.model, self.prompts(inputs), **arguments).contiguous()
 
     def prompts(self, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The prompts of a batch of a decoder-only model, with room for the new tokens among its positions."""

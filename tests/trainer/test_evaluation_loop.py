@@ -298,6 +298,16 @@ def test_the_models_own_length_limit_holds(limits, model_type, make_args, tokeni
     assert results[True].predictions.shape[1] <= 31
 
 
+@pytest.mark.parametrize("sort", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_generate_returns_and_fills_rows_with_is_the_users_choice(family, sort, make_args, tokenizers):
+    trainer = make_trainer(tiny_model(FAMILY_TYPES[family]), make_args, tokenizers, sort_eval_by_length=sort)
+    expected = own_ends(trainer.predict(ROWS, eos_token_id=ENDS).predictions)
+    choices = {"pad_token_id": 8, "return_dict_in_generate": True}
+    found = trainer.predict(ROWS, eos_token_id=ENDS, **choices).predictions
+    assert [without_filling(np.where(row < 0, 8, row), ENDS, 8).tolist() for row in found] == expected
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_texts_stop_at_strings(family, make_args, tokenizers):
     """`generate` does not hand the tokenizer that this needs to a loop in the place of its own."""
