@@ -10,6 +10,8 @@ from typing import Any
 LINEAR_CROSS_ENTROPY = "linear_cross_entropy"
 LORA_LINEAR = "lora_linear"
 GELU = "gelu"
+RMS_NORM = "rms_norm"
+COMPACT_DROPOUT = "compact_dropout"
 SHARED_ENCODER = "shared_encoder"
 SORTED_GENERATION = "sorted_generation"
 REGROUPED_GENERATION = "regrouped_generation"
