@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Rival = Literal["plain", "frozen", "full_logits", "trl_divergence"]
+Rival = Literal["plain", "frozen", "whole_batches", "full_logits", "trl_divergence"]
 Measure = Literal["training_step", "training_run", "evaluation", "generation"]
 RIVALS: dict[Rival, str] = {
     "plain": "Seq2SeqTrainer or SFTTrainer with PEFT",
     "full_logits": "Seq2SeqTrainer with PEFT, and the divergence from the teacher on full logits",
     "trl_divergence": "SFTTrainer with PEFT, and the chunked divergence of TRL's DistillationTrainer",
+    "whole_batches": "LeftTrainer with regroup_generation=False: rows of similar length, each batch by `generate`",
     "frozen": "LeftTrainer with the adapter switched off: forward and backward of the frozen model",
 }
 MEASURES: dict[Measure, str] = {
@@ -89,6 +90,7 @@ class Race:
         dtype: Of weights and computation.
         batch_size: Rows of a step.
         source_length: Tokens of every source (of the prompt, for a decoder-only model).
+        prefix_length: Of random ids, how many of the first are the same in every source.
         target_length: Tokens of every target (of the completion).
         data: Text that the embedded model reads, instead of random ids.
         steps: Optimizer steps, or batches of an evaluation, of one turn.
@@ -110,6 +112,7 @@ class Race:
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 8
     source_length: int = 128
+    prefix_length: int = 0
     target_length: int = 32
     data: Literal["embedded", "tatoeba_en_fr"] | None = None
     steps: int = 4
@@ -310,6 +313,19 @@ RACES = {
             for name, num_beams in (("generation", 1), ("generation_beams", 4))
         ),
         Race(
+            "generation_prompt",
+            "lora",
+            LLAMA_SMALL,
+            ALL_LINEAR,
+            source_length=240,
+            prefix_length=200,
+            target_length=16,
+            steps=3,
+            rival="whole_batches",
+            measure="generation",
+            target=Target(1.5, 1.0),
+        ),
+        Race(
             "tatoeba_lora",
             "lora",
             data="tatoeba_en_fr",
@@ -388,7 +404,7 @@ def tiny(race: Race) -> Race:
         shape = tiny_shape(shape)
     lesson = race.lesson and dataclasses.replace(race.lesson, teacher=tiny_shape(race.lesson.teacher))
     return dataclasses.replace(
-        race, shape=shape, lesson=lesson, batch_size=2, source_length=12, target_length=6, steps=4
+        race, shape=shape, lesson=lesson, batch_size=2, source_length=12, prefix_length=0, target_length=6, steps=4
     )
 
 

@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -54,6 +55,7 @@ GENERATED_TOKENS = 64
 EVALUATION_ROWS = 200  # behind the loss at the end of a training run
 TEXT_TASKS = ("summarization", "translation", "dialogue")  # long, short and very uneven sources
 SCORES = ("exact_match", "chrf")
+TEXT_SCORES = (*SCORES, "generated_length", "mean_id")
 FIRST_ORDINARY_TOKEN = 3  # below it are the special ones
 
 
@@ -162,6 +164,7 @@ def random_rows(race: Race, model: PreTrainedModel) -> Dataset:
     generator = torch.Generator().manual_seed(SEED)
     shape = (race.steps * race.batch_size, race.source_length + race.target_length)
     ids = torch.randint(FIRST_ORDINARY_TOKEN, model.config.vocab_size, shape, generator=generator)
+    ids[:, : race.prefix_length] = ids[0, : race.prefix_length]
     source, target = ids.split([race.source_length, race.target_length], dim=1)
     if model_family(model) == "encoder_decoder":
         return Dataset.from_dict({"input_ids": source.tolist(), "labels": target.tolist()})
@@ -231,10 +234,21 @@ def common_arguments(race: Race, folder: str, device: str) -> dict[str, Any]:
 
 def metrics_of(start: Start) -> Any:
     """The metrics of a side that generates."""
-    return text_metrics(start.tokenizer, SCORES) if start.race.measure == "generation" else None
+    if start.race.measure != "generation":
+        return None
+    return text_metrics(start.tokenizer, SCORES) if start.race.shape is None else metrics_of_ids
 
 
-def left_side(start: Start, arguments: dict[str, Any]) -> LeftTrainer:
+def metrics_of_ids(prediction: EvalPrediction) -> dict[str, float]:
+    """What tells texts of random ids apart, which no tokenizer can read."""
+    written = prediction.predictions >= FIRST_ORDINARY_TOKEN
+    return {
+        "generated_length": float(written.sum(axis=1).mean()),
+        "mean_id": float(prediction.predictions[written].mean()),
+    }
+
+
+def left_side(start: Start, arguments: dict[str, Any], **further: Any) -> LeftTrainer:
     """`LeftTrainer`, given what a user has: rows of text where the data are text."""
     race = start.race
     return LeftTrainer(
@@ -245,6 +259,7 @@ def left_side(start: Start, arguments: dict[str, Any]) -> LeftTrainer:
             max_length=None,
             distillation_kwargs=options_of(race.lesson) if race.lesson else None,
             **arguments,
+            **further,
         ),
         teacher_model=start.teacher,
         train_dataset=start.train,
@@ -291,6 +306,11 @@ def plain_side(
     )
 
 
+def whole_batches_side(start: Start, arguments: dict[str, Any]) -> LeftTrainer:
+    """`LeftTrainer`, whose batches stay as they are until their longest text is written."""
+    return left_side(start, arguments, regroup_generation=False)
+
+
 def frozen_side(start: Start, arguments: dict[str, Any]) -> LeftTrainer:
     """`LeftTrainer` without the adapter's work: gradients reach the embeddings through frozen weights alone."""
     trainer = left_side(start, arguments)
@@ -313,6 +333,7 @@ SIDES: dict[str, Callable[[Start, dict[str, Any]], Trainer]] = {
     "left": left_side,
     "plain": plain_side,
     "frozen": frozen_side,
+    "whole_batches": whole_batches_side,
     "full_logits": distilling_side,
     "trl_divergence": distilling_side,
 }
@@ -354,11 +375,12 @@ def evaluation(trainer: Trainer, timer: StepTimerCallback) -> Turn:
 
 def generation(trainer: Trainer, timer: StepTimerCallback) -> Turn:
     """A batch of `evaluate()` with `predict_with_generate`, on average."""
-    seconds, metrics = timed(lambda: trainer.evaluate(max_length=GENERATED_TOKENS))
+    limit = "max_length" if trainer.model.config.is_encoder_decoder else "max_new_tokens"
+    seconds, metrics = timed(lambda: trainer.evaluate(**{limit: GENERATED_TOKENS}))
     return Turn(
         seconds=seconds / trainer.args.max_steps,
         losses=[held_out_loss(trainer, metrics)],
-        scores={name: metrics[f"eval_{name}"] for name in (*SCORES, "generated_length")},
+        scores={name: metrics[f"eval_{name}"] for name in TEXT_SCORES if f"eval_{name}" in metrics},
     )
 
 

@@ -100,7 +100,7 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         fast_dropout: On a CPU, draw the masks of dropout faster. They are others, as with another seed.
         sort_eval_by_length: With `predict_with_generate`, generate for rows of similar length together; results keep
             the order of the rows.
-        regroup_generation: Then also put rows whose texts go on into new batches, as `evaluation.regrouping` explains.
+        regroup_generation: Then put rows whose texts go on into new batches, and read what prompts share only once.
         eval_loss_with_generation: With `predict_with_generate`, also compute the evaluation loss, which takes a
             forward pass.
         report_plan: Say before weights are loaded what memory the run will need, and stop where the device has less.

@@ -84,7 +84,7 @@ class DecodedRows:
         """The rows for which `is_kept`, `(rows,)`, holds. These here are used up."""
         chosen = is_kept.nonzero().flatten()
         flat = is_kept.repeat_interleave(self.copies).nonzero().flatten()
-        for layer in _layers(self.inputs["past_key_values"]):
+        for layer in cache_layers(self.inputs["past_key_values"]):
             layer.keys, layer.values = layer.keys[flat], layer.values[flat]
         inputs = dict(self.inputs)
         if self.has_encoder:
@@ -181,5 +181,6 @@ def _caches(cache: Any) -> list[Any]:
     return [cache.self_attention_cache, cache.cross_attention_cache] if is_pair else [cache]
 
 
-def _layers(cache: Any) -> Iterator[Any]:
+def cache_layers(cache: Any) -> Iterator[Any]:
+    """Layers of a cache: of the self-attention first."""
     return (layer for part in _caches(cache) for layer in part.layers)

@@ -22,7 +22,7 @@ from left_trainer.adapters.task_ids import TASK_IDS, task_inputs
 from left_trainer.callbacks.step_timer import synchronize
 from left_trainer.methods.apply import find_method
 from left_trainer.models import without_adapter
-from left_trainer.models.positions import position_limits
+from left_trainer.models.positions import position_limits, rotary_switch
 from left_trainer.models.wrapping import gather_outer, reshard
 from left_trainer.token_mean import IGNORE_INDEX
 
@@ -202,7 +202,8 @@ def _unpadded_groups(
     model: PreTrainedModel | PeftModel, prompts: list[torch.Tensor], arguments: Mapping[str, Any]
 ) -> list[list[int]] | None:
     """Positions of the prompts that are generated for together, without padding; `None` where all can be padded."""
-    goes_alone = why_not_batched(without_adapter(model)) is not None
+    longest = max(map(len, prompts)) + int(generation_setting(model, arguments, "max_new_tokens") or 0)
+    goes_alone = why_not_batched(model, longest) is not None
     is_padded = len({len(prompt) for prompt in prompts}) > 1
     reads_padding = is_padded and reads_whole_prompts(model, arguments) is not None
     if not goes_alone and not reads_padding:
@@ -216,12 +217,27 @@ def _unpadded_groups(
     return list(by_length.values())
 
 
-def why_not_batched(model: PreTrainedModel) -> str | None:
-    """Why prompts in a batch would change what `model` writes; `None` where padding and other rows do not matter."""
-    if model.config.model_type in ROW_BY_ROW:
-        return ROW_BY_ROW[model.config.model_type]
-    takes_mask = {"attention_mask", "kwargs"} & set(inspect.signature(model.forward).parameters)
-    return None if takes_mask else f"{type(model).__name__} takes no attention_mask"
+def why_not_batched(model: PreTrainedModel | PeftModel, longest: int) -> str | None:
+    """Why prompts in a batch would change what `model` writes; `None` where padding and other rows do not matter.
+
+    Args:
+        model: A decoder-only model, with or without an adapter.
+        longest: Tokens of the longest row, the new ones included.
+    """
+    base, switch = without_adapter(model), rotary_switch(without_adapter(model).config)
+    if base.config.model_type in ROW_BY_ROW:
+        return ROW_BY_ROW[base.config.model_type]
+    if not {"attention_mask", "kwargs"} & set(inspect.signature(base.forward).parameters):
+        return f"{type(base).__name__} takes no attention_mask"
+    if switch is not None and longest > switch:
+        return f"rotary positions of all rows change where one has more than {switch} tokens"
+    return why_rows_are_mixed(model)
+
+
+def why_rows_are_mixed(model: PreTrainedModel | PeftModel) -> str | None:
+    """The method whose adapter makes what a row is given depend on the others of its batch; `None` without one."""
+    method = find_method(model) if _is_adapted(model) else None
+    return f"{method.name} mixes the rows of a batch" if method and method.mixes_rows else None
 
 
 def reads_whole_prompts(model: PreTrainedModel | PeftModel, arguments: Mapping[str, Any]) -> str | None:
@@ -259,19 +275,26 @@ def _generate_padded(
         virtual = model.get_prompt(batch_size=1, **task_inputs(model, 1))[0]
         rows = [torch.cat([virtual, model.word_embeddings(prompt).to(virtual.dtype)]) for prompt in prompts]
         rows = [row.to(model.base_model_torch_dtype or row.dtype) for row in rows]
-        return model.get_base_model().generate(
+        outputs = model.get_base_model().generate(
             inputs_embeds=pad_sequence(rows, batch_first=True, padding_side="left"),
             attention_mask=_left_mask(rows),
             pad_token_id=pad_token_id,
             **arguments,
         )
+        return generated_ids(outputs)
     ids = pad_sequence(prompts, batch_first=True, padding_value=pad_token_id, padding_side="left")
     num_beams = generation_setting(model, arguments, "num_beams") or 1
     tasks = task_inputs(model, len(prompts) * int(num_beams))
-    tokens = model.generate(
+    outputs = model.generate(
         input_ids=ids, attention_mask=_left_mask(prompts), pad_token_id=pad_token_id, **tasks, **arguments
     )
-    return tokens[:, ids.shape[1] :]
+    return generated_ids(outputs)[:, ids.shape[1] :]
+
+
+def generated_ids(outputs: Any) -> torch.Tensor:
+    """Token ids of what `generate` returned, also with `return_dict_in_generate=True`."""
+    ids: torch.Tensor = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
+    return ids
 
 
 def _is_adapted(model: PreTrainedModel | PeftModel) -> bool:

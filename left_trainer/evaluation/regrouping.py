@@ -28,6 +28,7 @@ from left_trainer.evaluation.decoded_rows import (
     why_not_divisible,
     why_not_row_by_row,
 )
+from left_trainer.evaluation.prompt_reading import PromptReader
 from left_trainer.evaluation.searches import BeamSearch, GreedySearch, Search, SearchSettings
 from left_trainer.kernels.fast_paths import first_reason
 from left_trainer.methods.apply import find_method
@@ -116,14 +117,23 @@ class Regrouping:
         batch_size: Least number of rows of a batch, where there are as many.
         max_new_tokens: With `batch_size` of the longest sources, what may be held in memory at a time.
         pad_token_id: Fills what follows a text.
+        reader: Of the prompts of a decoder-only model; `None` reads each as it is.
     """
 
-    def __init__(self, lengths: dict[int, int], batch_size: int, max_new_tokens: int, pad_token_id: int) -> None:
+    def __init__(
+        self,
+        lengths: dict[int, int],
+        batch_size: int,
+        max_new_tokens: int,
+        pad_token_id: int,
+        reader: PromptReader | None = None,
+    ) -> None:
         self.lengths = lengths
         self.new_rows = deque(sorted(lengths, key=lambda key: (-lengths[key], key)))
         self.most_rows = MAX_WIDENING * batch_size
         self.most_tokens = batch_size * (max(lengths.values(), default=0) + max_new_tokens)
         self.pad_token_id = pad_token_id
+        self.reader = reader
         self.waiting: dict[int, list[DecodedRows]] = {}
         self.texts: dict[int, np.ndarray] = {}
 
@@ -150,7 +160,7 @@ class Regrouping:
         ) -> torch.Tensor:
             prompt = input_ids.shape[1]
             search = self._search(logits_processor, stopping_criteria, generation_config, input_ids)
-            rows = start(model, search, keys, input_ids, model_kwargs)
+            rows = start(model, search, keys, input_ids, model_kwargs, self.reader)
             self._go_on(model, search, rows, STAGE - 1)
             while self.waiting and (not self.new_rows or self._is_full()):
                 self._go_on(model, search, self._next_group(), STAGE)
@@ -214,7 +224,12 @@ class Regrouping:
 
 
 def start(
-    model: PreTrainedModel, search: Search, keys: list[int], input_ids: torch.Tensor, inputs: dict[str, Any]
+    model: PreTrainedModel,
+    search: Search,
+    keys: list[int],
+    input_ids: torch.Tensor,
+    inputs: dict[str, Any],
+    reader: PromptReader | None = None,
 ) -> DecodedRows:
     """Rows with their first new token."""
     arguments = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs)
@@ -222,18 +237,20 @@ def start(
     # What else the prompts of a decoder-only model would be read for is refused in `why_not_regrouped`.
     ids = input_ids if model.config.is_encoder_decoder else input_ids[:, :0]
     rows = DecodedRows(keys, search.settings.num_beams, 0, search.start(ids), inputs)
-    _choose(model, search, rows, arguments)
+    outputs = reader.read(model, arguments, rows.copies) if reader else model(**arguments, return_dict=True)
+    _choose(search, rows, outputs)
     return rows
 
 
 def step(model: PreTrainedModel, search: Search, rows: DecodedRows) -> None:
     """Give each row another token."""
     ids = search.ids(rows.state)
-    _choose(model, search, rows, model.prepare_inputs_for_generation(ids, next_sequence_length=1, **rows.inputs))
+    arguments = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **rows.inputs)
+    _choose(search, rows, model(**arguments, return_dict=True))
 
 
-def _choose(model: PreTrainedModel, search: Search, rows: DecodedRows, arguments: dict[str, Any]) -> None:
-    outputs = model(**arguments, return_dict=True)
+def _choose(search: Search, rows: DecodedRows, outputs: Any) -> None:
+    """Add the token that follows from `outputs` of the model."""
     rows.add_token(outputs)
     order = search.step(rows.state, rows.new_tokens, outputs.logits[:, -1].to(torch.float32, copy=True))
     if order is not None:

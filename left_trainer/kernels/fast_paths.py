@@ -15,6 +15,7 @@ COMPACT_DROPOUT = "compact_dropout"
 SHARED_ENCODER = "shared_encoder"
 SORTED_GENERATION = "sorted_generation"
 REGROUPED_GENERATION = "regrouped_generation"
+SHARED_PROMPT_PREFIX = "shared_prompt_prefix"
 
 
 @dataclass

@@ -49,8 +49,7 @@ def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     if reason:
         return plain.forward(self, x, *args, **kwargs)
     base, lora_a, lora_b, dropout = parts
-    quant_state = getattr(base.weight, "quant_state", None)
-    weight = base.weight.T if type(base) is Conv1D else base.weight
+    weight, quant_state = _weight_of(base)
     factors = (lora_a.weight, lora_b.weight, self.scaling[first])
     is_dora = self.lora_variant.get(first) is not None
     result = lora_linear(
@@ -61,6 +60,7 @@ def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
         _active_dropout(dropout),
         compute_dtype=_compute_dtype(base, x),
         quant_state=quant_state,
+        product=base if weight.dtype == torch.int8 else None,
     )
     if is_dora:
         magnitude = self.lora_magnitude_vector[first].weight
@@ -70,6 +70,19 @@ def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
         part = self.lora_B[name](self.lora_A[name](part)) * self.scaling[name]
         result = result + part.to(result.dtype)
     return result if quant_state is None else result.to(x.dtype)
+
+
+def _weight_of(base: Any) -> tuple[torch.Tensor, Any]:
+    """As `lora_linear` takes it, with what says how it is quantized."""
+    if _is_8bit(base):
+        return base.weight.data, base.weight.SCB if base.state.SCB is None else base.state.SCB
+    weight = base.weight.T if type(base) is Conv1D else base.weight
+    return weight, getattr(weight, "quant_state", None)
+
+
+def _is_8bit(base: Any) -> bool:
+    """Whether it is bitsandbytes' layer of 8-bit weights, which quantizes its input too."""
+    return base.weight.dtype == torch.int8
 
 
 def _active_dropout(dropout: nn.Module) -> float:
@@ -87,15 +100,17 @@ def _fused_class(plain: type[Any]) -> type[Any] | None:
     """The class that takes the place of `plain`, if there is one."""
     if plain is Linear:
         return FusedLinear
-    is_4bit = plain.__module__ == "peft.tuners.lora.bnb" and plain.__name__ == "Linear4bit"
-    return _fused_linear_4bit() if is_4bit else None
+    is_quantized = plain.__module__ == "peft.tuners.lora.bnb" and plain.__name__ in ("Linear4bit", "Linear8bitLt")
+    return _fused_quantized(plain.__name__) if is_quantized else None
 
 
 @functools.cache
-def _fused_linear_4bit() -> type[Any]:
-    from peft.tuners.lora.bnb import Linear4bit  # loads bitsandbytes
+def _fused_quantized(name: str) -> type[Any]:
+    """The same for one of PEFT's layers on a base that bitsandbytes has quantized."""
+    from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt  # loads bitsandbytes
 
-    return type("FusedLinear4bit", (Linear4bit,), {"forward": _fused_forward, "__doc__": "FusedLinear in 4 bits."})
+    plain = Linear4bit if name == "Linear4bit" else Linear8bitLt
+    return type(f"Fused{name}", (plain,), {"forward": _fused_forward, "__doc__": "FusedLinear, quantized."})
 
 
 def _compute_dtype(base: nn.Module, x: torch.Tensor) -> torch.dtype:
@@ -126,6 +141,8 @@ def _why_not_this_adapter(layer: Any, names: list[str], lora_a: nn.Module, dropo
             if type(variant) is DoraLinearVariant:
                 if len(names) > 1 or _active_dropout(dropout):
                     return "DoRA with dropout, or beside another adapter"
+                if _is_8bit(layer.base_layer):
+                    return "DoRA on a base in 8 bits"
                 if has_torch_hooks(layer.lora_magnitude_vector[name]):
                     return HOOKED
             elif variant is not None:
@@ -143,13 +160,25 @@ def _why_not_this_base(base: Any, lora_a: torch.Tensor, x: torch.Tensor) -> str 
         return "the base weight is trained"
     if type(weight) is not nn.Parameter and hasattr(weight, "quant_state"):
         return _why_not_this_4bit_base(base)
+    if type(weight) is not nn.Parameter and hasattr(weight, "SCB"):
+        return _why_not_this_8bit_base(base, x)
     if type(base) is not nn.Linear and type(base) is not Conv1D:
         return f"the base layer is a {type(base).__name__}"
     if isinstance(weight, DTensor) or isinstance(lora_a, DTensor) or weight.is_meta:
         return "the weights are sharded or offloaded"
+    if type(weight) not in (nn.Parameter, torch.Tensor):
+        return f"the base weight is a {type(weight).__name__}"
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         return "the input has another dtype than the base weight"
     return None
+
+
+def _why_not_this_8bit_base(base: Any, x: torch.Tensor) -> str | None:
+    if not _is_8bit(base) or _weight_of(base)[1] is None:
+        return "bitsandbytes has not quantized the layer yet"
+    if torch.compiler.is_compiling():
+        return "bitsandbytes' product in 8 bits is compiled"
+    return "autocast changes the dtype of an 8-bit layer" if _compute_dtype(base, x) != x.dtype else None
 
 
 def _why_not_this_4bit_base(base: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def lora_linear(
     *,
     compute_dtype: torch.dtype | None = None,
     quant_state: Any = None,
+    product: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     r"""$y = x W^\top + b + s \, \mathrm{dropout}(x) A^\top B^\top$, and its gradients but for that of $W$.
 
@@ -44,10 +46,11 @@ def lora_linear(
         scaling: $s$.
         dropout: Probability that an element of the adapter's input is zero.
         compute_dtype: Of all products and of the result; `x.dtype` by default.
-        quant_state: bitsandbytes' description of a 4-bit `weight`.
+        quant_state: bitsandbytes' description of a 4-bit `weight`, or the scales of the rows of an 8-bit one, `(out,)`.
+        product: Gives $x W^\top + b$ where the base layer does more than multiply by the unpacked weight, as in 8 bits.
     """
     cast = _cast(x, compute_dtype or x.dtype)
-    layer = (weight, bias, lora_a, lora_b, scaling, dropout, quant_state)
+    layer = (weight, bias, lora_a, lora_b, scaling, dropout, quant_state, product)
     if torch.is_grad_enabled():
         y: torch.Tensor = _LoraLinear.apply(x, cast, *layer)
         return y
@@ -74,24 +77,22 @@ def _forward(
     scaling: float,
     dropout: float,
     quant_state: Any,
+    product: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """The result, the narrow product unless it was not needed, and where dropout keeps an element."""
     dtype = x.dtype
     rows = x.reshape(-1, x.shape[-1])
     with _without_autocast(x):
-        base = unpacked(weight, quant_state, dtype)
         a, b = lora_a.to(dtype), lora_b.to(dtype)
         low, mask = None, None
-        merged = not dropout and _merging_is_cheaper(rows, base)
-        factor = torch.addmm(base, b, a, alpha=scaling) if merged else base
-        # Not a view, because models may change the result in place.
-        y = rows.new_empty(*x.shape[:-1], len(base))
-        flat = y.view(-1, len(base))
-        if bias is None:
-            torch.mm(rows, factor.T, out=flat)
+        if product is not None:
+            y, is_merged = _same_storage(product(x)), False
         else:
-            torch.addmm(bias.to(dtype), rows, factor.T, out=flat)
-        if not merged:
+            base = unpacked(weight, quant_state, dtype)
+            is_merged = not dropout and _merging_is_cheaper(rows, base)
+            y = _affine(x, torch.addmm(base, b, a, alpha=scaling) if is_merged else base, bias)
+        if not is_merged:
+            flat = y.view(-1, y.shape[-1])
             dropped = rows
             if dropout:
                 dropped, mask = torch.native_dropout(rows, dropout, True)
@@ -100,10 +101,27 @@ def _forward(
     return y, low, mask
 
 
+def _same_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, but not as a view."""
+    place = tensor.storage_offset(), tensor.size(), tensor.stride()
+    return tensor.new_empty(0).set_(tensor.untyped_storage(), *place)
+
+
+def _affine(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`(..., out)`, and not a view, because models may change the result in place."""
+    y = x.new_empty(*x.shape[:-1], len(weight))
+    flat, rows = y.view(-1, len(weight)), x.reshape(-1, x.shape[-1])
+    if bias is None:
+        torch.mm(rows, weight.T, out=flat)
+    else:
+        torch.addmm(bias.to(x.dtype), rows, weight.T, out=flat)
+    return y
+
+
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cast: torch.Tensor, *layer: Any) -> torch.Tensor:
-        weight, _, lora_a, lora_b, scaling, dropout, quant_state = layer
+        weight, _, lora_a, lora_b, scaling, dropout, quant_state, _ = layer
         y, low, mask = _forward(cast, *layer)
         ctx.scaling, ctx.quant_state, ctx.x_dtype = scaling, quant_state, x.dtype
         ctx.keep = 1 / (1 - dropout) if dropout else 1.0
@@ -137,7 +155,7 @@ class _LoraLinear(torch.autograd.Function):
                 # The narrow factor on the left: measured on a CPU this takes half the time of g.T @ low.
                 db = torch.mm(low.T, g).mul_(ctx.scaling).T.to(lora_b.dtype)
             dbias = g.sum(0) if wants_bias else None
-        return dx, None, None, dbias, da, db, None, None, None
+        return dx, None, None, dbias, da, db, None, None, None, None
 
 
 def _merging_is_cheaper(rows: torch.Tensor, base: torch.Tensor) -> bool:
@@ -153,6 +171,8 @@ def unpacked(weight: torch.Tensor, quant_state: Any, dtype: torch.dtype) -> torc
     """`(out, in)` in the dtype of the products."""
     if quant_state is None:
         return weight.to(dtype)
+    if isinstance(quant_state, torch.Tensor):
+        return weight.to(dtype).mul_(quant_state[:, None].mul(1 / 127))
     from bitsandbytes.functional import dequantize_4bit
 
     unpacked: torch.Tensor = dequantize_4bit(weight, quant_state)

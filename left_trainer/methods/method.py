@@ -75,6 +75,7 @@ class PeftMethod:
         unsupported: What the method does not work with, and why; a run that asks for it is refused with this reason.
         requires: Packages needed beside ours: what to install, by the name that is imported.
         aliases: Further names.
+        mixes_rows: Whether what a row is given depends on the others of its batch, and on their padding.
         mergeable: Whether the adapter can be folded into the base weights.
 
     Raises:
@@ -116,6 +117,7 @@ class PeftMethod:
     unsupported: Mapping[Feature, str] = field(default_factory=dict, hash=False)
     requires: Mapping[str, str] = field(default_factory=dict, hash=False)
     aliases: tuple[str, ...] = ()
+    mixes_rows: bool = False
     mergeable: bool = False
 
     def __post_init__(self) -> None:

@@ -250,6 +250,7 @@ register_method(
         learning_rate=1e-4,
         learning_rate_source=metamathqa(1e-4, 52.6),
         equation=r"W' x = W x + s \textstyle\sum_k R(x)_k B_k A x",
+        mixes_rows=True,  # its router's weights are a mean over the batch
         when_to_use="A higher rank from LoRA's number of parameters, by sharing across layers.",
         resolve_targets=query_value,
         unsupported={**LINEAR_ONLY, **MIXES_FEATURES},

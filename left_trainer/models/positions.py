@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
@@ -55,6 +55,21 @@ def position_limits(config: PreTrainedConfig, with_rotary: bool = False) -> Limi
         for role, part in parts.items()
     )
     return Limits(encoder, decoder)
+
+
+def rotary_switch(config: PreTrainedConfig) -> int | None:
+    """Tokens beyond which a batch is given other rotary frequencies, for all of its rows; `None` where it never is."""
+    config = config.get_text_config()
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_layer = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    return min((limit for limit in map(_switch_of, by_layer, [config] * len(by_layer)) if limit), default=None)
+
+
+def _switch_of(rotary: dict[str, Any], config: PreTrainedConfig) -> int | None:
+    kind = str(rotary.get("rope_type"))
+    if kind == "longrope":
+        return rotary.get("original_max_position_embeddings")
+    return config.max_position_embeddings if "dynamic" in kind else None
 
 
 def _positions(config: PreTrainedConfig, names: tuple[str, ...], with_rotary: bool) -> int | None:

@@ -22,19 +22,23 @@ from left_trainer.evaluation.generation import (
     OF_THE_USER,
     GenerationSpeed,
     generate_completions,
+    generated_ids,
     generation_arguments,
     generation_setting,
     reads_whole_prompts,
     room_for_prompt,
     split_prompts,
     why_not_batched,
+    why_rows_are_mixed,
 )
+from left_trainer.evaluation.prompt_reading import PromptReader
 from left_trainer.evaluation.regrouping import Regrouping, inspecting, why_not_with_adapter
 from left_trainer.evaluation.row_losses import SOURCES, encode, row_losses, why_not_shared_encoder
 from left_trainer.kernels.fast_paths import (
     LINEAR_CROSS_ENTROPY,
     REGROUPED_GENERATION,
     SHARED_ENCODER,
+    SHARED_PROMPT_PREFIX,
     SORTED_GENERATION,
     first_reason,
 )
@@ -44,6 +48,8 @@ from left_trainer.trainer.losses import LossHost, why_not_linear_cross_entropy
 # For each batch: new token ids `(batch, new tokens)`, and the loss of each row summed over its target tokens, where it
 # is known.
 GeneratedBatches: TypeAlias = Iterator[tuple[torch.Tensor, torch.Tensor | None]]
+# Arguments that `generate` leaves out where a loop of ours takes the place of its own.
+OF_ITS_LOOP = ("tokenizer", "assistant_model", "assistant_tokenizer", "streamer")
 OWN_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -132,7 +138,7 @@ class GenerationInEvaluation:
             "do_sample=True": self._setting("do_sample"),
             "num_return_sequences": self.sequences_per_row > 1,
         }
-        return first_reason(reasons) or given or why_not_reordered(dataloader)
+        return first_reason(reasons) or given or why_rows_are_mixed(self.model) or why_not_reordered(dataloader)
 
     def why_not_shared_encoder(self, row: dict[str, Any]) -> str | None:
         """Why the loss takes a forward pass of its own; `None` where it uses the encoder's output of generation."""
@@ -178,26 +184,31 @@ class GenerationInEvaluation:
 
     def _regrouping(self, dataloader: Any, rows: list[int]) -> Regrouping | None:
         """What regroups the rows that go on, where that gives the same texts."""
-        reason = self._why_not_regrouped(dataloader, rows[0])
-        self.trainer.fast_paths[REGROUPED_GENERATION].record(reason)
+        lengths = {row: len(dataloader.dataset[row]["input_ids"]) for row in rows}
+        reason = self._why_not_regrouped(dataloader, lengths)
+        fast_paths = self.trainer.fast_paths
+        fast_paths[REGROUPED_GENERATION].record(reason)
+        reader = PromptReader(fast_paths[SHARED_PROMPT_PREFIX]) if self.trainer.family == "decoder_only" else None
+        if reader and reason:
+            reader.path.record(reason)
         if reason:
             return None
-        lengths = {row: len(dataloader.dataset[row]["input_ids"]) for row in rows}
         pad, _ = self._pad_and_end_ids()
-        return Regrouping(lengths, dataloader.batch_sampler.batch_size, self._longest_text(), pad)
+        return Regrouping(lengths, dataloader.batch_sampler.batch_size, self._longest_text(), pad, reader)
 
-    def _why_not_regrouped(self, dataloader: Any, row: int) -> str | None:
+    def _why_not_regrouped(self, dataloader: Any, lengths: dict[int, int]) -> str | None:
         """Asked of `generate` itself, which prepares the first row and generates nothing for it."""
         if not self.trainer.args.regroup_generation:
             return "regroup_generation=False"
-        reason = why_not_with_adapter(self.model)
+        given = first_reason({f"a {name} is given": name in self.arguments for name in OF_ITS_LOOP})
+        reason = given or why_not_with_adapter(self.model)
         if self.trainer.family == "decoder_only":
-            reason = reason or why_not_batched(without_adapter(self.model))
+            reason = reason or why_not_batched(self.model, max(lengths.values()) + self._longest_text())
             reason = reason or reads_whole_prompts(self.model, self.arguments)
         if reason:
             return reason
         found: list[str | None] = []
-        inputs = self.trainer._prepare_inputs(dataloader.collate_fn([dataloader.dataset[row]]))
+        inputs = self.trainer._prepare_inputs(dataloader.collate_fn([dataloader.dataset[next(iter(lengths))]]))
         self._generate(inputs, custom_generate=inspecting(found))
         return found[0]
 
@@ -237,7 +248,8 @@ class GenerationInEvaluation:
 
     def _pad_and_end_ids(self) -> tuple[int, list[int]]:
         """The id that fills generated rows, and those that end them."""
-        return self.trainer.processing_class.pad_token_id, self.end_ids
+        given = self.arguments.get("pad_token_id")
+        return self.trainer.processing_class.pad_token_id if given is None else given, self.end_ids
 
     def _generate(self, inputs: dict[str, Any], keep_encoder_outputs: bool = False, **further: Any) -> torch.Tensor:
         """New token ids, `(batch, new tokens)`, for a batch, to which the encoder's output may be added.
@@ -253,12 +265,12 @@ class GenerationInEvaluation:
             sources = self._generation_inputs(inputs)
             if "encoder_outputs" in inputs:  # a copy, because beam search repeats the rows in place
                 sources["encoder_outputs"] = type(inputs["encoder_outputs"])(**inputs["encoder_outputs"])
-            return self.model.generate(**sources, **self.arguments, **further).contiguous()  # type: ignore[no-any-return]
+            return generated_ids(self.model.generate(**sources, **self.arguments, **further)).contiguous()
 
     def _continue_prompts(self, inputs: dict[str, Any], **further: Any) -> torch.Tensor:
         """`_generate` for a decoder-only model."""
-        pad = self.trainer.processing_class.pad_token_id
-        return generate_completions(self.model, self.prompts(inputs), pad, **self.arguments, **further).contiguous()
+        arguments = {**self.arguments, "pad_token_id": self._pad_and_end_ids()[0], **further}
+        return generate_completions(self.model, self.prompts(inputs), **arguments).contiguous()
 
     def prompts(self, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The prompts of a batch of a decoder-only model, with room for the new tokens among its positions."""

@@ -7,7 +7,12 @@ import torch
 
 from left_trainer import list_methods
 from left_trainer.adapters.task_ids import task_inputs
-from left_trainer.evaluation.generation import generate_completions, room_for_prompt, split_prompts
+from left_trainer.evaluation.generation import (
+    generate_completions,
+    room_for_prompt,
+    split_prompts,
+    why_not_batched,
+)
 from method_settings import apply_or_skip
 from tiny import DECODER_ONLY_TYPES, tiny_model
 
@@ -53,6 +58,26 @@ def test_a_row_of_a_batch_is_the_row_alone(model_type):
     assert continued(model) == alone(model)
     if model_type != "rwkv":  # whose state transformers cannot reorder
         assert continued(model, num_beams=2) == alone(model, num_beams=2)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_rotary_positions_that_depend_on_the_longest_row_keep_rows_apart(kind):
+    rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 10000.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 8}
+    model = moved(tiny_model("llama", rope_parameters=rope, max_position_embeddings=8 if kind == "dynamic" else 64))
+    assert why_not_batched(model, 8) is None
+    assert "more than 8 tokens" in why_not_batched(model, 9)
+    assert continued(model) == alone(model)
+
+
+def test_a_method_that_mixes_rows_keeps_them_apart(tmp_path):
+    model = apply_or_skip("lily", "llama", tmp_path, seed=0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    assert why_not_batched(model, 0) == "lily mixes the rows of a batch"
+    assert continued(model) == alone(model)
 
 
 @pytest.mark.parametrize("setting", READS_PADDING)

@@ -223,7 +223,22 @@ def two_adapters(model):
     model.base_model.set_adapter(["default", "other1"])
 
 
+class PackedWeight(torch.Tensor):
+    """As torchao has them: a weight that is no plain tensor."""
+
+    def new_empty(self, *args, **kwargs):
+        return super().new_empty(*args, **kwargs).as_subclass(PackedWeight)
+
+
+def pack_weights(model):
+    for module in model.modules():
+        if isinstance(module, Linear):
+            weight = module.base_layer.weight.data.as_subclass(PackedWeight)
+            module.base_layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
 FALLBACKS = {
+    "the base weight is a PackedWeight": ({}, pack_weights),
     "DoRA with dropout": ({"use_dora": True, "lora_dropout": 0.3}, nn.Module.train),
     "or beside another adapter": ({"use_dora": True, "adapters": 2}, two_adapters),
     "lora_bias=True": ({"lora_bias": True, "target_modules": ["c_attn"]}, None),

@@ -126,6 +126,7 @@ PARSER = "test_a_parser_keeps_its_defaults_where_we_clear_them"
 ENUM = "test_an_enum_finds_a_member_that_is_added_as_its_own_are"
 SHARDING = "test_sharding_can_be_asked_for"
 FOUR_BIT = "test_a_4_bit_layer_has_what_we_read"
+EIGHT_BIT = "test_an_8_bit_layer_has_what_we_read"
 OPERATOR = "test_an_operator_that_a_plan_answers_for_is_there"
 KERNEL = "test_a_kernel_of_attention_takes_what_we_pass"
 DISPATCH = "test_operators_on_meta_are_dispatched_with_their_schema"
@@ -189,6 +190,7 @@ INTERNALS: dict[str, str] = {
     "CordaConfig": IMPORT,
     "Linear": IMPORT,
     "Linear4bit": IMPORT,
+    "Linear8bitLt": IMPORT,
     "DoraLinearVariant": IMPORT,
     "LoraLayer": IMPORT,
     "SVDLinear": IMPORT,
@@ -271,6 +273,7 @@ UNMARKED: dict[str, str] = {
     "eager_attention_forward": ATTENTION,
     "packing_format_for_cpu": FOUR_BIT,
     "support_avx512bf16_for_cpu": FOUR_BIT,
+    "SCB": EIGHT_BIT,
 }
 
 # What looks like an internal and is none.

@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import RandomSampler
 from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor
 
-from left_trainer import LeftSeq2SeqTrainer, LeftTrainer, get_task, list_methods
+from left_trainer import LeftSeq2SeqTrainer, LeftTrainer, get_method, get_task, list_methods
 from left_trainer.data.loading import embedded_data
 from left_trainer.embedded import MODEL_PATHS
 from left_trainer.evaluation.batches import without_filling
@@ -119,7 +119,9 @@ def test_every_method_evaluates_as_before(method, make_args, tokenizers, tmp_pat
     plain = trainer.predict(ROWS, eos_token_id=ENDS)
     trainer.args.sort_eval_by_length = True
     by_length = trainer.predict(ROWS, eos_token_id=ENDS)
-    assert trainer.fast_paths["sorted_generation"].ran == 1
+    mixes_rows = get_method(method).mixes_rows
+    assert trainer.fast_paths["sorted_generation"].ran == (not mixes_rows)
+    assert (f"{method} mixes the rows of a batch" in trainer.fast_paths["sorted_generation"].fell_back) == mixes_rows
     assert own_ends(by_length.predictions) == own_ends(plain.predictions)
     assert by_length.metrics["test_loss"] == pytest.approx(plain.metrics["test_loss"], rel=1e-5)
 
@@ -294,6 +296,27 @@ def test_the_models_own_length_limit_holds(limits, model_type, make_args, tokeni
     texts = [np.where(result.predictions < 0, padding, result.predictions).tolist() for result in results.values()]
     assert texts[0] == texts[1]
     assert results[True].predictions.shape[1] <= 31
+
+
+@pytest.mark.parametrize("sort", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_generate_returns_and_fills_rows_with_is_the_users_choice(family, sort, make_args, tokenizers):
+    trainer = make_trainer(tiny_model(FAMILY_TYPES[family]), make_args, tokenizers, sort_eval_by_length=sort)
+    expected = own_ends(trainer.predict(ROWS, eos_token_id=ENDS).predictions)
+    choices = {"pad_token_id": 8, "return_dict_in_generate": True}
+    found = trainer.predict(ROWS, eos_token_id=ENDS, **choices).predictions
+    assert [without_filling(np.where(row < 0, 8, row), ENDS, 8).tolist() for row in found] == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_stop_at_strings(family, make_args, tokenizers):
+    """`generate` does not hand the tokenizer that this needs to a loop in the place of its own."""
+    trainer = make_trainer(tiny_model(FAMILY_TYPES[family]), make_args, tokenizers)
+    arguments = {"stop_strings": ["a", "e"], "tokenizer": tokenizers[family]}
+    stopped = trainer.predict(ROWS, **arguments).predictions
+    assert trainer.fast_paths["regrouped_generation"].fell_back == {"a tokenizer is given": 1}
+    trainer.args.sort_eval_by_length = False
+    assert own_ends(stopped) == own_ends(trainer.predict(ROWS, **arguments).predictions)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,13 +12,14 @@ from peft import LoraConfig, get_peft_model
 from peft.utils.loftq_utils import replace_lora_weights_loftq
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from left_trainer.kernels.lora_linear import unpacked
 from package_walk import home
 from tiny import tiny_model
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
 from bitsandbytes.functional import dequantize_4bit, has_avx512bf16  # noqa: E402
-from bitsandbytes.nn import Linear4bit  # noqa: E402
+from bitsandbytes.nn import Linear4bit, Linear8bitLt  # noqa: E402
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
 
@@ -61,10 +62,24 @@ def test_a_4_bit_layer_has_what_we_read():
     source = inspect.getsource(bitsandbytes.nn.modules)
     assert "packing_format_for_cpu" in source, f"bitsandbytes has no packing_format_for_cpu any more, {what}."
     assert made.weight.quant_state is not None, f"bitsandbytes' weights have no quant_state any more, {what}."
-    unpacked = dequantize_4bit(made.weight, made.weight.quant_state)
-    assert unpacked.shape == (64, 64), (
+    assert dequantize_4bit(made.weight, made.weight.quant_state).shape == (64, 64), (
         f"bitsandbytes' dequantize_4bit gives another shape, which {home('unpacked')} uses."
     )
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_an_8_bit_layer_has_what_we_read(is_training):
+    made = Linear8bitLt(64, 64, bias=False, has_fp16_weights=False, threshold=6.0)
+    made.load_state_dict({"weight": torch.randn(64, 64, generator=torch.Generator().manual_seed(0))})
+    made = made.to("cpu").train(is_training)
+    what = f"which {home('_weight_of')} reads"
+    assert made.weight.SCB is not None, f"bitsandbytes' 8-bit weights have no SCB before the first call, {what}."
+    x = torch.randn(3, 64, requires_grad=True)
+    made(x).sum().backward()
+    assert made.state.SCB is not None, f"bitsandbytes' 8-bit layers have no state.SCB any more, {what}."
+    assert made.weight.dtype == torch.int8, f"bitsandbytes' 8-bit layers keep another weight, {what}."
+    expected = torch.ones(3, 64) @ unpacked(made.weight.data, made.state.SCB, torch.float32)
+    assert torch.equal(x.grad, expected), f"bitsandbytes unpacks 8-bit weights otherwise than {home('unpacked')}."
 
 
 def test_loftq_needs_an_accelerator_or_leaves_the_scaling_out(quantized):
