@@ -25,6 +25,7 @@ from left_trainer.models import without_adapter
 # too few for T5, whose encoder and decoder have blocks of one class.
 MAX_FORMS = 64
 CACHED = "the block reads or writes a cache, as generation and prefixes have it do"
+REDRAWN = "the backend 'eager' draws other dropout masks when it computes a checkpointed block again"  # torch 2.13
 REPLACED = "the forward pass of the block is replaced, as offloading does"
 EXPLANATION = "Explanation: "
 
@@ -83,7 +84,7 @@ class _Compiler:
     def __init__(self, options: Mapping[str, Any], paths: Mapping[str, FastPath]) -> None:
         self.paths = paths
         self.options = {"fullgraph": True, **options}
-        if "recompile_limit" in inspect.signature(torch.compile).parameters:  # torch 2.12
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:  # newer ones of torch
             self.options |= {"recompile_limit": MAX_FORMS, "isolate_recompiles": True}
         self.compiled: dict[type[nn.Module], Callable[..., Any]] = {}
         self.failed: dict[type[nn.Module], str] = {}
@@ -91,13 +92,16 @@ class _Compiler:
     def run(self, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The forward pass of `block`."""
         kind = type(block)  # FSDP2 changes it after the blocks were found
+        is_checkpointed = block.training and getattr(block, "gradient_checkpointing", False)
         reason = self.failed.get(kind) or (CACHED if _has_cache(args, kwargs) else None)
+        reason = reason or (REDRAWN if is_checkpointed and self.options["backend"] == "eager" else None)
         if reason is None:
-            _checkpoint_as_a_whole(block)
+            if is_checkpointed:
+                _checkpoint_as_a_whole(block)
             try:
                 with noted_in_graph(self.paths):
                     result = self._of(kind)(block, *args, **kwargs)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
                 reason = self.failed[kind] = f"torch cannot compile {kind.__name__}: {_why(error)}"
                 logger.warning("%s. It runs as without torch_compile.", reason)
         self.paths[COMPILED_BLOCKS].record(reason)
@@ -119,11 +123,10 @@ def _checkpoint_as_a_whole(block: nn.Module) -> None:
 
     T5's attention has a tensor require a gradient that none is used of, for the reentrant form (transformers 5.23).
     """
-    if block.training and getattr(block, "gradient_checkpointing", False):
-        options = getattr(block._gradient_checkpointing_func, "keywords", {})
-        for part in block.modules():
-            if part is not block and getattr(part, "gradient_checkpointing", False):
-                part.gradient_checkpointing = bool(options.get("use_reentrant", True))  # type: ignore[assignment]
+    options = getattr(block._gradient_checkpointing_func, "keywords", {})
+    for part in block.modules():
+        if part is not block and getattr(part, "gradient_checkpointing", False):
+            part.gradient_checkpointing = bool(options.get("use_reentrant", True))  # type: ignore[assignment]
 
 
 def _has_cache(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

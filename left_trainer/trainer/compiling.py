@@ -46,7 +46,7 @@ def compile_options(args: LeftTrainingArguments) -> Mapping[str, Any] | None:
     plugin = TorchDynamoPlugin(
         backend=args.torch_compile_backend,
         mode=args.torch_compile_mode,
-        dynamic=False if args.torch_compile_backend == "neuron" else None,  # as transformers does (5.23)
+        dynamic=False if args.torch_compile_backend == "neuron" else None,  # as in transformers
     )
     if plugin.backend == DynamoBackend.NO:
         return None
