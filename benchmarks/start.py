@@ -92,6 +92,9 @@ def run_plain(family: str, model: str, file: str, output_dir: str) -> dict[str, 
 def run_ours(family: str, model: str, file: str, output_dir: str) -> dict[str, float]:
     """To the first step of `left-trainer train`."""
     from left_trainer.cli.main import main
+    from left_trainer.imports import import_stack
+
+    import_stack()  # as the command does
     from left_trainer.runs import fine_tuning
 
     imported = seconds_since_start()

@@ -6,12 +6,15 @@ import functools
 import gc
 import importlib.metadata
 import os
+import shutil
 import sys
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CI", "1")  # keeps TRL from reporting usage
+# The user's own is left alone, and is not read. Workers have that of the process that has started them.
+os.environ.setdefault("HF_DATASETS_CACHE", f"{tempfile.gettempdir()}/left-trainer-tests-{os.getpid()}")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +53,12 @@ importlib.metadata.version = functools.cache(importlib.metadata.version)
 def pytest_collection_finish() -> None:
     """Keep what was imported and collected out of every later search for garbage."""
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Remove the cache, in the process that has named it."""
+    if os.environ["HF_DATASETS_CACHE"].endswith(f"left-trainer-tests-{os.getpid()}"):
+        shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture

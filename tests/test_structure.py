@@ -29,6 +29,7 @@ LEVELS = [
         "yaml_files",
         "plugins",
         "processes",
+        "imports",
     ),
     ("tuners", "adapters", "models"),
     ("methods", "tasks"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.compare_work import WORK_TYPES, add_work_options, check_work_alone, engine_of, plan_and_run, work
 from left_trainer.cli.errors import user_errors
+from left_trainer.imports import import_stack
 from left_trainer.plugins import add_plugin_option, load_plugins, plugins_in
 from left_trainer.secret_values import shown_command
 
@@ -103,11 +104,6 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, flags = parser.parse_known_args(argv)
 
-    from datasets import disable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    disable_progress_bars()
     with contextlib.ExitStack() as stack:
         with user_errors():
             if options.work:
@@ -118,6 +114,8 @@ def main(argv: list[str]) -> int:
             engine = engine_of(options)
             if engine is not None:
                 stack.enter_context(engine)  # what it has started ends where what follows is refused
+            import_stack()  # while the engine's own process does
+            _without_progress_bars()
             if not options.work:
                 grid_options = _grid_options(options, flags)
         if options.print_config:
@@ -125,6 +123,14 @@ def main(argv: list[str]) -> int:
             return 0
         command = shown_command(["left-trainer", "compare", *argv])
         return work(options, engine) if options.work else plan_and_run(options, grid_options, engine, command)
+
+
+def _without_progress_bars() -> None:
+    from datasets import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    disable_progress_bars()
 
 
 def _given(options: argparse.Namespace) -> list[str]:

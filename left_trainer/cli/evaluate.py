@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 from left_trainer.cli.options import add_loading_options, add_row_options, check_adapter, hub_options, number, positive
+from left_trainer.imports import import_stack
 from left_trainer.ranges import NOT_NEGATIVE
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> int:
         parser.error("one of the arguments --test_file --lm_eval is required")
     with user_errors():
         output = Path(options.output_dir) if options.output_dir else None
+        import_stack()
         if options.adapter is not None:
             check_adapter(options.adapter)
         from transformers.utils.logging import disable_progress_bar

@@ -8,6 +8,7 @@ import sys
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 from left_trainer.cli.options import add_loading_options, add_row_options, positive
+from left_trainer.imports import import_stack
 
 DESCRIPTION = """Write a trained model in the format of the runtime that serves it: ctranslate2, gguf, onnx, merged
 (transformers) or lora (vLLM, PEFT).
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> int:
             raise FileNotFoundError(
                 f"--adapter {options.adapter!r} does not exist. Pass the output_dir of a training run."
             )
+        import_stack()
         from transformers.utils.logging import disable_progress_bar
 
         from left_trainer.export.exporting import Export, export_model

@@ -10,6 +10,7 @@ from typing import Any
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 from left_trainer.cli.options import add_loading_options, check_adapter, hub_options, positive
+from left_trainer.imports import import_stack
 from left_trainer.shown_text import one_line
 
 DESCRIPTION = """Read one text per line from standard input or --input_file, and write one answer per line to standard
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     with user_errors():
+        import_stack()
         hub = hub_options(options)
         prompt = options.prompt or _trained_prompt(options.adapter, hub)
         lines = _read_lines(options.input_file)

@@ -8,6 +8,7 @@ from pathlib import Path
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
 from left_trainer.cli.options import add_loading_options, add_row_options, check_adapter, hub_options, positive
+from left_trainer.imports import import_stack
 
 DESCRIPTION = """Merge an adapter into the weights of its base model and save the whole model with its tokenizer and the
 settings that it was scored with. The merged model does not need PEFT: it loads with AutoModel....from_pretrained and is
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
         for path in options.adapters or []:
             if not Path(path).is_dir():
                 raise FileNotFoundError(f"--adapters {path!r} does not exist. Pass the output_dir of a training run.")
+        import_stack()
         if options.adapter is not None:
             check_adapter(options.adapter)
         from left_trainer.trainer.run_checks import check_writable

@@ -12,6 +12,7 @@ from typing import Any
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
+from left_trainer.imports import import_stack
 from left_trainer.plugins import add_plugin_option
 from left_trainer.registry import did_you_mean
 
@@ -108,6 +109,7 @@ def _records(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[st
     # On import, it warns about a package that counting does not need.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
+    import_stack()
     from transformers.utils.logging import tqdm
 
     from left_trainer.cli.method_records import counting_models, default_model, record_of

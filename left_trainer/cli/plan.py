@@ -27,6 +27,7 @@ from left_trainer.cli.plan_text import (
     together_text,
     verdict_text,
 )
+from left_trainer.imports import import_stack
 from left_trainer.ranges import POSITIVE
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
 
+    import_stack()
     from left_trainer.compression_options import VOCABULARY
     from left_trainer.runs.fine_tuning import training_parser, with_task_settings
     from left_trainer.tasks import get_task

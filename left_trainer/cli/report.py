@@ -9,6 +9,7 @@ from pathlib import Path
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.compare_work import add_table_option
 from left_trainer.cli.errors import user_errors
+from left_trainer.imports import import_stack
 from left_trainer.plugins import add_plugin_option
 from left_trainer.secret_values import shown_command
 
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
     add_table_option(parser)
     options = parser.parse_args(argv)
 
+    import_stack()
     from left_trainer.comparison.gathered import gather
     from left_trainer.comparison.output import copy_predictions, write_outputs
     from left_trainer.comparison.results import are_shown, check_comparable, merge

@@ -7,6 +7,7 @@ import sys
 
 from left_trainer.argument_parser import ArgumentParser
 from left_trainer.cli.errors import user_errors
+from left_trainer.imports import import_stack
 
 DESCRIPTION = """Fine-tune a model on a task, evaluate it on the test split before and after training, and save adapter,
 tokenizer, model card, training_report.json and plots to --output_dir.
@@ -23,6 +24,7 @@ def main(argv: list[str]) -> int:
     task_parser.add_argument("--task", default="summarization")
     options, rest = task_parser.parse_known_args(argv)
 
+    import_stack()
     from transformers.utils.logging import disable_progress_bar
 
     from left_trainer.models.hub import HubRefusalError

@@ -7,6 +7,7 @@ it and answers with its exit code; where whoever asked is gone, the keeper kills
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -20,11 +21,13 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from left_trainer.imports import without_collection
 
 READY = b"ready"
 MOST_BYTES = 1 << 20  # of a message
@@ -42,10 +45,13 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, which is for the runs
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that keepers leave nothing behind
     control = socket.socket(fileno=int(sys.argv[1]))
-    from left_trainer.comparison import cell
+    leave: list[int] = []
+    atexit.register(_leave, leave)  # the first, so that it is called after all others
+    with without_collection():
+        from left_trainer.comparison import cell
 
-    for name in IMPORTED_LATER:
-        importlib.import_module(name)
+        for name in IMPORTED_LATER:
+            importlib.import_module(name)
     reason = why_not_forked()
     control.send(reason.encode() if reason else READY)
     if reason:
@@ -63,9 +69,19 @@ def main() -> int:
             populate(pages)
             random.seed()
             np.random.seed()
-            return cell.main([*words, cell.FORKED])
+            code = cell.main([*words, cell.FORKED])
+            leave.append(code)
+            return code
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _leave(codes: Sequence[int]) -> None:
+    """End a run that has said its exit code at once: taking all that was imported apart would last 0.3 s."""
+    for code in codes:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def why_not_forked() -> str | None:

@@ -6,11 +6,12 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from left_trainer.comparison.rows import Summary
-from left_trainer.comparison.tables import markdown, table_of
 from left_trainer.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from left_trainer.comparison.rows import Summary
 
 PROJECT, TABLE = "left-trainer", "comparison"
 
@@ -43,6 +44,8 @@ def _to_tensorboard(summary: Summary, folder: Path) -> None:
     """The table as text, and each row as one of the tab HPARAMS."""
     from torch.utils.tensorboard import SummaryWriter
 
+    from left_trainer.comparison.tables import markdown
+
     with SummaryWriter(log_dir=folder / "tensorboard") as writer:
         writer.add_text(TABLE, markdown(summary))
         for row in summary.rows:
@@ -70,6 +73,8 @@ def _to_trackio(summary: Summary, folder: Path) -> None:
 
 def _columns_and_rows(summary: Summary) -> tuple[list[Any], list[list[Any]]]:
     """Of the CSV file, with nothing where there is no figure: a column has one type."""
+    from left_trainer.comparison.tables import table_of
+
     columns, *rows = table_of(summary)
     return columns, [[None if value == "" else value for value in row] for row in rows]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,6 +61,28 @@ def stream_file(argument: str, name: str, columns: Mapping[str, str], encoding: 
     return IterableDataset.from_generator(_rows, features=FEATURES, gen_kwargs=options)
 
 
+def stored_rows(rows: Dataset) -> Dataset:
+    """Rows that were made in memory, from a file named after what they say beside the cache of `datasets`.
+
+    What is made of them is found again by the next run. Where nothing can be stored, they stay in memory.
+
+    Args:
+        rows: With the text columns `source` and `target`.
+    """
+    if not datasets.is_caching_enabled():
+        return rows
+    table = rows.select_columns(list(ROLES)).with_format("arrow")[:].cast(FEATURES.arrow_schema)
+    digest = hashlib.sha256(repr((LAYOUT, table.to_pydict())).encode())
+    stored = _stored(digest)
+    try:
+        with first_process_of_machine_first():
+            if not stored.exists():
+                _store(iter([table]), stored, "the rows")
+    except OSError:
+        return rows
+    return Dataset.from_file(str(stored)) if os.access(stored.parent, os.W_OK) else rows
+
+
 def _rows(
     argument: str, files: Sequence[Path], columns: Mapping[str, str], encoding: str | None
 ) -> Iterator[dict[str, str]]:
@@ -112,8 +135,11 @@ def _check_characters(text: str, where: str) -> None:
 def _stored_name(files: Sequence[Path], columns: Mapping[str, str], encoding: str | None) -> Path:
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     content = repr((LAYOUT, states, [columns[role] for role in ROLES], encoding, [str(file) for file in files]))
-    name = hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return Path(datasets.config.HF_DATASETS_CACHE) / "left_trainer" / f"{name}.arrow"
+    return _stored(hashlib.sha256(content.encode("utf-8", "surrogateescape")))
+
+
+def _stored(digest: hashlib._Hash) -> Path:
+    return Path(datasets.config.HF_DATASETS_CACHE) / "left_trainer" / f"{digest.hexdigest()[:32]}.arrow"
 
 
 def _store(tables: Iterator[pyarrow.Table], path: Path, what: str) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from left_trainer.data.arguments import DataArguments
 from left_trainer.data.columns import text_columns
 from left_trainer.data.dataset_types import AnyDataset
-from left_trainer.data.files import read_file, stream_file
+from left_trainer.data.files import read_file, stored_rows, stream_file
 from left_trainer.data.prompts import to_prompts
 from left_trainer.data.splits import first_rows, stored_splits, streamed_splits
 from left_trainer.methods import get_method
@@ -66,6 +66,8 @@ def load_task_data(task: Task, data: DataArguments, token: str | None = None) ->
         name, config_name = data.dataset_name, data.dataset_config_name or known.config_name
         loaded = embedded_data(task) if name is None else _load(name, config_name, token, data)
         rows = {split: text_columns(loaded[split], columns, split) for split in SPLITS if split in loaded}
+        if name is None and not data.streaming:
+            rows = {split: stored_rows(texts) for split, texts in rows.items()}
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
     name = data.dataset_name or "the data"
     return streamed_splits(rows, limits, name) if data.streaming else stored_splits(rows, limits, name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, Features, Translation, Value
 
@@ -22,6 +24,7 @@ from left_trainer import (
 )
 from left_trainer.data.loading import embedded_data
 from left_trainer.data.prompts import to_prompts
+from left_trainer.embedded import MODEL_PATHS
 from left_trainer.models import ModelSource
 from left_trainer.tasks.task import check_prompt
 from tiny import tiny_model, tiny_tokenizer
@@ -222,6 +225,46 @@ def test_embedded_data_are_repeatable_and_splits_differ(task):
     sources = {split: set(rows[task.source_column]) for split, rows in first.items()}
     for one, other in itertools.combinations(sources, 2):
         assert not sources[one] & sources[other]
+
+
+def test_generated_rows_are_stored_once_and_what_is_made_of_them_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    for module in ("datasets.arrow_dataset", "datasets.fingerprint"):
+        monkeypatch.setattr(f"{module}.update_fingerprint", lambda old, *_: f"{old}0")
+    path, made = str(MODEL_PATHS["encoder_decoder"]), []
+    for _ in range(2):
+        tokenizer, source = load_tokenizer(path), ModelSource.of(path)
+        rows = load_task_data(TASK, DataArguments())
+        made.append(to_prompts(rows["validation"], TASK, tokenizer, source, max_length=60))
+    assert made[0].cache_files == made[1].cache_files != []
+    assert rows["validation"].to_list() == text_columns_of(embedded_data(TASK)["validation"])
+    assert len(list(tmp_path.glob("left_trainer/*.arrow"))) == len(rows) + 1  # prompts
+
+
+@pytest.mark.parametrize("reason", ["caching is off", "the folder is a file", "the disk is full"])
+def test_generated_rows_stay_in_memory_where_nothing_can_be_stored(reason, tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+    if reason == "caching is off":
+        monkeypatch.setattr("datasets.is_caching_enabled", lambda: False)
+    elif reason == "the folder is a file":
+        folder.write_text("")
+    else:
+        monkeypatch.setattr(pyarrow.ipc, "new_stream", raiser(OSError(errno.ENOSPC, "No space left on device")))
+    rows = load_task_data(TASK, DataArguments())["validation"]
+    assert rows.cache_files == []
+    assert rows.to_list() == text_columns_of(embedded_data(TASK)["validation"])
+
+
+def text_columns_of(rows):
+    return [{"source": row[TASK.source_column], "target": row[TASK.target_column]} for row in rows]
+
+
+def raiser(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize("family", ["encoder_decoder", "decoder_only"])
