@@ -7,6 +7,7 @@ its blocks stay outside.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -86,7 +87,6 @@ class _Compiler:
         self.options = {"fullgraph": True, **options}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:  # newer ones of torch
             self.options |= {"recompile_limit": MAX_FORMS, "isolate_recompiles": True}
-        self.compiled: dict[type[nn.Module], Callable[..., Any]] = {}
         self.failed: dict[type[nn.Module], str] = {}
 
     def run(self, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -100,22 +100,28 @@ class _Compiler:
                 _checkpoint_as_a_whole(block)
             try:
                 with noted_in_graph(self.paths):
-                    result = self._of(kind)(block, *args, **kwargs)
+                    result = _compiled_class(kind, **self.options)(block, *args, **kwargs)
             except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-                reason = self.failed[kind] = f"torch cannot compile {kind.__name__}: {_why(error)}"
+                reason = self.failed[kind] = _why(error, kind.__name__)
                 logger.warning("%s. It runs as without torch_compile.", reason)
         self.paths[COMPILED_BLOCKS].record(reason)
         return kind.forward(block, *args, **kwargs) if reason else result
 
-    def _of(self, kind: type[nn.Module]) -> Callable[..., Any]:
-        if kind not in self.compiled:
-            # It cuts graphs into DistributedDataParallel's buckets, which blocks are smaller than, and takes no
-            # functions with gradients of their own.
-            torch._dynamo.config.optimize_ddp = False
-            # The notes of a checkpointed block are those of its forward pass.
-            torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-            self.compiled[kind] = torch.compile(kind.forward, **self.options)
-        return self.compiled[kind]
+
+@functools.cache
+def _compiled_class(kind: type[nn.Module], **options: Any) -> Callable[..., Any]:
+    """The forward pass of a class of blocks; made once, so that the models of a search share what is compiled."""
+    _configure(torch._dynamo.config)
+    compiled: Callable[..., Any] = torch.compile(kind.forward, **options)
+    return compiled
+
+
+def _configure(config: Any) -> None:
+    """Have graphs of blocks compiled as they are, and the notes of a checkpointed block made by its forward pass."""
+    # It would cut graphs into DistributedDataParallel's buckets, and takes none with a gradient of its own.
+    config.optimize_ddp = False
+    if hasattr(config, "skip_fwd_side_effects_in_bwd_under_checkpoint"):  # newer ones of torch
+        config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
 
 
 def _checkpoint_as_a_whole(block: nn.Module) -> None:
@@ -134,8 +140,11 @@ def _has_cache(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
 
 
-def _why(error: Exception) -> str:
-    """What torch says in explanation of `error`, in one sentence."""
+def _why(error: Exception, name: str) -> str:
+    """Why blocks of the class `name` are not compiled, in one sentence."""
+    if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
+        return f"{name} has more forms than torch.compile makes in a process"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     explained = [line.removeprefix(EXPLANATION) for line in lines if line.startswith(EXPLANATION)]
-    return (explained or lines)[0].partition(" (")[0].partition(". ")[0].removesuffix(".")
+    why = (explained or lines)[0].partition(" (")[0].partition(". ")[0].removesuffix(".")
+    return f"torch cannot compile {name}: {why}"

@@ -124,6 +124,7 @@ def test_a_model_is_compiled_no_longer_where_that_is_not_asked_for(rows, make_ar
 def test_every_method_trains_compiled_as_it_does_plain(rows, make_args, tokenizers, tmp_path):
     bases = BaseModels(tmp_path)
     for method, family in CASES:
+        torch.compiler.reset()
         found = []
         for compiled in ({}, {"torch_compile_backend": "eager"}):
             model = model_argument(method, bases[method, family], auto_class(family).from_pretrained)
