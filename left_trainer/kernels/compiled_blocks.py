@@ -84,7 +84,7 @@ class _Compiler:
 
     def __init__(self, options: Mapping[str, Any], paths: Mapping[str, FastPath]) -> None:
         self.paths = paths
-        self.options = {"fullgraph": True, **options}
+        self.options: dict[str, Any] = {"fullgraph": True, **options}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:  # newer ones of torch
             self.options |= {"recompile_limit": MAX_FORMS, "isolate_recompiles": True}
         self.failed: dict[type[nn.Module], str] = {}

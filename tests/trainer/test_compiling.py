@@ -121,6 +121,7 @@ def test_a_model_is_compiled_no_longer_where_that_is_not_asked_for(rows, make_ar
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # FRoD has a sparse core
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # SuperTuning calls one
 def test_every_method_trains_compiled_as_it_does_plain(rows, make_args, tokenizers, tmp_path):
     bases = BaseModels(tmp_path)
     for method, family in CASES:
