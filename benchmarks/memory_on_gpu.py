@@ -104,7 +104,9 @@ SMALL_LLAMA = {
     "intermediate_size": 256,
     "max_position_embeddings": 1024,
 }
-FAST_PATHS_OFF = tuple((name, False) for name in ("use_linear_cross_entropy", "use_lora_linear", "use_fused_gelu"))
+FAST_PATHS_OFF = tuple(
+    (name, False) for name in ("use_linear_cross_entropy", "use_lora_linear", "use_fused_gelu", "use_fused_rms_norm")
+)
 
 
 def shapes(is_tiny: bool) -> dict[str, Shape]:

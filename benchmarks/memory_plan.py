@@ -135,6 +135,7 @@ def compare_with_founding_table() -> None:
             use_linear_cross_entropy=False,
             use_lora_linear=False,
             use_fused_gelu=False,
+            use_fused_rms_norm=False,
             report_to="none",
         )
         plan = plan_training(MT0_LARGE, args, source_tokens=128, target_tokens=8)

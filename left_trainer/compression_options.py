@@ -277,3 +277,14 @@ def _size(text: str, name: str, value: str, allowed: Range | tuple[str, ...]) ->
         kind = "a whole number" if allowed is COUNT else "a share"
         raise ValueError(f"shrink_to={text!r} has {name}={value}, which must be {kind}, {allowed}.")
     return size
+
+
+def check_compression(args: Any) -> None:
+    """Raise `ValueError` for options of a teacher or of shrinking that no run can have."""
+    read_options(DistillationOptions, "distillation_kwargs", args.distillation_kwargs)
+    read_options(ShrinkOptions, "shrink_kwargs", args.shrink_kwargs)
+    if args.shrink_kwargs and not set(args.target_size) - {VOCABULARY}:
+        raise ValueError(
+            f"shrink_kwargs={args.shrink_kwargs!r} says how to shrink, and nothing is removed step by step. Say to "
+            "which size: shrink_to='params=0.6'."
+        )

@@ -18,10 +18,10 @@ from trl import SFTConfig
 
 from left_trainer.argument_checks import check_arguments
 from left_trainer.compression_options import (
-    VOCABULARY,
     DistillationOptions,
     ShrinkOptions,
     Target,
+    check_compression,
     parse_shrink_to,
     read_options,
 )
@@ -95,6 +95,9 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         use_lora_linear: Compute a LoRA layer and its base in one step, where that is exact; see
             `left_trainer.kernels.lora_linear`.
         use_fused_gelu: Compute the tanh form of GELU, the activation of mT5 and GPT-2, in one operation.
+        use_fused_rms_norm: Keep the input alone of an RMSNorm, as T5, Llama and most newer models have it.
+        use_compact_dropout: On a CPU, keep a byte for each element that went through dropout.
+        fast_dropout: On a CPU, draw the masks of dropout faster. They are others, as with another seed.
         sort_eval_by_length: With `predict_with_generate`, generate for rows of similar length together; results keep
             the order of the rows.
         regroup_generation: Then also put rows whose texts go on into new batches, as `evaluation.regrouping` explains.
@@ -184,6 +187,15 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     )
     use_fused_gelu: bool = field(
         default=True, metadata={"help": "Compute the tanh form of GELU in one operation (T5 v1.1, mT5, GPT-2)."}
+    )
+    use_fused_rms_norm: bool = field(
+        default=True, metadata={"help": "Keep the input alone of an RMSNorm for the backward pass."}
+    )
+    use_compact_dropout: bool = field(
+        default=True, metadata={"help": "On a CPU, keep a byte for each element that went through dropout."}
+    )
+    fast_dropout: bool = field(
+        default=False, metadata={"help": "On a CPU, draw masks of dropout faster: not those of transformers."}
     )
     sort_eval_by_length: bool = field(
         default=True, metadata={"help": "With predict_with_generate, generate for rows of similar length together."}
@@ -373,17 +385,6 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
                         f"{name}={getattr(self, name)!r} has no effect on an encoder-decoder model. Remove it, or use "
                         "a decoder-only model."
                     )
-
-
-def check_compression(args: LeftTrainingArguments) -> None:
-    """Raise `ValueError` for options of a teacher or of shrinking that no run can have."""
-    read_options(DistillationOptions, "distillation_kwargs", args.distillation_kwargs)
-    read_options(ShrinkOptions, "shrink_kwargs", args.shrink_kwargs)
-    if args.shrink_kwargs and not set(args.target_size) - {VOCABULARY}:
-        raise ValueError(
-            f"shrink_kwargs={args.shrink_kwargs!r} says how to shrink, and nothing is removed step by step. Say to "
-            "which size: shrink_to='params=0.6'."
-        )
 
 
 def _default(args: TrainingArguments, name: str) -> Any:

@@ -72,8 +72,7 @@ def stored_rows(rows: Dataset) -> Dataset:
     if not datasets.is_caching_enabled():
         return rows
     table = rows.select_columns(list(ROLES)).with_format("arrow")[:].cast(FEATURES.arrow_schema)
-    digest = hashlib.sha256(repr((LAYOUT, table.to_pydict())).encode())
-    stored = _stored(digest)
+    stored = _stored(repr((LAYOUT, table.to_pydict())))
     try:
         with first_process_of_machine_first():
             if not stored.exists():
@@ -135,11 +134,12 @@ def _check_characters(text: str, where: str) -> None:
 def _stored_name(files: Sequence[Path], columns: Mapping[str, str], encoding: str | None) -> Path:
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     content = repr((LAYOUT, states, [columns[role] for role in ROLES], encoding, [str(file) for file in files]))
-    return _stored(hashlib.sha256(content.encode("utf-8", "surrogateescape")))
+    return _stored(content)
 
 
-def _stored(digest: hashlib._Hash) -> Path:
-    return Path(datasets.config.HF_DATASETS_CACHE) / "left_trainer" / f"{digest.hexdigest()[:32]}.arrow"
+def _stored(content: str) -> Path:
+    name = hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return Path(datasets.config.HF_DATASETS_CACHE) / "left_trainer" / f"{name}.arrow"
 
 
 def _store(tables: Iterator[pyarrow.Table], path: Path, what: str) -> None:

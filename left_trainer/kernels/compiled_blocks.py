@@ -100,7 +100,8 @@ class _Compiler:
                 _checkpoint_as_a_whole(block)
             try:
                 with noted_in_graph(self.paths):
-                    result = _compiled_class(kind, **self.options)(block, *args, **kwargs)
+                    compiled = _compiled_class(kind, **self.options)  # type: ignore[arg-type]
+                    result = compiled(block, *args, **kwargs)
             except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
                 reason = self.failed[kind] = _why(error, kind.__name__)
                 logger.warning("%s. It runs as without torch_compile.", reason)
@@ -109,7 +110,7 @@ class _Compiler:
 
 
 @functools.cache
-def _compiled_class(kind: type[nn.Module], **options: Any) -> Callable[..., Any]:
+def _compiled_class(kind: Any, **options: Any) -> Callable[..., Any]:
     """The forward pass of a class of blocks; made once, so that the models of a search share what is compiled."""
     _configure(torch._dynamo.config)
     compiled: Callable[..., Any] = torch.compile(kind.forward, **options)

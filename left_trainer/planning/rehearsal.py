@@ -20,6 +20,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer.adapters.residual_base import RESIDUAL_BASE, remember_initial_adapter
 from left_trainer.compression.teacher import Teacher
+from left_trainer.kernels.dropout import dropout_of_run
 from left_trainer.methods.apply import apply_built, apply_config, build_config
 from left_trainer.methods.patterns import check_patterns
 from left_trainer.models import ModelSource, unwrapped, without_adapter
@@ -195,6 +196,11 @@ class Rehearsal:
 
     def step(self, features: dict[str, torch.Tensor]) -> None:
         """Forward and backward pass of each micro-batch, clipping, and the optimizer."""
+        device = self.disguise.device if self.disguise else self.model.device
+        with dropout_of_run(self.trainer.args, self.trainer.fast_paths, device, is_meta=self.disguise is not None):
+            self._step(features)
+
+    def _step(self, features: dict[str, torch.Tensor]) -> None:
         trainer, model, recorder, args = self.trainer, self.model, self.recorder, self.trainer.args
         optimizer = trainer.create_optimizer()
         model.train()

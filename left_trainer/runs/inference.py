@@ -25,8 +25,7 @@ from left_trainer.evaluation.generation import (
     scored_generation_config,
 )
 from left_trainer.evaluation.text_metrics import decode
-from left_trainer.kernels.gelu import use_fused_gelu
-from left_trainer.kernels.lora_layers import use_lora_linear
+from left_trainer.kernels.fused_layers import use_fused_layers
 from left_trainer.methods.apply import find_method
 from left_trainer.methods.option_ranges import check_config
 from left_trainer.methods.saving import adapter_method, adapter_positions, load_trained
@@ -236,8 +235,7 @@ def prepare_for_use(model: PreTrainedModel | PeftModel, source: ModelSource | No
         model: With its adapter.
         source: What it was loaded from, which may name the method; by default the config of the adapter tells it.
     """
-    use_lora_linear(model, True)
-    use_fused_gelu(model, True)
+    use_fused_layers(model)
     method = adapter_method(source) if source else find_method(model)
     if isinstance(model, PeftModel) and method and method.prepare:
         method.prepare(model)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from left_trainer.kernels.fast_paths import first_reason
 from left_trainer.models import ModelSource
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -26,6 +27,7 @@ def check_devices(args: LeftTrainingArguments, source: ModelSource) -> None:
     Raises:
         ValueError: With what to set.
     """
+    _check_fast_dropout(args)
     model_map = getattr(source.model, "hf_device_map", None)
     asked = model_map if source.is_loaded else source.options.get("device_map")
     devices = _devices(asked)
@@ -33,6 +35,18 @@ def check_devices(args: LeftTrainingArguments, source: ModelSource) -> None:
         _check_of_process(asked, devices, args)
     elif len(devices - {*HOST}) < 2:
         check_one_replica(args)
+
+
+def _check_fast_dropout(args: LeftTrainingArguments) -> None:
+    why_not = first_reason(
+        {
+            f"this run is on {args.device.type}, where torch draws masks in parallel": args.device.type != "cpu",
+            "use_compact_dropout=False leaves dropout to torch": not args.use_compact_dropout,
+            "torch_compile=True leaves dropout to the compiler": args.torch_compile,
+        }
+    )
+    if args.fast_dropout and why_not:
+        raise ValueError(f"fast_dropout=True has no effect: {why_not}. Remove it.")
 
 
 def check_one_replica(args: LeftTrainingArguments, model: nn.Module | None = None) -> None:

@@ -23,9 +23,8 @@ from left_trainer.data.collator import corrected_collator, seq2seq_collator
 from left_trainer.data.dataset_types import AnyDataset
 from left_trainer.data.features import without_appended_end
 from left_trainer.evaluation.text_metrics import metrics_for
-from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR
-from left_trainer.kernels.gelu import use_fused_gelu
-from left_trainer.kernels.lora_layers import use_lora_linear
+from left_trainer.kernels.dropout import dropout_of_run
+from left_trainer.kernels.fused_layers import use_fused_layers
 from left_trainer.methods.hooks import MethodHooks
 from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
@@ -204,8 +203,7 @@ class LeftTrainer(CompilingTrainer):
         self.rows_were_text = batching.were_text(request.train_dataset)
         self._rows_to_train_on = request.train_dataset
         self.hooks = MethodHooks(self.method, args.peft_options, is_new=self.source.adapter is None)
-        self.fast_paths[LORA_LINEAR] = use_lora_linear(model, args.use_lora_linear)
-        self.fast_paths[GELU] = use_fused_gelu(model, args.use_fused_gelu)
+        self.fast_paths |= use_fused_layers(model, args)
         self.compile_blocks(model, args)
         if args.gradient_checkpointing and isinstance(model, PeftModel):
             model.enable_input_require_grads()
@@ -253,7 +251,7 @@ class LeftTrainer(CompilingTrainer):
             WriteFailedError: The disk is full, read-only or gone; the checkpoints that were there still are.
             KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved (`save_on_signal`); `SystemExit` after SIGTERM.
         """
-        with guarded_training(self):
+        with guarded_training(self), dropout_of_run(self.args, self.fast_paths, self.args.device):
             if self.model_init is None:
                 keep_answers(self)
             checkpoint = self.checkpoint_of_run(resume_from_checkpoint)

@@ -61,7 +61,14 @@ def model_of(model_type: str, **overrides: Any) -> PreTrainedModel:
 def train(model_type, rows, make_args, tokenizers, fast, overrides=None, **arguments):
     model = model_of(model_type, **(overrides or {}))
     options = {"max_steps": STEPS, "learning_rate": 1e-3, "max_grad_norm": 1e9, "overwrite_output_dir": True}
-    switches = dict.fromkeys(("use_linear_cross_entropy", "use_lora_linear", "use_fused_gelu"), fast)
+    names = (
+        "use_linear_cross_entropy",
+        "use_lora_linear",
+        "use_fused_gelu",
+        "use_fused_rms_norm",
+        "use_compact_dropout",
+    )
+    switches = dict.fromkeys(names, fast)
     args = make_args(**switches, **{**options, **arguments})
     trainer = LeftTrainer(
         model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizers[model_family(model)]

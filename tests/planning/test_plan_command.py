@@ -34,7 +34,7 @@ def test_a_plan_as_data_and_as_a_plot(folder, tmp_path, capsys):
 
 
 def test_a_run_that_does_not_fit_is_told_what_to_change(folder, capsys):
-    flags = ["--source_tokens", "100", "--target_tokens", "8", "--per_device_train_batch_size", "256"]
+    flags = ["--source_tokens", "100", "--target_tokens", "8", "--per_device_train_batch_size", "384"]
     assert main(["plan", "--model_name_or_path", folder, *flags, "--memory_gib", "0.5"]) == 0
     text = capsys.readouterr().out
     assert "The run does not fit into 0.5 GiB" in text

@@ -45,6 +45,8 @@ STAMPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("with_named_targets", "peft"): ("test_the_default_targets_of_mixtral_are_not_found",),
     ("wrap", "peft"): ("test_prompts_stand_beside_embeddings_of_another_table",),
     ("FusedNewGELU", "transformers"): ("test_the_tanh_form_of_gelu_keeps_more_than_its_input",),
+    ("rms_norm", "transformers"): ("test_rms_norms_keep_more_than_their_input",),
+    ("compact_dropout", "torch"): ("test_dropout_on_a_cpu_keeps_a_number_per_element",),
     ("NeftuneCallback", "transformers"): ("test_noise_is_put_where_t5_and_bart_do_not_compute",),
     ("_finalize_training", "transformers"): ("test_folders_named_like_a_checkpoint_are_removed",),
     ("REDRAWN", "torch"): ("test_the_eager_backend_draws_other_masks_in_the_backward_pass",),
@@ -121,6 +123,7 @@ IMPORT = "test_what_we_import_is_there_and_takes_what_we_pass"
 HOOKS = "test_modules_keep_their_hooks_in_dicts"
 MEMORY = "test_the_memory_of_a_gpu_can_be_recorded"
 MODEL_NAMES = "test_classes_of_models_are_found_by_type"
+NORMS = "test_models_copy_the_rms_norms_of_four"
 PARSER = "test_a_parser_keeps_its_defaults_where_we_clear_them"
 ENUM = "test_an_enum_finds_a_member_that_is_added_as_its_own_are"
 SHARDING = "test_sharding_can_be_asked_for"
@@ -249,6 +252,11 @@ INTERNALS: dict[str, str] = {
     "_parameters": "test_modules_keep_their_parameters_in_a_dict",
     "_record_memory_history": MEMORY,
     "_version": "test_a_change_in_place_raises_the_version_of_a_tensor",
+    # Transformers
+    "GemmaRMSNorm": NORMS,
+    "LlamaRMSNorm": NORMS,
+    "Olmo2RMSNorm": NORMS,
+    "T5LayerNorm": NORMS,
     # Python
     "_actions": PARSER,
     "_defaults": PARSER,

@@ -109,3 +109,12 @@ def test_torch_save_does_not_tell_why_it_could_not_write():
     with pytest.raises(RuntimeError) as found:
         torch.save(torch.zeros(2**16), "/dev/full")
     assert not isinstance(found.value, OSError), f"torch.save raises OSError now: remove {home('OF_TORCH_SAVE')}."
+
+
+def test_dropout_on_a_cpu_keeps_a_number_per_element():
+    x, kept = torch.randn(8, 8, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        nn.functional.dropout(x, 0.5)
+    assert any(each.dtype == x.dtype for each in kept), (
+        f"torch's dropout keeps bytes: remove {home('compact_dropout')}."
+    )

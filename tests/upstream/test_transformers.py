@@ -20,9 +20,16 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.activations import NewGELUActivation
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.trainer_pt_utils import EvalLoopContainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from left_trainer.kernels.rms_norm import use_fused_rms_norm
 from package_walk import home
 from tiny import tiny_model, tiny_tokenizer
 
@@ -120,6 +127,22 @@ def test_the_tanh_form_of_gelu_keeps_more_than_its_input():
         NewGELUActivation()(x)
     assert len(kept) > 1, f"transformers' NewGELUActivation is now one operation: remove {home('FusedNewGELU')}."
     torch.testing.assert_close(NewGELUActivation()(x), torch.nn.functional.gelu(x, approximate="tanh"))
+
+
+def test_rms_norms_keep_more_than_their_input():
+    kept = []
+    x = torch.randn(4, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        LlamaRMSNorm(8)(x)
+    large = {tensor.data_ptr() for tensor in kept if tensor.shape == x.shape}
+    assert len(large) > 1, f"transformers' LlamaRMSNorm keeps its input alone: remove {home('rms_norm')}."
+
+
+def test_models_copy_the_rms_norms_of_four():
+    for copied in (MistralRMSNorm, Qwen3RMSNorm, MT5LayerNorm, Gemma2RMSNorm, GptOssRMSNorm):
+        model = torch.nn.Sequential(copied(8))
+        use_fused_rms_norm(model, True)
+        assert type(model[0]) is not copied, f"{copied.__name__} is another now: see {home('use_fused_rms_norm')}."
 
 
 def test_evaluation_rows_are_permuted_with_those_of_training(tmp_path):

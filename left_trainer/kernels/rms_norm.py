@@ -1,0 +1,141 @@
+"""RMSNorm that keeps its input, and nothing else of its size, for the backward pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from left_trainer.kernels.fast_paths import RMS_NORM, FastPath, note_in_graph
+from left_trainer.kernels.fused_modules import plain_class, use_fused_modules
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+        wide = x.float()
+        norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = norms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        ctx.dtype = dtype
+        normal = (wide * scale).to(dtype)
+        return normal.mul_(weight) if torch.promote_types(dtype, weight.dtype) == dtype else normal * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        wants_x, wants_weight, *_ = ctx.needs_input_grad
+        wide = x.float()
+        dx = dweight = None
+        if wants_weight:
+            normal = (wide * scale).to(ctx.dtype)
+            dweight = (gradient * normal).flatten(0, -2).sum(0).to(weight.dtype)
+        if wants_x:
+            inner = (gradient * weight).to(ctx.dtype).float()
+            mean = torch.linalg.vecdot(inner, wide).unsqueeze(-1).div_(x.shape[-1]).mul_(scale.pow(3))
+            dx = inner.mul_(scale).addcmul_(wide, mean, value=-1).to(x.dtype)
+        return dx, dweight, None, None
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+    r"""$y = w \, x / \sqrt{\mathrm{mean}(x^2) + \epsilon}$ over the last dimension (Zhang and Sennrich, 2019).
+
+    For the backward pass, $x$ and a number for each row are kept, where the operations of a model keep three tensors of
+    the size of $x$ (transformers 5.23).
+
+    Args:
+        x: `(..., n)`, of one of `DTYPES`. The norm is computed in float32.
+        weight: `(n,)`.
+        eps: Added to the mean.
+        dtype: That $x$ has, once it is divided, before it is multiplied by the weight.
+
+    Returns:
+        `(..., n)`, in the dtype to which `dtype` and that of the weight are promoted.
+    """
+    result: torch.Tensor = _RMSNorm.apply(x, weight, eps, dtype)
+    return result
+
+
+def _llama(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return rms_norm(x, module.weight, module.variance_epsilon, x.dtype)
+
+
+def _t5(module: Any, x: torch.Tensor) -> torch.Tensor:
+    is_half = module.weight.dtype in (torch.float16, torch.bfloat16)
+    return rms_norm(x, module.weight, module.variance_epsilon, module.weight.dtype if is_half else torch.float32)
+
+
+def _olmo2(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return rms_norm(x, module.weight, module.variance_epsilon, torch.float32).to(x.dtype)
+
+
+def _gemma(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return rms_norm(x, 1.0 + module.weight.float(), module.eps, torch.float32).type_as(x)
+
+
+# The forward pass of a class, and what computes the same. Models copy these classes under names of their own.
+FUSED: dict[type[nn.Module], Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    LlamaRMSNorm: _llama,
+    T5LayerNorm: _t5,
+    Olmo2RMSNorm: _olmo2,
+    GemmaRMSNorm: _gemma,
+}
+
+
+def use_fused_rms_norm(model: nn.Module, use: bool) -> FastPath:
+    """Put it in the place of the forward pass of the RMSNorms in `model`, or take it out again."""
+
+    def fused_class(module: nn.Module, plain: type[Any]) -> type[Any] | None:
+        return _fused_class(plain)  # type: ignore[arg-type]
+
+    return use_fused_modules(model, fused_class, "use_fused_rms_norm", use)
+
+
+@functools.cache
+def _fused_class(plain: type[Any]) -> type[Any] | None:
+    """The class with the fused forward pass; `None` where the class computes something else."""
+    compute = next((compute for known, compute in FUSED.items() if _computes_the_same(plain, known)), None)
+    if compute is None:
+        return None
+
+    def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            note_in_graph(RMS_NORM, "the compiler fuses it")
+            return plain_class(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+        if not torch.is_grad_enabled():  # nothing is kept
+            return plain_class(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+        reason = _why_not(self, hidden_states)
+        self.fast_path.record(reason)
+        return plain_class(self).forward(self, hidden_states) if reason else compute(self, hidden_states)
+
+    return type(f"Fused{plain.__name__}", (plain,), {"forward": forward, "__doc__": plain.__doc__})
+
+
+def _computes_the_same(one: type[nn.Module], other: type[nn.Module]) -> bool:
+    """Whether the methods of two classes that a forward pass may use are written alike."""
+    return all(_code(one, name) == _code(other, name) for name in ("forward", "_norm"))
+
+
+def _code(kind: type[nn.Module], name: str) -> tuple[Any, ...] | None:
+    code = getattr(getattr(kind, name, None), "__code__", None)
+    return code and (code.co_code, code.co_consts[1:], code.co_names, code.co_varnames)
+
+
+def _why_not(module: Any, x: torch.Tensor) -> str | None:
+    if x.dtype not in DTYPES:
+        return f"the input is in {str(x.dtype).removeprefix('torch.')}"
+    if isinstance(module.weight, DTensor) or isinstance(x, DTensor):
+        return "the weight is sharded"
+    return None
