@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+COMPILED_BLOCKS = "compiled_blocks"
 LINEAR_CROSS_ENTROPY = "linear_cross_entropy"
 LORA_LINEAR = "lora_linear"
 GELU = "gelu"
@@ -45,3 +47,27 @@ class FastPath:
 def first_reason(reasons: Mapping[str, Any]) -> str | None:
     """The first key whose value holds, in the order of the mapping."""
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+# What the compiled code that runs has to say, and `None` outside of it. Compiled code can add to a list that is empty
+# when it begins; for a counter, it would be compiled anew for each of its values.
+_NOTES: list[tuple[str, str | None]] | None = None
+
+
+def note_in_graph(name: str, reason: str | None) -> None:
+    """As `FastPath.record` of the fast path `name`, for code that is compiled."""
+    if _NOTES is not None:
+        _NOTES.append((name, reason))
+
+
+@contextlib.contextmanager
+def noted_in_graph(paths: Mapping[str, FastPath]) -> Iterator[None]:
+    """Inside, compiled code runs that has fast paths in it; what it notes is counted by `paths` at the end."""
+    global _NOTES
+    _NOTES = []
+    try:
+        yield
+    finally:
+        notes, _NOTES = _NOTES, None
+    for name, reason in notes:
+        paths[name].record(reason)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.activations import NewGELUActivation
 
-from left_trainer.kernels.fast_paths import FastPath
+from left_trainer.kernels.fast_paths import GELU, FastPath, note_in_graph
 from left_trainer.kernels.fused_modules import use_fused_modules
 
 
@@ -23,7 +23,9 @@ class FusedNewGELU(NewGELUActivation):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Any shape; the same comes back."""
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            note_in_graph(GELU, None)
+        else:
             self.fast_path.record(None)
         return nn.functional.gelu(input, approximate="tanh")
 

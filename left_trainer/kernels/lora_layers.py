@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from left_trainer.kernels.dora_linear import norms_of, scaled_outputs
-from left_trainer.kernels.fast_paths import FastPath
+from left_trainer.kernels.fast_paths import LORA_LINEAR, FastPath, note_in_graph
 from left_trainer.kernels.fused_modules import has_torch_hooks, plain_class, use_fused_modules
 from left_trainer.kernels.lora_linear import lora_linear
 
@@ -44,7 +44,9 @@ def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     first = names[0]
     parts = (self.base_layer, lora_a[first], self.lora_B[first], self.lora_dropout[first])
     reason = "adapters chosen by row or position" if args or kwargs else _why_not_fused(self, x, names, *parts)
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        note_in_graph(LORA_LINEAR, reason)
+    else:
         self.fast_path.record(reason)
     if reason:
         return plain.forward(self, x, *args, **kwargs)

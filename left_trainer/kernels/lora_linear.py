@@ -159,8 +159,11 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def _merging_is_cheaper(rows: torch.Tensor, base: torch.Tensor) -> bool:
-    """Whether a product of the adapter's factors costs less than one of each row with the second of them."""
-    return (
+    """Whether a product of the adapter's factors costs less than one of each row with the second of them.
+
+    Compiled code does not ask, because it would be compiled for few rows and for many.
+    """
+    return not torch.compiler.is_compiling() and (
         rows.dtype in MERGEABLE
         and len(rows) >= MERGE_FROM_ROWS_PER_INPUT * base.shape[1]
         and torch.get_float32_matmul_precision() == "highest"

@@ -12,6 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -19,6 +20,7 @@ from left_trainer.kernels.fused_modules import has_torch_hooks
 from left_trainer.kernels.linear_cross_entropy import TokenLoss, linear_cross_entropy
 from left_trainer.kernels.linear_divergence import DistillationLoss, Head
 from left_trainer.models.decoder_inputs import with_decoder_inputs
+from left_trainer.models.wrapping import class_without_sharding
 
 # Model types whose logits are those of `get_output_embeddings()`, plus `final_logits_bias` and soft-capped where the
 # config says so, and whose loss is their cross-entropy. tests/parity/test_fast_paths.py trains each of them.
@@ -76,21 +78,34 @@ def why_not_at_output_head(model: PreTrainedModel) -> str | None:
     model_type, head = model.config.model_type, model.get_output_embeddings()
     if model_type not in ENCODER_DECODER_TYPES | DECODER_ONLY_TYPES:
         return f"the head of model type {model_type!r} is not known"
-    if not type(model).__module__.startswith("transformers.models."):
+    if not class_without_sharding(model).__module__.startswith("transformers.models."):
         return f"{type(model).__name__} is not a class of transformers"
     if getattr(model.config.get_text_config(decoder=True), "output_router_logits", False):
         return "the model adds the loss of its routers"
     if has_adapter(head):
         return "the output head has an adapter"
-    if type(head) is not nn.Linear:
+    if class_without_sharding(head) is not nn.Linear:
         return f"the output head is a {type(head).__name__}, not torch's Linear"
-    if isinstance(head.weight, DTensor) or head.weight.is_meta:
+    if head.weight.is_meta or (isinstance(head.weight, DTensor) and not _is_gathered_when_called(model)):
         return "the output head is sharded or offloaded"
-    if has_torch_hooks(head):
+    if _has_hooks(head):
         return "the output head has hooks"
     if any(module._compiled_call_impl is not None for module in (model, head)):
         return "the model is compiled"
     return None
+
+
+def _has_hooks(head: nn.Module) -> bool:
+    """Whether other hooks are on `head` than the one before and the one after its call that FSDP2 puts there."""
+    if not isinstance(head, FSDPModule):
+        return has_torch_hooks(head)
+    backward = head._backward_hooks or head._backward_pre_hooks
+    return bool(backward or max(len(head._forward_hooks), len(head._forward_pre_hooks)) > 1 or "forward" in vars(head))
+
+
+def _is_gathered_when_called(model: nn.Module) -> bool:
+    """Whether FSDP2 has the weights of a part of `model` whole on every process while that part runs."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 @contextlib.contextmanager
@@ -103,7 +118,8 @@ def loss_at_output_head(
     """Inside, a call of `model` with labels returns the token mean as its loss, and logits for no row.
 
     The loss is computed inside of the model's forward pass, so that it is where a wrapper such as
-    `DistributedDataParallel` or an autocast region expects it.
+    `DistributedDataParallel` or an autocast region expects it. Its gradient passes through the logits, by which FSDP2
+    knows that the backward pass has come to the head, or begins.
 
     Args:
         model: The innermost model, one for which `why_not_at_output_head` is `None`.
@@ -123,7 +139,7 @@ def loss_at_output_head(
             labels, given = labels[:, 1:], replace(given, hidden=hidden[:, :-1])
         if distill is not None:
             found.distilled = distill(given, labels)
-            found.tokens = found.distilled.tokens
+            found.tokens, loss_sum = found.distilled.tokens, found.distilled.loss_sum
         else:
             found.tokens = linear_cross_entropy(
                 given.hidden,
@@ -134,11 +150,17 @@ def loss_at_output_head(
                 label_smoothing=label_smoothing,
                 workspace_bytes=workspace_bytes,
             )
-        return hidden.new_empty(0, *hidden.shape[1:-1], head.out_features)
+            loss_sum = found.tokens.loss_sum
+        return loss_sum.to(hidden.dtype).expand(0, *hidden.shape[1:-1], head.out_features)
 
     def complete(outputs: Any) -> Any:
         if found.tokens is None:
             raise RuntimeError(f"{type(model).__name__} did not call its output head.")
+        nothing = outputs["logits"].sum()
+        if found.distilled is not None:
+            found.distilled = found.distilled._replace(loss_sum=found.distilled.loss_sum + nothing)
+        else:
+            found.tokens = found.tokens._replace(loss_sum=found.tokens.loss_sum + nothing)
         distilled = found.distilled
         outputs["loss"] = distilled.loss_sum / found.tokens.n_tokens.clamp(min=1) if distilled else found.tokens.mean
         return outputs

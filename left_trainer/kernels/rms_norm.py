@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from left_trainer.kernels.fast_paths import FastPath
+from left_trainer.kernels.fast_paths import RMS_NORM, FastPath, note_in_graph
 from left_trainer.kernels.fused_modules import plain_class, use_fused_modules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -111,7 +111,10 @@ def _fused_class(plain: type[Any]) -> type[Any] | None:
         return None
 
     def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # nothing is kept, or the compiler fuses it
+        if torch.compiler.is_compiling():
+            note_in_graph(RMS_NORM, "the compiler fuses it")
+            return plain_class(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+        if not torch.is_grad_enabled():  # nothing is kept
             return plain_class(self).forward(self, hidden_states)  # type: ignore[no-any-return]
         reason = _why_not(self, hidden_states)
         self.fast_path.record(reason)

@@ -51,6 +51,11 @@ def without_adapter(model: PreTrainedModel | PeftModel) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def class_without_sharding(module: torch.nn.Module) -> type[Any]:
+    """The class of `module`, also where FSDP2 has put one between that and its instance."""
+    return type(module).__mro__[2] if isinstance(module, FSDPModule) else type(module)
+
+
 @torch.no_grad()
 def gather_outer(model: torch.nn.Module) -> None:
     """Have what FSDP2 shards of `model` outside of its layers whole, before a part of it is called on its own.

@@ -127,7 +127,8 @@ def trainer_on_shapes(
     """
     is_pair = request.source.family == "encoder_decoder"
     trainer: Any = object.__new__(LeftSeq2SeqTrainer if is_pair else LeftSFTTrainer)
-    args = request.args
+    # The operations of compiled blocks could not be watched.
+    args = request.args.replaced(torch_compile=False, torch_compile_backend=None, torch_compile_mode=None)
     trainer.args, trainer.model = args, model
     trainer.take_over(request, Preparation(model, None, args, "given", Limits(), teacher=teacher))  # type: ignore[arg-type]
     trainer.accelerator = types.SimpleNamespace(

@@ -108,7 +108,6 @@ class LossHost(Protocol):
     fast_paths: dict[str, FastPath]
     only_loss_wanted: bool
     is_deepspeed_enabled: bool
-    is_fsdp_enabled: bool
 
     def parent_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Tokens
@@ -226,9 +225,7 @@ def why_not_linear_cross_entropy(host: LossHost, inputs: Mapping[str, Any], retu
         "the logits are asked for": return_outputs and not host.only_loss_wanted,
         "the batch brings its own shifted labels": "shift_labels" in inputs,
         "use_liger_kernel=True": args.use_liger_kernel,
-        "torch_compile=True": args.torch_compile,
         "DeepSpeed shards the weights": host.is_deepspeed_enabled,
-        "FSDP shards the weights": host.is_fsdp_enabled,
         "tensor, context or sequence parallelism": host.accelerator.parallelism_config is not None,
         "DataParallel runs several replicas": args.n_gpu > 1,
     }
@@ -258,7 +255,7 @@ def outputs_with_logits(host: LossHost, model: nn.Module, inputs: dict[str, Any]
     only. Logits of virtual tokens, for which there are no labels, are cut off.
     """
     if host.family == "encoder_decoder":
-        return model(**with_decoder_inputs(without_adapter(unwrapped(model)), inputs))
+        return model(**with_decoder_inputs(without_adapter(unwrapped(model)), inputs), use_cache=False)
     outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
     return _without_virtual_tokens(outputs, inputs)
 

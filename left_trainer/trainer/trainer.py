@@ -30,6 +30,7 @@ from left_trainer.models import ModelSource, unwrapped
 from left_trainer.trainer import batching, features
 from left_trainer.trainer.checkpoints import asks_to_resume
 from left_trainer.trainer.checks import Request, check, check_family
+from left_trainer.trainer.compiling import CompilingTrainer
 from left_trainer.trainer.divergence import DivergenceCheck
 from left_trainer.trainer.evaluation import EvalDatasets
 from left_trainer.trainer.first_batches import initialize_from_all_rows
@@ -50,14 +51,13 @@ from left_trainer.trainer.preparation import (
     without_adapter_on_head,
 )
 from left_trainer.trainer.saving import saved_whole
-from left_trainer.trainer.sharding import ShardingTrainer
 from left_trainer.trainer.shrinking import shrinking_callbacks, shrinking_of
 from left_trainer.trainer.teacher_checks import teacher_source
 from left_trainer.trainer.teaching import callbacks_of, make_teaching, with_projections
 from left_trainer.training_args import LeftTrainingArguments
 
 
-class LeftTrainer(ShardingTrainer):
+class LeftTrainer(CompilingTrainer):
     """Fine-tune any encoder-decoder or decoder-only language model with any registered method.
 
     `LeftTrainer(...)` looks at the model and yields a `LeftSeq2SeqTrainer` or a `LeftSFTTrainer`; to override a method
@@ -204,6 +204,7 @@ class LeftTrainer(ShardingTrainer):
         self._rows_to_train_on = request.train_dataset
         self.hooks = MethodHooks(self.method, args.peft_options, is_new=self.source.adapter is None)
         self.fast_paths |= use_fused_layers(model, args)
+        self.compile_blocks(model, args)
         if args.gradient_checkpointing and isinstance(model, PeftModel):
             model.enable_input_require_grads()
         self.hooks.prepare(model)
@@ -264,8 +265,9 @@ class LeftTrainer(ShardingTrainer):
 
     def initialize_method(self) -> None:
         """Shrink the model as far as that is due before the first step, and set the weights of a new adapter."""
-        self.begin_shrinking()
-        initialize_from_all_rows(self)
+        with self.with_plain_blocks():
+            self.begin_shrinking()
+            initialize_from_all_rows(self)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """The model of `model_init`, with the method on it that the arguments, or a trial of a search, ask for."""

@@ -34,6 +34,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "osf, llama": {"model": "llama", "peft_method": "osf"},
     "p_tuning, llama": {"model": "llama", "peft_method": "p_tuning"},
     "pissa, taught by its base": {"model": "llama", "peft_method": "pissa", **TEACHER},
+    "full, as one unit": {"model": "llama", "is_short": True, "fsdp": {"auto_wrap_policy": "NO_WRAP"}},
+    "lora, compiled": {"peft_method": "lora", "is_short": True, "torch_compile_backend": "eager"},
     "full, made smaller": {"model": "llama", "shrink_to": "layers=1", **AT_START},
     "full, scored before": {"model": "bart", **SCORED},
     "lora, scored before": {"peft_method": "lora", **SCORED},
@@ -46,6 +48,9 @@ MORE_RUNS: dict[str, dict[str, Any]] = {
     "lora, loaded once": {"peft_method": "lora", **ONCE},
     "pissa, llama": {"model": "llama", "peft_method": "pissa"},
     "full, gpt2": {"model": "gpt2"},
+    "full, untied head": {"model": "mt5"},
+    "full, checkpointed": {"model": "llama", "fsdp": {"activation_checkpointing": True}},
+    "full, compiled": {"model": "bart", "torch_compile_backend": "eager"},
     "full, accumulated": {"gradient_accumulation_steps": 2},
     "adalora, t5": {"peft_method": "adalora"},
     "trainable_tokens, t5": {"peft_method": "trainable_tokens"},
@@ -115,6 +120,7 @@ def run(folder: Path, processes: int, given: dict[str, Any]) -> dict[str, Any]:
     found = scores(trainer) if is_scored else {}
     trainer.train()
     found |= {"losses": losses(trainer), "gradient_norms": gradient_norms(trainer)}
+    found["fell back"] = dict(trainer.fast_paths["linear_cross_entropy"].fell_back)
     trainer.save_model()
     if is_short:
         return found
