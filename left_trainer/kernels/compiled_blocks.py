@@ -15,12 +15,14 @@ from types import MethodType
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from peft import PeftModel
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
 from left_trainer.kernels.fast_paths import COMPILED_BLOCKS, FastPath, noted_in_graph
 from left_trainer.models import without_adapter
+from left_trainer.training_args import LeftTrainingArguments
 
 # Forms of the blocks of a class: stacks, first and other layers, training and evaluation, lengths, masks. torch's 8 are
 # too few for T5, whose encoder and decoder have blocks of one class.
@@ -31,6 +33,21 @@ REPLACED = "the forward pass of the block is replaced, as offloading does"
 EXPLANATION = "Explanation: "
 
 logger = logging.getLogger(__name__)
+
+
+def compile_options(args: LeftTrainingArguments) -> Mapping[str, Any] | None:
+    """Arguments of `torch.compile`, as accelerate takes them from the arguments and the environment.
+
+    `None` where nothing is to be compiled.
+    """
+    plugin = TorchDynamoPlugin(
+        backend=args.torch_compile_backend,
+        mode=args.torch_compile_mode,
+        dynamic=False if args.torch_compile_backend == "neuron" else None,  # as in transformers
+    )
+    if plugin.backend == DynamoBackend.NO:
+        return None
+    return {"backend": plugin.backend.value.lower(), "mode": plugin.mode, "dynamic": plugin.dynamic}
 
 
 def use_compiled_blocks(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from left_trainer.kernels.compiled_blocks import compile_options
 from left_trainer.kernels.fast_paths import COMPACT_DROPOUT, FastPath, first_reason
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -101,7 +102,10 @@ def dropout_of_run(
     if device.type != "cpu":  # others draw in parallel, and keep bytes
         return contextlib.nullcontext()
     path = fast_paths[COMPACT_DROPOUT]
-    reasons = {"use_compact_dropout=False": not args.use_compact_dropout, "torch_compile": args.torch_compile}
+    reasons = {
+        "use_compact_dropout=False": not args.use_compact_dropout,
+        "torch_compile": compile_options(args) is not None,
+    }
     if (reason := first_reason(reasons)) is not None:
         path.record(reason)
         return contextlib.nullcontext()

@@ -6,13 +6,12 @@ Compiled as a whole, a model computes its loss from stored logits, and each of i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from accelerate.utils import DynamoBackend, TorchDynamoPlugin
+from accelerate.utils import TorchDynamoPlugin
 from torch import nn
 
-from left_trainer.kernels.compiled_blocks import use_compiled_blocks
+from left_trainer.kernels.compiled_blocks import compile_options, use_compiled_blocks
 from left_trainer.trainer.sharding import ShardingTrainer
 from left_trainer.training_args import LeftTrainingArguments
 
@@ -36,18 +35,3 @@ class CompilingTrainer(ShardingTrainer):
         use_compiled_blocks(self.model, None, self.fast_paths)
         yield
         self.compile_blocks(self.model, self.args)
-
-
-def compile_options(args: LeftTrainingArguments) -> Mapping[str, Any] | None:
-    """Arguments of `torch.compile`, as accelerate takes them from the arguments and the environment.
-
-    `None` where nothing is to be compiled.
-    """
-    plugin = TorchDynamoPlugin(
-        backend=args.torch_compile_backend,
-        mode=args.torch_compile_mode,
-        dynamic=False if args.torch_compile_backend == "neuron" else None,  # as in transformers
-    )
-    if plugin.backend == DynamoBackend.NO:
-        return None
-    return {"backend": plugin.backend.value.lower(), "mode": plugin.mode, "dynamic": plugin.dynamic}

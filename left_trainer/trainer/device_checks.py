@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from left_trainer.kernels.compiled_blocks import compile_options
 from left_trainer.kernels.fast_paths import first_reason
 from left_trainer.models import ModelSource
 from left_trainer.training_args import LeftTrainingArguments
@@ -42,7 +43,7 @@ def _check_fast_dropout(args: LeftTrainingArguments) -> None:
         {
             f"this run is on {args.device.type}, where torch draws masks in parallel": args.device.type != "cpu",
             "use_compact_dropout=False leaves dropout to torch": not args.use_compact_dropout,
-            "torch_compile=True leaves dropout to the compiler": args.torch_compile,
+            "torch_compile=True leaves dropout to the compiler": compile_options(args) is not None,
         }
     )
     if args.fast_dropout and why_not:
