@@ -96,11 +96,10 @@ def _planner(cell: Cell, output_dir: Path, lengths: dict[str, RowLengths | None]
     model_args, data_args, args = cell.parse(output_dir)
     args = with_task_settings(task, args)
     source = model_args.source(args)
-    tokenizer = load_tokenizer(source)
     request = Request(source, args, method_of(source, args, None))
     rows = _key(cell, (*WITHOUT_EFFECT, "peft_method", "peft_kwargs"))
     if rows not in lengths:
-        lengths[rows] = task_lengths(task, data_args, source, tokenizer)
+        lengths[rows] = task_lengths(task, data_args, source, load_tokenizer(source))
     free = free_positions(request, args.peft_options).at_most(args.max_length)
     counted = lengths[rows]
     return RunPlanner(request, args.peft_options, counted and counted.cut(source.family, *free))

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from left_trainer.kernels.fast_paths import FastPath
+from left_trainer.models.wrapping import class_without_sharding
 
 # For a module and its own class: the class to take its place, or why there is none; `None` for other modules.
 FusedClass: TypeAlias = Callable[[nn.Module, type[nn.Module]], type[nn.Module] | str | None]
@@ -46,7 +47,7 @@ def use_fused_modules(model: nn.Module, fused_class: FusedClass, switch: str, us
 def plain_class(module: nn.Module) -> type[Any]:
     """The class that a module has without its fused forward pass."""
     is_fused = isinstance(getattr(module, "fast_path", None), FastPath)
-    return type(module).__mro__[1] if is_fused else type(module)
+    return class_without_sharding(module).__mro__[1] if is_fused else type(module)
 
 
 def has_torch_hooks(module: nn.Module) -> bool:

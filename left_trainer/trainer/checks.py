@@ -27,7 +27,7 @@ from left_trainer.models.positions import Limits
 from left_trainer.models.source import HUB_ARGUMENTS
 from left_trainer.token_mean import IGNORE_INDEX
 from left_trainer.trainer.batching import check_batches_can_be_joined
-from left_trainer.trainer.device_checks import check_devices
+from left_trainer.trainer.device_checks import check_devices, check_fast_dropout
 from left_trainer.trainer.optimizers import ClassAndArguments, Optimizers, check_optimizer
 from left_trainer.trainer.run_checks import check_best_metric, check_precision, check_run_arguments, check_writable
 from left_trainer.trainer.sharding_checks import SHARDED, check_sharding, shards_weights
@@ -108,6 +108,7 @@ def check(request: Request) -> None:
     check_formatting(request)
     check_losses(request)
     check_devices(request.args, request.source)
+    check_fast_dropout(request.args)
     check_batches_can_be_joined(request.args)
     check_evaluation_loss(request.args, request.eval_dataset)
     check_best_metric(request.args, request.compute_metrics, request.eval_dataset)

@@ -28,7 +28,6 @@ def check_devices(args: LeftTrainingArguments, source: ModelSource) -> None:
     Raises:
         ValueError: With what to set.
     """
-    _check_fast_dropout(args)
     model_map = getattr(source.model, "hf_device_map", None)
     asked = model_map if source.is_loaded else source.options.get("device_map")
     devices = _devices(asked)
@@ -38,7 +37,8 @@ def check_devices(args: LeftTrainingArguments, source: ModelSource) -> None:
         check_one_replica(args)
 
 
-def _check_fast_dropout(args: LeftTrainingArguments) -> None:
+def check_fast_dropout(args: LeftTrainingArguments) -> None:
+    """Raise `ValueError` where nothing would draw the masks that `fast_dropout` asks for."""
     why_not = first_reason(
         {
             f"this run is on {args.device.type}, where torch draws masks in parallel": args.device.type != "cpu",
