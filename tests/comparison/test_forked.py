@@ -25,9 +25,11 @@ from run_results import make_result
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are of Linux")
 # Stands in the place of a run, which would take seconds: it says who it is, and then fails or waits.
 PLUGIN = """
-import json, os, sys, time
+import atexit, json, os, sys, threading, time
 from pathlib import Path
 import psutil
+atexit.register(lambda: Path("left").write_text(""))
+sys.stdout.write("not flushed")
 rss = psutil.Process().memory_info().rss
 state = {"pid": os.getpid(), "rss": rss, "cwd": os.getcwd(), "own": os.environ.get("OWN"), "import": sys.path[0]}
 path = Path("state.json")
@@ -35,6 +37,7 @@ path.with_suffix(".part").write_text(json.dumps(state))
 path.with_suffix(".part").rename(path)
 if Path("wait").exists():
     time.sleep(600)
+threading.Thread(target=lambda: (time.sleep(0.2), Path("finished").write_text(""))).start()
 raise ValueError("this is no run")
 """
 # Half of a file is touched.
@@ -105,6 +108,9 @@ def test_a_forked_run_has_folder_environment_log_and_exit_code_of_its_own(server
     assert "this is no run" in json.loads((folder / FAILURE_FILE).read_text())["reason"]
     seen = state(folder)
     assert (seen["cwd"], seen["own"], seen["import"]) == (str(folder), "value", str(folder))
+    assert "not flushed" in (folder / "log.txt").read_text()  # it ends at once, and still in order
+    assert (folder / "left").exists()
+    assert (folder / "finished").exists()
     other = tmp_path_factory.mktemp("other")
     with start(server, other) as run:  # without a cell
         assert run.wait() == 1
