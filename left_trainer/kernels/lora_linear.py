@@ -146,7 +146,7 @@ class _LoraLinear(torch.autograd.Function):
                     dx.addmm_(g_low, a)
                 else:
                     dx.addcmul_(g_low @ a, mask.to(g.dtype), value=ctx.keep)
-                dx = dx.view(*gradient.shape[:-1], -1).to(ctx.x_dtype)
+                dx = dx.view(*gradient.shape[:-1], dx.shape[1]).to(ctx.x_dtype)
             if g_low is not None and wants_a and rows is not None:
                 dropped = rows if mask is None else (rows * mask).mul_(ctx.keep)
                 da = (g_low.T @ dropped).to(lora_a.dtype)

@@ -64,6 +64,16 @@ def test_without_bias_and_with_an_input_that_is_not_contiguous():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("shape", [(0,), (3, 0)], ids=str)
+def test_no_rows(shape, dropout):
+    """As an expert has them that no token goes to, or LongT5's attention where there is no whole block."""
+    parts = tensors(torch.float32, shape, "xab")
+    found = values_and_gradients(fused, parts, dropout)
+    for name, value in values_and_gradients(reference, parts, dropout).items():
+        assert torch.equal(found[name], value)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradients_by_finite_differences(dropout):
     parts = tensors(torch.float64, (3,), ("x", "a", "b"))
 
