@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from torch import nn
 
@@ -12,6 +13,31 @@ from left_trainer.models.wrapping import class_without_sharding
 
 # For a module and its own class: the class to take its place, or why there is none; `None` for other modules.
 FusedClass: TypeAlias = Callable[[nn.Module, type[nn.Module]], type[nn.Module] | str | None]
+
+
+class Fused:
+    """Base of what takes the place of a module's class, after that class itself.
+
+    A copy is fused as well. What is pickled, as `torch.save(model)` does, has its own class and needs none of this.
+    """
+
+    fast_path: FastPath
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = twin = _new(type(self), {})
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = {name: value for name, value in vars(self).items() if name != "fast_path"}
+        # A later protocol takes nothing but the class that the pickled object has.
+        return _new(plain_class(self), state).__reduce_ex__(1)  # type: ignore[no-any-return]
+
+
+def _new(kind: type[Any], state: dict[str, Any]) -> Any:
+    module: Any = object.__new__(kind)
+    vars(module).update(state)
+    return module
 
 
 def use_fused_modules(model: nn.Module, fused_class: FusedClass, switch: str, use: bool) -> FastPath:
@@ -44,7 +70,7 @@ def use_fused_modules(model: nn.Module, fused_class: FusedClass, switch: str, us
     return path
 
 
-def plain_class(module: nn.Module) -> type[Any]:
+def plain_class(module: Any) -> type[Any]:
     """The class that a module has without its fused forward pass."""
     is_fused = isinstance(getattr(module, "fast_path", None), FastPath)
     return class_without_sharding(module).__mro__[1] if is_fused else type(module)

@@ -9,17 +9,15 @@ from torch import nn
 from transformers.activations import NewGELUActivation
 
 from left_trainer.kernels.fast_paths import GELU, FastPath, note_in_graph
-from left_trainer.kernels.fused_modules import use_fused_modules
+from left_trainer.kernels.fused_modules import Fused, use_fused_modules
 
 
-class FusedNewGELU(NewGELUActivation):
+class FusedNewGELU(NewGELUActivation, Fused):
     r"""$\frac{x}{2} (1 + \tanh(\sqrt{2 / \pi} (x + 0.044715 x^3)))$ as torch computes it.
 
     Transformers' class, the activation of T5 v1.1, mT5 and GPT-2, takes eight operations and keeps five tensors of the
     input's size for the backward pass (transformers 5.23); torch's keeps the input alone.
     """
-
-    fast_path: FastPath
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Any shape; the same comes back."""

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from left_trainer.kernels.dora_linear import norms_of, scaled_outputs
 from left_trainer.kernels.fast_paths import LORA_LINEAR, FastPath, note_in_graph
-from left_trainer.kernels.fused_modules import has_torch_hooks, plain_class, use_fused_modules
+from left_trainer.kernels.fused_modules import Fused, has_torch_hooks, plain_class, use_fused_modules
 from left_trainer.kernels.lora_linear import lora_linear
 
 # Why a layer is not fused.
@@ -91,10 +91,9 @@ def _active_dropout(dropout: nn.Module) -> float:
     return dropout.p if type(dropout) is nn.Dropout and dropout.training else 0.0
 
 
-class FusedLinear(Linear):
+class FusedLinear(Linear, Fused):  # type: ignore[misc]
     """PEFT's LoRA of a linear layer, or of GPT-2's transposed one."""
 
-    fast_path: FastPath
     forward = _fused_forward
 
 
@@ -112,7 +111,7 @@ def _fused_quantized(name: str) -> type[Any]:
     from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt  # loads bitsandbytes
 
     plain = Linear4bit if name == "Linear4bit" else Linear8bitLt
-    return type(f"Fused{name}", (plain,), {"forward": _fused_forward, "__doc__": "FusedLinear, quantized."})
+    return type(f"Fused{name}", (plain, Fused), {"forward": _fused_forward, "__doc__": "FusedLinear, quantized."})
 
 
 def _compute_dtype(base: nn.Module, x: torch.Tensor) -> torch.dtype:

@@ -16,7 +16,7 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from left_trainer.kernels.fast_paths import RMS_NORM, FastPath, note_in_graph
-from left_trainer.kernels.fused_modules import plain_class, use_fused_modules
+from left_trainer.kernels.fused_modules import Fused, plain_class, use_fused_modules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -120,7 +120,7 @@ def _fused_class(plain: type[Any]) -> type[Any] | None:
         self.fast_path.record(reason)
         return plain_class(self).forward(self, hidden_states) if reason else compute(self, hidden_states)
 
-    return type(f"Fused{plain.__name__}", (plain,), {"forward": forward, "__doc__": plain.__doc__})
+    return type(f"Fused{plain.__name__}", (plain, Fused), {"forward": forward, "__doc__": plain.__doc__})
 
 
 def _computes_the_same(one: type[nn.Module], other: type[nn.Module]) -> bool:
