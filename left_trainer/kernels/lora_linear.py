@@ -95,7 +95,7 @@ def _forward(
             flat = y.view(-1, y.shape[-1])
             dropped = rows
             if dropout:
-                dropped, mask = torch.native_dropout(rows, dropout, True)
+                dropped, mask = (part.reshape(rows.shape) for part in torch.native_dropout(x, dropout, True))
             low = torch.mm(dropped, a.T)
             flat.addmm_(low, b.T, alpha=scaling)
     return y, low, mask

@@ -33,7 +33,7 @@ def values_and_gradients(function, parts, dropout, seed=1):
     torch.manual_seed(seed)
     y = function(parts["x"], parts["weight"], parts["bias"], parts["a"], parts["b"], dropout)
     target = torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype)
-    trained = {name: part for name, part in parts.items() if part.requires_grad}
+    trained = {name: part for name, part in parts.items() if part is not None and part.requires_grad}
     gradients = torch.autograd.grad(y, list(trained.values()), target)
     return {"y": y.detach(), **dict(zip(trained, gradients, strict=True))}
 
@@ -56,11 +56,17 @@ def test_values_and_gradients(trained, dropout, shape, dtype):
         torch.testing.assert_close(found[name], value, rtol=0, atol=TOLERANCE[dtype] * largest, msg=name)
 
 
-def test_without_bias_and_with_an_input_that_is_not_contiguous():
-    parts = tensors(torch.float64, (5, 3), "ab")
-    x = parts["x"].transpose(0, 1)
-    y = lora_linear(x, parts["weight"], None, parts["a"], parts["b"], SCALING)
-    torch.testing.assert_close(y, reference(x, parts["weight"], None, parts["a"], parts["b"], 0.0))
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dims", [(0, 1), (1, 2)], ids=str)
+def test_without_bias_and_with_an_input_that_is_not_contiguous(dims, dropout):
+    """The input of Mamba's layers is transposed. Masks of dropout are drawn in the order of the memory."""
+    parts = tensors(torch.float64, (5, 3), "xab")
+    x = parts["x"].detach().transpose(*dims).contiguous().transpose(*dims)
+    assert not x.is_contiguous()
+    parts |= {"x": x.requires_grad_(), "bias": None}
+    expected = values_and_gradients(reference, parts, dropout)
+    for name, value in values_and_gradients(fused, parts, dropout).items():
+        torch.testing.assert_close(value, expected[name], msg=name)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
