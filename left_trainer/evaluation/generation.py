@@ -29,6 +29,7 @@ from left_trainer.token_mean import IGNORE_INDEX
 DEFAULT_MAX_NEW_TOKENS = 128
 # Model types whose text changes with the batch, mask or not.
 ROW_BY_ROW = {
+    "recurrent_gemma": "its convolutions and its state take in the padding",
     "rwkv": "its state takes in the padding and, from the second new token on, other rows",
     "xlnet": "its segments and relative positions count the padding",
 }

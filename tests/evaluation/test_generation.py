@@ -52,7 +52,7 @@ def alone(model, **arguments):
     return [row for prompt in PROMPTS for row in continued(model, [prompt], **arguments)]
 
 
-@pytest.mark.parametrize("model_type", DECODER_ONLY_TYPES)
+@pytest.mark.parametrize("model_type", [*DECODER_ONLY_TYPES, "recurrent_gemma"])
 def test_a_row_of_a_batch_is_the_row_alone(model_type):
     model = moved(tiny_model(model_type))
     assert continued(model) == alone(model)

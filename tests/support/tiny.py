@@ -99,6 +99,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "bloom": {**TINY_IDS, "hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3},
     "rwkv": {**TINY_IDS, "hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2, "context_length": 128},
+    "recurrent_gemma": {
+        **TINY_LLAMA,
+        "num_key_value_heads": 1,
+        "lru_width": 16,
+        "attention_window_size": 8,
+        "block_types": ["recurrent", "attention"],
+    },
     "mamba": {**TINY_IDS, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "initializer_range": 0.3},
 }
 # Further ways to embed ids: a scale outside of the table (Marian's own), in it or for ids and embeddings alike; tables
