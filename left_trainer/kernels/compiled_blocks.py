@@ -31,6 +31,7 @@ CACHED = "the block reads or writes a cache, as generation and prefixes have it 
 REDRAWN = "the backend 'eager' draws other dropout masks when it computes a checkpointed block again"  # torch 2.13
 REPLACED = "the forward pass of the block is replaced, as offloading does"
 EXPLANATION = "Explanation: "
+ADVICE = "Consider annotating your code using torch._check*(). "
 
 logger = logging.getLogger(__name__)
 
@@ -164,5 +165,5 @@ def _why(error: Exception, name: str) -> str:
         return f"{name} has more forms than torch.compile makes in a process"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     explained = [line.removeprefix(EXPLANATION) for line in lines if line.startswith(EXPLANATION)]
-    why = (explained or lines)[0].partition(" (")[0].partition(". ")[0].removesuffix(".")
+    why = (explained or lines)[0].removeprefix(ADVICE).partition(" (")[0].partition(". ")[0].removesuffix(".")
     return f"torch cannot compile {name}: {why}"

@@ -167,14 +167,34 @@ class Branching(nn.Module):
         return self.plain(x) if x.sum() > 0 else self.plain(x) + 0
 
 
-def test_blocks_that_cannot_be_compiled_run_as_they_are(caplog):
+class Looping(nn.Module):
+    """Nor over a number of them, as Switch Transformers' experts do."""
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        self.plain = plain
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for index in x.flatten().gt(0).nonzero():
+            x = x + 0 * index
+        return self.plain(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Branching, "Detected data-dependent branching"),
+        (Looping, "Could not extract specialized integer from data-dependent expression u0"),
+    ],
+)
+def test_blocks_that_cannot_be_compiled_run_as_they_are(kind, why, caplog):
     expected = results(prepared("llama", lora=True)[0])
     model, paths = prepared("llama", lora=True)
     for block in repeated_blocks(model):
-        block.mlp = Branching(block.mlp)
+        block.mlp = kind(block.mlp)
     use_compiled_blocks(model, EAGER, paths)
     assert results(model) == pytest.approx(expected, rel=1e-5)
-    reason = "torch cannot compile LlamaDecoderLayer: Detected data-dependent branching"
+    reason = f"torch cannot compile LlamaDecoderLayer: {why}"
     assert paths[COMPILED_BLOCKS].report() == {"ran": 0, "fell_back": {reason: 4}}
     assert paths[LORA_LINEAR].ran == 2 * 4  # of a graph that was not finished, nothing is counted
     assert len([record for record in caplog.records if reason in record.message]) == 1
