@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
@@ -293,6 +294,14 @@ def _with_its_adapter(request: Request) -> PeftModel:
         raise ValueError(
             "model is a PeftModel without a trainable parameter. Load it for training: "
             "PeftModel.from_pretrained(base, path, is_trainable=True)."
+        )
+    layers = [module for module in source.model.modules() if isinstance(module, BaseTunerLayer)]
+    merged = sorted({name for layer in layers for name in layer.merged_adapters})
+    if merged:
+        raise ValueError(
+            f"model is a PeftModel with the adapter {merged[0]!r} merged into its weights: its layers call none, and "
+            "nothing would be trained. Take it out again with model.unmerge_adapter(), or pass "
+            "model.merge_and_unload() to train a new adapter on the merged weights."
         )
     return source.model
 

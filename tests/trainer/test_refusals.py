@@ -54,6 +54,18 @@ def test_not_a_model(make_args):
         LeftTrainer("no/such-model", make_args())
 
 
+def test_a_merged_adapter_is_refused_also_beside_another(rows, make_args, tokenizers):
+    """The layers of a model with merged weights call no adapter: what else is trained would be all that learns."""
+    model = get_peft_model(tiny_model("llama"), LoraConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"]))
+    model.add_adapter("other", LoraConfig(task_type="CAUSAL_LM"))
+    model.merge_adapter(["other"])
+    arguments = {"train_dataset": rows, "processing_class": tokenizers["decoder_only"]}
+    with pytest.raises(ValueError, match=r"'other' merged into .* model\.unmerge_adapter\(\)"):
+        LeftTrainer(model, make_args(), **arguments)
+    model.unmerge_adapter()
+    LeftTrainer(model, make_args(), **arguments)
+
+
 def test_p_tuning_without_its_sidecar_is_refused(rows, make_args, saved_models, tmp_path):
     trainer = LeftTrainer(str(saved_models["encoder_decoder"]), make_args(peft_method="p_tuning"), train_dataset=rows)
     trainer.save_model(str(tmp_path / "adapter"))
