@@ -19,6 +19,7 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from peft import PeftModel
 from torch import nn
 from transformers import Cache, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from left_trainer.kernels.fast_paths import COMPILED_BLOCKS, FastPath, noted_in_graph
 from left_trainer.models import without_adapter
@@ -29,6 +30,7 @@ from left_trainer.training_args import LeftTrainingArguments
 MAX_FORMS = 64
 CACHED = "the block reads or writes a cache, as generation and prefixes have it do"
 REDRAWN = "the backend 'eager' draws other dropout masks when it computes a checkpointed block again"  # torch 2.13
+NO_BLOCKS = "the model has no list of blocks"
 REPLACED = "the forward pass of the block is replaced, as offloading does"
 EXPLANATION = "Explanation: "
 ADVICE = "Consider annotating your code using torch._check*(). "
@@ -64,7 +66,10 @@ def use_compiled_blocks(
         paths: What counts the calls of blocks, and those of the fast paths inside of them.
     """
     run = None if options is None else _Compiler(options, paths).run
-    for block in repeated_blocks(without_adapter(model)):
+    blocks = list(repeated_blocks(without_adapter(model)))
+    if run is not None and not blocks:
+        paths[COMPILED_BLOCKS].record(NO_BLOCKS)
+    for block in blocks:
         if is_compiled(block):
             del block.forward
         if run is None:
@@ -81,12 +86,23 @@ def is_compiled(block: nn.Module) -> bool:
 
 
 def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of lists of modules of one class, but not what such a member holds."""
+    """The members of lists of modules of one class, or of blocks as transformers has them, but not what one holds.
+
+    A hybrid model, such as Jamba, has blocks of several classes in its list.
+    """
     for child in module.children():
-        if isinstance(child, nn.ModuleList) and len({type(block) for block in child}) == 1:
+        if isinstance(child, nn.ModuleList) and (_are_of_one_class(child) or _are_blocks(child)):
             yield from child
         else:
             yield from repeated_blocks(child)
+
+
+def _are_of_one_class(modules: nn.ModuleList) -> bool:
+    return len({type(module) for module in modules}) == 1
+
+
+def _are_blocks(modules: nn.ModuleList) -> bool:
+    return len(modules) > 0 and all(isinstance(module, GradientCheckpointingLayer) for module in modules)
 
 
 def _compiled_forward(run: Callable[..., Any]) -> Callable[..., Any]:

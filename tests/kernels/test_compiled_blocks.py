@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from left_trainer.kernels.compiled_blocks import (
     CACHED,
+    NO_BLOCKS,
     REDRAWN,
     REPLACED,
     is_compiled,
@@ -198,6 +199,23 @@ def test_blocks_that_cannot_be_compiled_run_as_they_are(kind, why, caplog):
     assert paths[COMPILED_BLOCKS].report() == {"ran": 0, "fell_back": {reason: 4}}
     assert paths[LORA_LINEAR].ran == 2 * 4  # of a graph that was not finished, nothing is counted
     assert len([record for record in caplog.records if reason in record.message]) == 1
+
+
+def test_blocks_of_several_classes_in_a_list_are_compiled():
+    found = []
+    for options in (None, EAGER):
+        model, paths = prepared("llama", lora=False)
+        model.model.layers[0].__class__ = type("OtherLayer", (type(model.model.layers[0]),), {})
+        use_compiled_blocks(model, options, paths)
+        found.append(results(model, SHAPES[:1]))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert paths[COMPILED_BLOCKS].report() == {"ran": 2, "fell_back": {}}
+
+
+def test_a_model_without_blocks_says_so():
+    paths: dict[str, FastPath] = defaultdict(FastPath)
+    use_compiled_blocks(nn.Sequential(nn.Linear(2, 2)), EAGER, paths)  # type: ignore[arg-type]
+    assert paths[COMPILED_BLOCKS].report() == {"ran": 0, "fell_back": {NO_BLOCKS: 1}}
 
 
 def test_a_block_whose_forward_is_replaced_is_left_alone():
