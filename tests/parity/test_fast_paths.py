@@ -66,6 +66,7 @@ def train(model_type, rows, make_args, tokenizers, fast, overrides=None, **argum
         "use_lora_linear",
         "use_fused_gelu",
         "use_fused_rms_norm",
+        "use_fused_gated_mlp",
         "use_compact_dropout",
     )
     switches = dict.fromkeys(names, fast)
