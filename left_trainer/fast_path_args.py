@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass
@@ -56,3 +56,7 @@ class FastPathArguments:
     regroup_generation: bool = field(
         default=True, metadata={"help": "With sort_eval_by_length, put rows whose texts go on into new batches."}
     )
+
+
+# The switches of a training step.
+STEP_SWITCHES = tuple(item.name for item in fields(FastPathArguments) if item.name.startswith("use_"))
