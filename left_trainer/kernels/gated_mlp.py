@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers.activations import GELUActivation, GELUTanh, SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.phi3.modeling_phi3 import Phi3MLP
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
 from left_trainer.kernels.fast_paths import GATED_MLP, FastPath, note_in_graph
@@ -81,6 +82,12 @@ def _llama(module: Any, x: torch.Tensor) -> torch.Tensor:
     return result
 
 
+def _phi3(module: Any, x: torch.Tensor) -> torch.Tensor:
+    gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
+    result: torch.Tensor = module.down_proj(_product(module, module.activation_fn, gate, up))
+    return result
+
+
 def _t5(module: Any, x: torch.Tensor) -> torch.Tensor:
     hidden = module.dropout(_product(module, module.act, module.wi_0(x), module.wi_1(x)))
     weight = module.wo.weight
@@ -93,6 +100,7 @@ def _t5(module: Any, x: torch.Tensor) -> torch.Tensor:
 # The forward pass of a class, and what computes the same. Models copy these classes under names of their own.
 FUSED: dict[type[nn.Module], Callable[[Any, torch.Tensor], torch.Tensor]] = {
     LlamaMLP: _llama,
+    Phi3MLP: _phi3,
     T5DenseGatedActDense: _t5,
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import is_torch_version
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
@@ -15,14 +16,13 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
-from transformers.utils.import_utils import is_torch_greater_or_equal
 
 from left_trainer.kernels.fast_paths import RMS_NORM, FastPath, note_in_graph
 from left_trainer.kernels.fused_modules import is_written_alike, plain_class, use_fused_modules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # From here on, torch has kernels for it on GPUs; before, it composed the norm of operations that keep more.
-HAS_CUDA_KERNELS = is_torch_greater_or_equal("2.9")
+HAS_CUDA_KERNELS = is_torch_version(">=", "2.9")
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -68,11 +68,15 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dty
     Returns:
         `(..., n)`, in the dtype to which `dtype` and that of the weight are promoted.
     """
-    if HAS_CUDA_KERNELS and x.is_cuda and x.dtype in (dtype, torch.float32):
-        with torch.autocast("cuda", enabled=False):  # which would compute it in float32
+    if _has_kernel(x, dtype):
+        with torch.autocast(x.device.type, enabled=False):  # which would keep x in float32
             return functional.rms_norm(x, x.shape[-1:], eps=eps).to(dtype) * weight
     result: torch.Tensor = _RMSNorm.apply(x, weight, eps, dtype)
     return result
+
+
+def _has_kernel(x: torch.Tensor, dtype: torch.dtype) -> bool:
+    return HAS_CUDA_KERNELS and x.is_cuda and x.dtype in (dtype, torch.float32)
 
 
 def _llama(module: Any, x: torch.Tensor) -> torch.Tensor:

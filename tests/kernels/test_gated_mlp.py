@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, T5Config
+from transformers import LlamaConfig, Phi3Config, T5Config
 from transformers.activations import ACT2FN, GELUActivation, GELUTanh
 
 from left_trainer.kernels.gated_mlp import ACTIVATIONS, FUSED, use_fused_gated_mlp
@@ -18,6 +18,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 NAMES = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new")
 CONFIGS = {
     "LlamaMLP": lambda act: LlamaConfig(hidden_size=16, intermediate_size=24, num_attention_heads=2, hidden_act=act),
+    "Phi3MLP": lambda act: Phi3Config(hidden_size=16, intermediate_size=24, num_attention_heads=2, hidden_act=act),
     "T5DenseGatedActDense": lambda act: T5Config(d_model=16, d_ff=24, dropout_rate=0.3, dense_act_fn=act),
 }
 
