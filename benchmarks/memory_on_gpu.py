@@ -38,6 +38,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from left_trainer import MODEL_PATHS, LeftTrainer, LeftTrainingArguments, TrainingPlan, plan_training
+from left_trainer.fast_path_args import STEP_SWITCHES
 from left_trainer.methods import get_method
 from left_trainer.models import ModelFamily, auto_class, load_tokenizer, model_family
 from left_trainer.models.source import ModelSource
@@ -104,9 +105,7 @@ SMALL_LLAMA = {
     "intermediate_size": 256,
     "max_position_embeddings": 1024,
 }
-FAST_PATHS_OFF = tuple(
-    (name, False) for name in ("use_linear_cross_entropy", "use_lora_linear", "use_fused_gelu", "use_fused_rms_norm")
-)
+FAST_PATHS_OFF = tuple((name, False) for name in STEP_SWITCHES)
 
 
 def shapes(is_tiny: bool) -> dict[str, Shape]:

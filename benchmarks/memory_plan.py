@@ -22,6 +22,7 @@ from peft.optimizers import create_lorafa_optimizer
 from transformers import LlamaConfig, MT5Config
 
 from left_trainer import LeftTrainingArguments, plan_training
+from left_trainer.fast_path_args import STEP_SWITCHES
 from left_trainer.models import auto_class
 from left_trainer.planning import known_values
 from left_trainer.planning.disguise import disguised
@@ -132,10 +133,7 @@ def compare_with_founding_table() -> None:
             peft_method=method,
             peft_kwargs={"r": 8} if method == "lora" else {"num_virtual_tokens": 20} if method != "ia3" else None,
             per_device_train_batch_size=8,
-            use_linear_cross_entropy=False,
-            use_lora_linear=False,
-            use_fused_gelu=False,
-            use_fused_rms_norm=False,
+            **dict.fromkeys(STEP_SWITCHES, False),
             report_to="none",
         )
         plan = plan_training(MT0_LARGE, args, source_tokens=128, target_tokens=8)

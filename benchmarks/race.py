@@ -196,6 +196,7 @@ def summarize(race: Race, rival: Sequence[Turn], ours: Sequence[Turn]) -> Record
         "sides": {
             name: {
                 "seconds": [turn.seconds for turn in turns[1:]],
+                "first_seconds": turns[0].first_seconds,
                 "losses": turns[0].losses,
                 "scores": turns[0].scores,
                 "weights_bytes": turns[0].weights_bytes,

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Rival = Literal["plain", "frozen", "whole_batches", "full_logits", "trl_divergence"]
+Rival = Literal["plain", "frozen", "whole_batches", "full_logits", "trl_divergence", "not_compiled"]
 Measure = Literal["training_step", "training_run", "evaluation", "generation"]
 RIVALS: dict[Rival, str] = {
     "plain": "Seq2SeqTrainer or SFTTrainer with PEFT",
     "full_logits": "Seq2SeqTrainer with PEFT, and the divergence from the teacher on full logits",
     "trl_divergence": "SFTTrainer with PEFT, and the chunked divergence of TRL's DistillationTrainer",
     "whole_batches": "LeftTrainer with regroup_generation=False: rows of similar length, each batch by `generate`",
+    "not_compiled": "LeftTrainer without torch_compile",
     "frozen": "LeftTrainer with the adapter switched off: forward and backward of the frozen model",
 }
 MEASURES: dict[Measure, str] = {
@@ -97,6 +98,7 @@ class Race:
         rival: A key of `RIVALS`.
         measure: A key of `MEASURES`.
         num_beams: Of a race that generates.
+        compiled: Whether the sides train with `torch_compile=True`.
         device: That the target is meant for.
         learning_rate: By default the method's own.
         loss_tolerance: Largest relative difference of the losses; by default the dtype's.
@@ -119,6 +121,7 @@ class Race:
     rival: Rival = "plain"
     measure: Measure = "training_step"
     num_beams: int = 1
+    compiled: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
     learning_rate: float | None = None
     loss_tolerance: float | None = None
@@ -136,6 +139,7 @@ class Turn:
         losses: In nats per target token.
         gradient_norms: One for each step; empty where nothing is trained.
         scores: Metrics of generated text, in percent, and its mean length in tokens.
+        first_seconds: Of its first step, which compiles what is to be compiled; of the first turn of a training.
         weights_bytes: In use after the model was loaded; the first turn only.
         peak_bytes: Most in use since then, the weights included; the first turn only.
     """
@@ -144,6 +148,7 @@ class Turn:
     losses: list[float]
     gradient_norms: list[float] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
+    first_seconds: float | None = None
     weights_bytes: int = 0
     peak_bytes: int = 0
 
@@ -216,6 +221,8 @@ LLAMA_3_8B = Shape(
 )
 
 ALL_LINEAR = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+# LeftTrainer starts prompts from tokens of the training data, PEFT from any of the vocabulary: so both from noise.
+OPTIONS = {"prompt_tuning": {"prompt_tuning_init": "RANDOM"}}
 NOT_WORSE = Target(speed=1.0, memory=1.0)
 # Peak MiB, training it/s and evaluation it/s that were published for mt0-large at batch 8, on an unknown GPU.
 PUBLISHED_MT0_LARGE = {
@@ -239,6 +246,7 @@ def mt0_large_races() -> list[Race]:
             f"mt0_large_{method}_{measure}",
             method,
             without_dropout(MT0_LARGE),
+            OPTIONS.get(method, {}),
             dtype="bfloat16",
             target_length=8,
             steps=12,
@@ -337,7 +345,7 @@ RACES = {
             target=Target(1.5, 1.0),
         ),
         *(
-            Race(f"mt5_small_{method}", method, MT5_SMALL, target=NOT_WORSE)
+            Race(f"mt5_small_{method}", method, MT5_SMALL, OPTIONS.get(method, {}), target=NOT_WORSE)
             for method in ("prefix_tuning", "prompt_tuning", "p_tuning", "ia3", "houlsby_adapter")
         ),
         Race(
@@ -361,6 +369,32 @@ RACES = {
             steps=12,
             device="cuda",
             target=Target(1.25, 0.75),
+        ),
+        Race(
+            "gpu_mt0_large_lora_compiled",
+            "lora",
+            without_dropout(MT0_LARGE),
+            dtype="bfloat16",
+            steps=12,
+            rival="not_compiled",
+            compiled=True,
+            device="cuda",
+            target=Target(1.1, 1.0),
+        ),
+        Race(
+            "gpu_llama_3_8b_lora_compiled",
+            "lora",
+            LLAMA_3_8B,
+            ALL_LINEAR,
+            dtype="bfloat16",
+            batch_size=4,
+            source_length=768,
+            target_length=256,
+            steps=12,
+            rival="not_compiled",
+            compiled=True,
+            device="cuda",
+            target=Target(1.1, 1.0),
         ),
         *mt0_large_races(),
     )

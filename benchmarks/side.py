@@ -224,6 +224,7 @@ def common_arguments(race: Race, folder: str, device: str) -> dict[str, Any]:
         "use_cpu": device == "cpu",
         "dataloader_pin_memory": device != "cpu",
         "gradient_checkpointing": False,
+        "torch_compile": race.compiled,
         **(
             {"predict_with_generate": True, "generation_num_beams": race.num_beams}
             if race.measure == "generation"
@@ -311,6 +312,11 @@ def whole_batches_side(start: Start, arguments: dict[str, Any]) -> LeftTrainer:
     return left_side(start, arguments, regroup_generation=False)
 
 
+def not_compiled_side(start: Start, arguments: dict[str, Any]) -> LeftTrainer:
+    """`LeftTrainer`, all of whose operations run one by one."""
+    return left_side(start, {**arguments, "torch_compile": False})
+
+
 def frozen_side(start: Start, arguments: dict[str, Any]) -> LeftTrainer:
     """`LeftTrainer` without the adapter's work: gradients reach the embeddings through frozen weights alone."""
     trainer = left_side(start, arguments)
@@ -333,6 +339,7 @@ SIDES: dict[str, Callable[[Start, dict[str, Any]], Trainer]] = {
     "left": left_side,
     "plain": plain_side,
     "frozen": frozen_side,
+    "not_compiled": not_compiled_side,
     "whole_batches": whole_batches_side,
     "full_logits": distilling_side,
     "trl_divergence": distilling_side,
@@ -348,6 +355,7 @@ def training_step(trainer: Trainer, timer: StepTimerCallback) -> Turn:
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Turn(
         seconds=statistics.median(timer.seconds[WARMUP_STEPS:]),
+        first_seconds=timer.seconds[0],
         losses=[whole_loss(trainer, entry) for entry in history],
         gradient_norms=[entry["grad_norm"] for entry in history],
     )

@@ -25,6 +25,7 @@ from left_trainer.compression_options import (
     parse_shrink_to,
     read_options,
 )
+from left_trainer.fast_path_args import FastPathArguments
 from left_trainer.methods import get_method
 from left_trainer.methods.options import check_peft_kwargs, plain_options
 from left_trainer.models import ModelFamily
@@ -62,11 +63,13 @@ SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalan
 
 
 @dataclass
-class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
+class LeftTrainingArguments(FastPathArguments, SFTConfig, Seq2SeqTrainingArguments):
     """Arguments of `LeftTrainer`: `trl.SFTConfig` and `transformers.Seq2SeqTrainingArguments` in one class.
 
     Where TRL changed a Hugging Face default, the Hugging Face default is used: `logging_steps` is 500, `bf16` and
     `gradient_checkpointing` are off. On a machine without an accelerator, `bf16` and several processes select the CPU.
+
+    Those that turn fast paths on and off are in `FastPathArguments`.
 
     Args:
         peft_method: Name of the fine-tuning method; `left-trainer methods` lists them.
@@ -89,18 +92,6 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
         save_on_signal: After Ctrl-C or SIGTERM, save a checkpoint at the end of the step, with any `save_strategy`,
             and stop; a second signal stops at once. Without it the first does.
         overwrite_output_dir: Allow training into an `output_dir` that contains the result of an earlier run.
-        use_linear_cross_entropy: Compute the loss without storing the logits, where that is exact; see
-            `left_trainer.kernels.linear_cross_entropy`. `training_report.json` shows where it was not used.
-        linear_cross_entropy_workspace_bytes: Limit on the memory for logits of `use_linear_cross_entropy`.
-        use_lora_linear: Compute a LoRA layer and its base in one step, where that is exact; see
-            `left_trainer.kernels.lora_linear`.
-        use_fused_gelu: Compute the tanh form of GELU, the activation of mT5 and GPT-2, in one operation.
-        use_fused_rms_norm: Keep the input alone of an RMSNorm, as T5, Llama and most newer models have it.
-        use_compact_dropout: On a CPU, keep a byte for each element that went through dropout.
-        fast_dropout: On a CPU, draw the masks of dropout faster. They are others, as with another seed.
-        sort_eval_by_length: With `predict_with_generate`, generate for rows of similar length together; results keep
-            the order of the rows.
-        regroup_generation: Then put rows whose texts go on into new batches, and read what prompts share only once.
         eval_loss_with_generation: With `predict_with_generate`, also compute the evaluation loss, which takes a
             forward pass.
         report_plan: Say before weights are loaded what memory the run will need, and stop where the device has less.
@@ -175,33 +166,6 @@ class LeftTrainingArguments(SFTConfig, Seq2SeqTrainingArguments):
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Allow writing into an output_dir that contains the result of an earlier run."}
-    )
-    use_linear_cross_entropy: bool = field(
-        default=True, metadata={"help": "Compute the loss without storing the logits, where that is exact."}
-    )
-    linear_cross_entropy_workspace_bytes: int = field(
-        default=128 * 2**20, metadata={"help": "Limit on the memory for logits of use_linear_cross_entropy."}
-    )
-    use_lora_linear: bool = field(
-        default=True, metadata={"help": "Compute a LoRA layer and its base in one step, where that is exact."}
-    )
-    use_fused_gelu: bool = field(
-        default=True, metadata={"help": "Compute the tanh form of GELU in one operation (T5 v1.1, mT5, GPT-2)."}
-    )
-    use_fused_rms_norm: bool = field(
-        default=True, metadata={"help": "Keep the input alone of an RMSNorm for the backward pass."}
-    )
-    use_compact_dropout: bool = field(
-        default=True, metadata={"help": "On a CPU, keep a byte for each element that went through dropout."}
-    )
-    fast_dropout: bool = field(
-        default=False, metadata={"help": "On a CPU, draw masks of dropout faster: not those of transformers."}
-    )
-    sort_eval_by_length: bool = field(
-        default=True, metadata={"help": "With predict_with_generate, generate for rows of similar length together."}
-    )
-    regroup_generation: bool = field(
-        default=True, metadata={"help": "With sort_eval_by_length, put rows whose texts go on into new batches."}
     )
     eval_loss_with_generation: bool = field(
         default=True, metadata={"help": "With predict_with_generate, also compute the evaluation loss."}

@@ -33,7 +33,7 @@ LEVELS = [
     ),
     ("tuners", "adapters", "models"),
     ("methods", "tasks"),
-    ("training_args", "argument_ranges", "argument_checks", "compression_options"),
+    ("training_args", "fast_path_args", "argument_ranges", "argument_checks", "compression_options"),
     ("compression", "callbacks", "evaluation", "data", "kernels"),
     ("trainer",),
     ("planning",),

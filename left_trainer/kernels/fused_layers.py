@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from left_trainer.kernels.fast_paths import GELU, LORA_LINEAR, RMS_NORM, FastPath
+from left_trainer.kernels.fast_paths import GATED_MLP, GELU, LORA_LINEAR, RMS_NORM, FastPath
+from left_trainer.kernels.gated_mlp import use_fused_gated_mlp
 from left_trainer.kernels.gelu import use_fused_gelu
 from left_trainer.kernels.lora_layers import use_lora_linear
 from left_trainer.kernels.rms_norm import use_fused_rms_norm
@@ -20,6 +21,7 @@ FUSED_LAYERS: dict[str, Callable[[nn.Module, bool], FastPath]] = {
     LORA_LINEAR: use_lora_linear,
     GELU: use_fused_gelu,
     RMS_NORM: use_fused_rms_norm,
+    GATED_MLP: use_fused_gated_mlp,
 }
 
 

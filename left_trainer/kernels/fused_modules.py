@@ -85,3 +85,13 @@ def has_torch_hooks(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or "forward" in module.__dict__
     )
+
+
+def is_written_alike(one: type[nn.Module], other: type[nn.Module], *methods: str) -> bool:
+    """Whether two classes have the same code in each of `methods`: models copy layers under names of their own."""
+    return all(_code(one, name) == _code(other, name) for name in methods)
+
+
+def _code(kind: type[nn.Module], name: str) -> tuple[Any, ...] | None:
+    code = getattr(getattr(kind, name, None), "__code__", None)
+    return code and (code.co_code, code.co_consts[1:], code.co_names, code.co_varnames)

@@ -7,18 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import is_torch_version
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
+from torch.nn import functional
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from left_trainer.kernels.fast_paths import RMS_NORM, FastPath, note_in_graph
-from left_trainer.kernels.fused_modules import Fused, plain_class, use_fused_modules
+from left_trainer.kernels.fused_modules import Fused, is_written_alike, plain_class, use_fused_modules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# From here on, torch has kernels for it on GPUs; before, it composed the norm of operations that keep more.
+HAS_CUDA_KERNELS = is_torch_version(">=", "2.9")
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -53,7 +57,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dty
     r"""$y = w \, x / \sqrt{\mathrm{mean}(x^2) + \epsilon}$ over the last dimension (Zhang and Sennrich, 2019).
 
     For the backward pass, $x$ and a number for each row are kept, where the operations of a model keep three tensors of
-    the size of $x$ (transformers 5.23).
+    the size of $x$ (transformers 5.23). On a GPU, torch's kernel keeps the same, and a trained weight the quotient.
 
     Args:
         x: `(..., n)`, of one of `DTYPES`. The norm is computed in float32.
@@ -64,8 +68,15 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dty
     Returns:
         `(..., n)`, in the dtype to which `dtype` and that of the weight are promoted.
     """
+    if _has_kernel(x, dtype):
+        with torch.autocast(x.device.type, enabled=False):  # which would keep x in float32
+            return functional.rms_norm(x, x.shape[-1:], eps=eps).to(dtype) * weight
     result: torch.Tensor = _RMSNorm.apply(x, weight, eps, dtype)
     return result
+
+
+def _has_kernel(x: torch.Tensor, dtype: torch.dtype) -> bool:
+    return HAS_CUDA_KERNELS and x.is_cuda and x.dtype in (dtype, torch.float32)
 
 
 def _llama(module: Any, x: torch.Tensor) -> torch.Tensor:
@@ -106,7 +117,8 @@ def use_fused_rms_norm(model: nn.Module, use: bool) -> FastPath:
 @functools.cache
 def _fused_class(plain: type[Any]) -> type[Any] | None:
     """The class with the fused forward pass; `None` where the class computes something else."""
-    compute = next((compute for known, compute in FUSED.items() if _computes_the_same(plain, known)), None)
+    alike = (compute for known, compute in FUSED.items() if is_written_alike(plain, known, "forward", "_norm"))
+    compute = next(alike, None)
     if compute is None:
         return None
 
@@ -121,16 +133,6 @@ def _fused_class(plain: type[Any]) -> type[Any] | None:
         return plain_class(self).forward(self, hidden_states) if reason else compute(self, hidden_states)
 
     return type(f"Fused{plain.__name__}", (plain, Fused), {"forward": forward, "__doc__": plain.__doc__})
-
-
-def _computes_the_same(one: type[nn.Module], other: type[nn.Module]) -> bool:
-    """Whether the methods of two classes that a forward pass may use are written alike."""
-    return all(_code(one, name) == _code(other, name) for name in ("forward", "_norm"))
-
-
-def _code(kind: type[nn.Module], name: str) -> tuple[Any, ...] | None:
-    code = getattr(getattr(kind, name, None), "__code__", None)
-    return code and (code.co_code, code.co_consts[1:], code.co_names, code.co_varnames)
 
 
 def _why_not(module: Any, x: torch.Tensor) -> str | None:

@@ -16,6 +16,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerControl, TrainerState
+from transformers.initialization import no_init_weights
 from transformers.trainer_pt_utils import LabelSmoother
 
 from left_trainer.adapters.residual_base import RESIDUAL_BASE, remember_initial_adapter
@@ -73,10 +74,11 @@ class BatchShape:
 
 def model_on_meta(source: ModelSource, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
     """The base model as it would be loaded, without a weight."""
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model = auto_class(source.family).from_config(
             copy.deepcopy(source.config), dtype=dtype, trust_remote_code=source.trust_remote_code
         )
+    model.tie_weights()
     if has_own_output_head(source):
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
     if quantization is not None:

@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from left_trainer.adapters.files import TRAINING_STATE_FILE
 from left_trainer.methods.hooks import MethodHooks
 from left_trainer.methods.saving import check_saved_adapter, restore_training_state, training_state
-from left_trainer.models import unwrapped
+from left_trainer.models import unwrapped, without_adapter
 from left_trainer.models.hub import asking_hub
 from left_trainer.storage.errors import write_errors
 from left_trainer.storage.manifest import write_manifest
@@ -40,6 +40,7 @@ from left_trainer.trainer.run_identity import (
     identity_of_training,
 )
 from left_trainer.trainer.teaching import Teaching
+from left_trainer.trainer.walks import quick_walks
 
 
 class CheckpointingTrainer(ReadingTrainer):
@@ -82,7 +83,8 @@ class CheckpointingTrainer(ReadingTrainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        with quick_walks(self.model_wrapped, without_adapter(self.model)):
+            super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = Path(super()._get_output_dir(trial))

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
 from left_trainer import LeftTrainer
+from left_trainer.fast_path_args import STEP_SWITCHES
 from left_trainer.kernels.output_head import DECODER_ONLY_TYPES, ENCODER_DECODER_TYPES
 from left_trainer.models import auto_class, model_family
 from log_history import gradient_norms, losses
@@ -61,14 +62,7 @@ def model_of(model_type: str, **overrides: Any) -> PreTrainedModel:
 def train(model_type, rows, make_args, tokenizers, fast, overrides=None, **arguments):
     model = model_of(model_type, **(overrides or {}))
     options = {"max_steps": STEPS, "learning_rate": 1e-3, "max_grad_norm": 1e9, "overwrite_output_dir": True}
-    names = (
-        "use_linear_cross_entropy",
-        "use_lora_linear",
-        "use_fused_gelu",
-        "use_fused_rms_norm",
-        "use_compact_dropout",
-    )
-    switches = dict.fromkeys(names, fast)
+    switches = dict.fromkeys(STEP_SWITCHES, fast)
     args = make_args(**switches, **{**options, **arguments})
     trainer = LeftTrainer(
         model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizers[model_family(model)]

@@ -124,6 +124,7 @@ HOOKS = "test_modules_keep_their_hooks_in_dicts"
 MEMORY = "test_the_memory_of_a_gpu_can_be_recorded"
 MODEL_NAMES = "test_classes_of_models_are_found_by_type"
 NORMS = "test_models_copy_the_rms_norms_of_four"
+GATED_MLPS = "test_models_copy_the_gated_mlps_of_three"
 PARSER = "test_a_parser_keeps_its_defaults_where_we_clear_them"
 ENUM = "test_an_enum_finds_a_member_that_is_added_as_its_own_are"
 SHARDING = "test_sharding_can_be_asked_for"
@@ -256,8 +257,11 @@ INTERNALS: dict[str, str] = {
     "_version": "test_a_change_in_place_raises_the_version_of_a_tensor",
     # Transformers
     "GemmaRMSNorm": NORMS,
+    "LlamaMLP": GATED_MLPS,
     "LlamaRMSNorm": NORMS,
     "Olmo2RMSNorm": NORMS,
+    "Phi3MLP": GATED_MLPS,
+    "T5DenseGatedActDense": GATED_MLPS,
     "T5LayerNorm": NORMS,
     # Python
     "_actions": PARSER,

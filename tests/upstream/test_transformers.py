@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import (
     DataCollatorForSeq2Seq,
+    LlamaConfig,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     Trainer,
@@ -20,15 +21,18 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.activations import NewGELUActivation
+from transformers.models.gemma.modeling_gemma import GemmaMLP
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.glm.modeling_glm import GlmMLP
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralRMSNorm
-from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
+from transformers.models.mt5.modeling_mt5 import MT5DenseGatedActDense, MT5LayerNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 from transformers.trainer_pt_utils import EvalLoopContainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from left_trainer.kernels.gated_mlp import use_fused_gated_mlp
 from left_trainer.kernels.rms_norm import use_fused_rms_norm
 from package_walk import home
 from tiny import tiny_model, tiny_tokenizer
@@ -143,6 +147,15 @@ def test_models_copy_the_rms_norms_of_four():
         model = torch.nn.Sequential(copied(8))
         use_fused_rms_norm(model, True)
         assert type(model[0]) is not copied, f"{copied.__name__} is another now: see {home('use_fused_rms_norm')}."
+
+
+def test_models_copy_the_gated_mlps_of_three():
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_attention_heads=2)
+    config.d_model, config.d_ff, config.dense_act_fn, config.dropout_rate = 8, 8, "silu", 0.0
+    for copied in (MistralMLP, Qwen3MLP, GemmaMLP, GlmMLP, MT5DenseGatedActDense):
+        model = torch.nn.Sequential(copied(config))
+        use_fused_gated_mlp(model, True)
+        assert type(model[0]) is not copied, f"{copied.__name__} is another now: see {home('use_fused_gated_mlp')}."
 
 
 def test_evaluation_rows_are_permuted_with_those_of_training(tmp_path):
