@@ -259,6 +259,36 @@ def mt0_large_races() -> list[Race]:
     ]
 
 
+def gpu_races() -> list[Race]:
+    """LoRA at sizes that a GPU is for, against the plain stack, and compiled against not compiled."""
+    races = [
+        Race(
+            "gpu_mt0_large_lora",
+            "lora",
+            without_dropout(MT0_LARGE),
+            dtype="bfloat16",
+            steps=12,
+            device="cuda",
+            target=Target(1.3, 0.6),
+        ),
+        Race(
+            "gpu_llama_3_8b_lora",
+            "lora",
+            LLAMA_3_8B,
+            ALL_LINEAR,
+            dtype="bfloat16",
+            batch_size=4,
+            source_length=768,
+            target_length=256,
+            steps=12,
+            device="cuda",
+            target=Target(1.25, 0.75),
+        ),
+    ]
+    compiled = {"rival": "not_compiled", "compiled": True, "target": Target(1.1, 1.0)}
+    return races + [dataclasses.replace(race, name=f"{race.name}_compiled", **compiled) for race in races]
+
+
 RACES = {
     race.name: race
     for race in (
@@ -348,54 +378,7 @@ RACES = {
             Race(f"mt5_small_{method}", method, MT5_SMALL, OPTIONS.get(method, {}), target=NOT_WORSE)
             for method in ("prefix_tuning", "prompt_tuning", "p_tuning", "ia3", "houlsby_adapter")
         ),
-        Race(
-            "gpu_mt0_large_lora",
-            "lora",
-            without_dropout(MT0_LARGE),
-            dtype="bfloat16",
-            steps=12,
-            device="cuda",
-            target=Target(1.3, 0.6),
-        ),
-        Race(
-            "gpu_llama_3_8b_lora",
-            "lora",
-            LLAMA_3_8B,
-            ALL_LINEAR,
-            dtype="bfloat16",
-            batch_size=4,
-            source_length=768,
-            target_length=256,
-            steps=12,
-            device="cuda",
-            target=Target(1.25, 0.75),
-        ),
-        Race(
-            "gpu_mt0_large_lora_compiled",
-            "lora",
-            without_dropout(MT0_LARGE),
-            dtype="bfloat16",
-            steps=12,
-            rival="not_compiled",
-            compiled=True,
-            device="cuda",
-            target=Target(1.1, 1.0),
-        ),
-        Race(
-            "gpu_llama_3_8b_lora_compiled",
-            "lora",
-            LLAMA_3_8B,
-            ALL_LINEAR,
-            dtype="bfloat16",
-            batch_size=4,
-            source_length=768,
-            target_length=256,
-            steps=12,
-            rival="not_compiled",
-            compiled=True,
-            device="cuda",
-            target=Target(1.1, 1.0),
-        ),
+        *gpu_races(),
         *mt0_large_races(),
     )
 }

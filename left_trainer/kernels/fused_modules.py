@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, Self, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeAlias, TypeVar
 
+import torch
 from torch import nn
 
 from left_trainer.kernels.fast_paths import FastPath
@@ -13,6 +14,8 @@ from left_trainer.models.wrapping import class_without_sharding
 
 # For a module and its own class: the class to take its place, or why there is none; `None` for other modules.
 FusedClass: TypeAlias = Callable[[nn.Module, type[nn.Module]], type[nn.Module] | str | None]
+
+Computes = TypeVar("Computes")
 
 
 class Fused:
@@ -87,9 +90,24 @@ def has_torch_hooks(module: nn.Module) -> bool:
     )
 
 
-def is_written_alike(one: type[nn.Module], other: type[nn.Module], *methods: str) -> bool:
-    """Whether two classes have the same code in each of `methods`: models copy layers under names of their own."""
-    return all(_code(one, name) == _code(other, name) for name in methods)
+def fused_version(plain: type[Any], forward: Callable[..., torch.Tensor]) -> type[Any]:
+    """The class `plain` with another forward pass."""
+    return type(f"Fused{plain.__name__}", (plain, Fused), {"forward": forward, "__doc__": plain.__doc__})
+
+
+def of_same_code(plain: type[Any], known: Mapping[type[Any], Computes], *methods: str) -> Computes | None:
+    """The value in `known` of a class that has the code of `plain` in each of `methods`; `None` where none has.
+
+    Models copy layers of others under names of their own.
+    """
+    return next(
+        (
+            value
+            for kind, value in known.items()
+            if all(_code(plain, method) == _code(kind, method) for method in methods)
+        ),
+        None,
+    )
 
 
 def _code(kind: type[nn.Module], name: str) -> tuple[Any, ...] | None:

@@ -19,7 +19,13 @@ from transformers.models.phi3.modeling_phi3 import Phi3MLP
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
 from left_trainer.kernels.fast_paths import GATED_MLP, FastPath, note_in_graph
-from left_trainer.kernels.fused_modules import Fused, has_torch_hooks, is_written_alike, plain_class, use_fused_modules
+from left_trainer.kernels.fused_modules import (
+    fused_version,
+    has_torch_hooks,
+    of_same_code,
+    plain_class,
+    use_fused_modules,
+)
 from left_trainer.kernels.gelu import FusedNewGELU
 
 
@@ -107,17 +113,13 @@ FUSED: dict[type[nn.Module], Callable[[Any, torch.Tensor], torch.Tensor]] = {
 
 def use_fused_gated_mlp(model: nn.Module, use: bool) -> FastPath:
     """Put it in the place of the forward pass of the gated MLPs in `model`, or take it out again."""
-
-    def fused_class(module: nn.Module, plain: type[Any]) -> type[Any] | None:
-        return _fused_class(plain)  # type: ignore[arg-type]
-
-    return use_fused_modules(model, fused_class, "use_fused_gated_mlp", use)
+    return use_fused_modules(model, lambda _, plain: _fused_class(plain), "use_fused_gated_mlp", use)  # type: ignore[arg-type]
 
 
 @functools.cache
 def _fused_class(plain: type[Any]) -> type[Any] | None:
     """The class with the fused forward pass; `None` where the class computes something else."""
-    compute = next((compute for known, compute in FUSED.items() if is_written_alike(plain, known, "forward")), None)
+    compute = of_same_code(plain, FUSED, "forward")
     if compute is None:
         return None
 
@@ -128,7 +130,7 @@ def _fused_class(plain: type[Any]) -> type[Any] | None:
             return compute(self, hidden_states)
         return plain_class(self).forward(self, hidden_states)  # type: ignore[no-any-return]
 
-    return type(f"Fused{plain.__name__}", (plain, Fused), {"forward": forward, "__doc__": plain.__doc__})
+    return fused_version(plain, forward)
 
 
 def _product(module: Any, act: nn.Module, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

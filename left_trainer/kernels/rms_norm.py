@@ -18,7 +18,7 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from left_trainer.kernels.fast_paths import RMS_NORM, FastPath, note_in_graph
-from left_trainer.kernels.fused_modules import Fused, is_written_alike, plain_class, use_fused_modules
+from left_trainer.kernels.fused_modules import fused_version, of_same_code, plain_class, use_fused_modules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # From here on, torch has kernels for it on GPUs; before, it composed the norm of operations that keep more.
@@ -107,18 +107,13 @@ FUSED: dict[type[nn.Module], Callable[[Any, torch.Tensor], torch.Tensor]] = {
 
 def use_fused_rms_norm(model: nn.Module, use: bool) -> FastPath:
     """Put it in the place of the forward pass of the RMSNorms in `model`, or take it out again."""
-
-    def fused_class(module: nn.Module, plain: type[Any]) -> type[Any] | None:
-        return _fused_class(plain)  # type: ignore[arg-type]
-
-    return use_fused_modules(model, fused_class, "use_fused_rms_norm", use)
+    return use_fused_modules(model, lambda _, plain: _fused_class(plain), "use_fused_rms_norm", use)  # type: ignore[arg-type]
 
 
 @functools.cache
 def _fused_class(plain: type[Any]) -> type[Any] | None:
     """The class with the fused forward pass; `None` where the class computes something else."""
-    alike = (compute for known, compute in FUSED.items() if is_written_alike(plain, known, "forward", "_norm"))
-    compute = next(alike, None)
+    compute = of_same_code(plain, FUSED, "forward", "_norm")
     if compute is None:
         return None
 
@@ -132,7 +127,7 @@ def _fused_class(plain: type[Any]) -> type[Any] | None:
         self.fast_path.record(reason)
         return plain_class(self).forward(self, hidden_states) if reason else compute(self, hidden_states)
 
-    return type(f"Fused{plain.__name__}", (plain, Fused), {"forward": forward, "__doc__": plain.__doc__})
+    return fused_version(plain, forward)
 
 
 def _why_not(module: Any, x: torch.Tensor) -> str | None:
