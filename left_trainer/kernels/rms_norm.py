@@ -120,12 +120,12 @@ def _fused_class(plain: type[Any]) -> type[Any] | None:
     def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
             note_in_graph(RMS_NORM, "the compiler fuses it")
-            return plain_class(self).forward(self, hidden_states)  # type: ignore[no-any-return]
-        if not torch.is_grad_enabled():  # nothing is kept
-            return plain_class(self).forward(self, hidden_states)  # type: ignore[no-any-return]
-        reason = _why_not(self, hidden_states)
-        self.fast_path.record(reason)
-        return plain_class(self).forward(self, hidden_states) if reason else compute(self, hidden_states)
+        elif torch.is_grad_enabled():  # else nothing is kept
+            reason = _why_not(self, hidden_states)
+            self.fast_path.record(reason)
+            if reason is None:
+                return compute(self, hidden_states)
+        return plain_class(self).forward(self, hidden_states)  # type: ignore[no-any-return]
 
     return fused_version(plain, forward)
 

@@ -1,8 +1,8 @@
 """Walks over the modules of a model without torch's recursion.
 
 In each step, `Trainer` walks over all modules some six times: to set their mode, to clip and to clear gradients, to
-count operations. torch hands every module up through a generator for each level above it. A model
-with an adapter has thousands of modules, and the GPU waits for each walk.
+count operations. torch hands every module up through a generator for each level above it. A model with an adapter has
+thousands of modules, and the GPU waits for each walk.
 """
 
 from __future__ import annotations
