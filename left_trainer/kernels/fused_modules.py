@@ -9,7 +9,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from left_trainer.kernels.fast_paths import FastPath
+from left_trainer.kernels.fast_paths import FastPath, note_in_graph
 from left_trainer.models.wrapping import class_without_sharding
 
 # For a module and its own class: the class to take its place, or why there is none; `None` for other modules.
@@ -90,8 +90,19 @@ def has_torch_hooks(module: nn.Module) -> bool:
     )
 
 
-def fused_version(plain: type[Any], forward: Callable[..., torch.Tensor]) -> type[Any]:
-    """The class `plain` with another forward pass."""
+def fused_version(plain: type[Any], name: str, compute: Callable[[Any, torch.Tensor], torch.Tensor]) -> type[Any]:
+    """The class `plain`, whose forward pass is `compute` where something is kept for a backward pass.
+
+    A compiler fuses the plain one by itself, which the fast path `name` notes.
+    """
+
+    def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            note_in_graph(name, "the compiler fuses it")
+        elif torch.is_grad_enabled():
+            return compute(self, hidden_states)
+        return plain_class(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+
     return type(f"Fused{plain.__name__}", (plain, Fused), {"forward": forward, "__doc__": plain.__doc__})
 
 

@@ -18,12 +18,11 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
-from left_trainer.kernels.fast_paths import GATED_MLP, FastPath, note_in_graph
+from left_trainer.kernels.fast_paths import GATED_MLP, FastPath
 from left_trainer.kernels.fused_modules import (
     fused_version,
     has_torch_hooks,
     of_same_code,
-    plain_class,
     use_fused_modules,
 )
 from left_trainer.kernels.gelu import FusedNewGELU
@@ -120,17 +119,7 @@ def use_fused_gated_mlp(model: nn.Module, use: bool) -> FastPath:
 def _fused_class(plain: type[Any]) -> type[Any] | None:
     """The class with the fused forward pass; `None` where the class computes something else."""
     compute = of_same_code(plain, FUSED, "forward")
-    if compute is None:
-        return None
-
-    def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling():
-            note_in_graph(GATED_MLP, "the compiler fuses it")
-        elif torch.is_grad_enabled():
-            return compute(self, hidden_states)
-        return plain_class(self).forward(self, hidden_states)  # type: ignore[no-any-return]
-
-    return fused_version(plain, forward)
+    return compute and fused_version(plain, GATED_MLP, compute)
 
 
 def _product(module: Any, act: nn.Module, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

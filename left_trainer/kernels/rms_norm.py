@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from left_trainer.kernels.fast_paths import RMS_NORM, FastPath, note_in_graph
+from left_trainer.kernels.fast_paths import RMS_NORM, FastPath
 from left_trainer.kernels.fused_modules import fused_version, of_same_code, plain_class, use_fused_modules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -117,17 +117,12 @@ def _fused_class(plain: type[Any]) -> type[Any] | None:
     if compute is None:
         return None
 
-    def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling():
-            note_in_graph(RMS_NORM, "the compiler fuses it")
-        elif torch.is_grad_enabled():  # else nothing is kept
-            reason = _why_not(self, hidden_states)
-            self.fast_path.record(reason)
-            if reason is None:
-                return compute(self, hidden_states)
-        return plain_class(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+    def compute_or_not(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        reason = _why_not(self, hidden_states)
+        self.fast_path.record(reason)
+        return plain_class(self).forward(self, hidden_states) if reason else compute(self, hidden_states)
 
-    return fused_version(plain, forward)
+    return fused_version(plain, RMS_NORM, compute_or_not)
 
 
 def _why_not(module: Any, x: torch.Tensor) -> str | None:
